@@ -1,3 +1,21 @@
-"""Reward-guided text generation for transformers."""
+"""Reward-guided text generation for transformers: one logits processor, exact and cached."""
+
+from rgtg_logits.errors import RGTGError
+from rgtg_logits.processor import PartialRewardLogitsProcessor
+from rgtg_logits.reward_model import RewardModel, RewardModelConfig
+from rgtg_logits.scorers import CausalScorer, ReferenceScorer, Scorer
+from rgtg_logits.trace import Trace
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CausalScorer",
+    "PartialRewardLogitsProcessor",
+    "RGTGError",
+    "ReferenceScorer",
+    "RewardModel",
+    "RewardModelConfig",
+    "Scorer",
+    "Trace",
+    "__version__",
+]

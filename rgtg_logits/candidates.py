@@ -1,0 +1,83 @@
+"""Which next tokens get a reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rgtg_logits.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The next tokens worth a reward, best first in each row.
+
+    A row with fewer candidates than the widest one ends in slots that score -inf and repeat its best token, so that
+    every id is one the row may really take.
+
+    Attributes:
+        ids: Token ids.
+        scores: The base model's scores of those tokens (any constant per row is free), -inf in an unused slot.
+    """
+
+    ids: Int[Tensor, "batch k"]
+    scores: Float[Tensor, "batch k"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateRule:
+    """How candidates are chosen from the base model's scores.
+
+    Tokens that arrive with -inf stay out. The filters apply in this order, each to what the one before left.
+
+    Attributes:
+        top_k: Keep the k best tokens; 1 or more. The cost of a step grows with it.
+        top_p: Then keep the fewest tokens that hold this share of the probability left (nucleus, arXiv 1904.09751);
+            in (0, 1], 1 keeps all.
+        min_p: Then keep tokens at least this fraction as probable as the best one (arXiv 2407.01082); in [0, 1],
+            0 keeps all.
+
+    Raises:
+        InvalidArgumentError: If a value is out of its range.
+    """
+
+    top_k: int = 20
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1:
+            raise InvalidArgumentError(
+                f"Expected top_k to be a whole number of candidates, 1 or more, but got {self.top_k!r}. "
+                "Typical values are 10 to 50."
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InvalidArgumentError(
+                f"Expected top_p to be a share of probability in (0, 1], but got {self.top_p!r}. "
+                "Leave it out to use top_k alone."
+            )
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise InvalidArgumentError(
+                f"Expected min_p to be a fraction of the best token's probability in [0, 1], but got {self.min_p!r}. "
+                "Leave it out to use top_k alone."
+            )
+
+    def select(self, scores: Float[Tensor, "batch vocab"]) -> Candidates:
+        """Picks the candidates of each row; the scores are not edited."""
+        best, ids = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)
+        if self.top_p is not None or self.min_p is not None:
+            best = best.masked_fill(~self._kept(best), float("-inf"))
+        return Candidates(torch.where(best == float("-inf"), ids[:, :1], ids), best)
+
+    def _kept(self, best: Float[Tensor, "batch k"]) -> Tensor:
+        probability = best.softmax(-1)
+        kept = torch.ones_like(probability, dtype=torch.bool)
+        if self.top_p is not None:
+            # A token stays if those before it do not yet hold the share, because that keeps the one that crosses it.
+            kept &= probability.cumsum(-1) - probability < self.top_p
+        if self.min_p is not None:
+            kept &= probability >= self.min_p * probability[:, :1]
+        return kept

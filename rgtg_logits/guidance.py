@@ -1,0 +1,46 @@
+"""The formula: base log-probabilities plus beta times reward, renormalised over the candidates.
+
+    log pi(v | x, y_<t)  =  log pi_ref(v | x, y_<t) + beta · r(x, y_<t, v) − log Z        v among the candidates
+
+(Rashid et al., arXiv 2406.07780, eq. 9.) `pi_ref` may be given as logits or as log-probabilities, and the reward up to
+a constant per row: both constants cancel in Z. `beta = 0` is the base model cut to the candidates.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rgtg_logits.candidates import Candidates
+
+
+def guide(candidates: Candidates, rewards: Float[Tensor, "batch k"], beta: float) -> Float[Tensor, "batch k"]:
+    """Guided log-probabilities of the candidates, in nats; -inf in unused slots.
+
+    Args:
+        candidates: The candidates and the base model's scores.
+        rewards: Reward of the prefix followed by each candidate, in the reward model's unit.
+        beta: Guidance strength, in nats per unit of reward, 0 or more.
+    """
+    unused = candidates.scores == float("-inf")
+    rewards = rewards.to(candidates.scores)
+    # Centred first, because beta times a large common reward would eat the digits that tell candidates apart.
+    centred = (rewards - rewards.masked_fill(unused, float("-inf")).amax(-1, keepdim=True)).masked_fill(unused, 0.0)
+    return (candidates.scores + beta * centred).log_softmax(-1).masked_fill(unused, float("-inf"))
+
+
+def truncate(candidates: Candidates) -> Float[Tensor, "batch k"]:
+    """Log-probabilities of the base model cut to the candidates: guidance with beta = 0."""
+    unused = candidates.scores == float("-inf")
+    return candidates.scores.log_softmax(-1).masked_fill(unused, float("-inf"))
+
+
+def spread(
+    candidates: Candidates, log_probs: Float[Tensor, "batch k"], like: Float[Tensor, "batch vocab"]
+) -> Float[Tensor, "batch vocab"]:
+    """Puts the candidates' log-probabilities into a row of the vocabulary, -inf elsewhere."""
+    # An unused slot repeats the best token, so it must not overwrite it: the first write wins through a maximum.
+    empty = torch.full_like(like, float("-inf"))
+    return empty.scatter_reduce(-1, candidates.ids, log_probs.to(like.dtype), reduce="amax")
+

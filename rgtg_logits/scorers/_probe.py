@@ -1,0 +1,124 @@
+"""Finds, on the loaded model and by numbers alone, the cheapest pass that is exact.
+
+Architectures differ in what they do with a custom mask or a cache, some silently, so names prove nothing. The probe
+asks each pass four questions on a small left-padded batch (a prompt, an extension by a candidate, permuted rows with
+other tokens, a rewind) and compares the states with those of plain uncached forwards on unpadded rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rgtg_logits.errors import RewardModelError
+from rgtg_logits.prefix import PADDING, PrefixTracker
+from rgtg_logits.reward_model import RewardModel, positions
+from rgtg_logits.scorers._passes import PASSES, Pass, Step
+
+LENGTH = 11
+"""Columns of the probe's rows, unless the model has a small attention window to look past."""
+LARGEST_WINDOW = 128
+"""Windows up to this size are looked past; the masks of larger ones follow from the model's config alone."""
+CANDIDATES = 3
+REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError)
+"""What a model may raise when a pass does not suit it."""
+
+
+@torch.no_grad()
+def choose_pass(reward_model: RewardModel) -> str:
+    """Names the cheapest exact pass.
+
+    Raises:
+        RewardModelError: If the model is not causal, or none is exact.
+    """
+    rows = _rows(reward_model)
+    check_causal(reward_model, rows[0])
+    errors = {}
+    for name in _suitable(reward_model):
+        try:
+            errors[name] = probe(reward_model, PASSES[name](reward_model), rows)
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS as error:
+            errors[name] = float("inf")
+            del error
+        if errors[name] <= _tolerance(reward_model.dtype):
+            return name
+    raise RewardModelError(
+        f"Expected a reward model whose rewards are the same with and without a cache, but for "
+        f"{type(reward_model.model).__name__} no way of running it is exact (relative errors: {errors}). "
+        "Load it with attn_implementation='sdpa' or 'eager', or use another architecture."
+    )
+
+
+def check_causal(reward_model: RewardModel, row: Int[Tensor, " length"]) -> None:
+    """Refuses models whose reward of a prefix changes when text is added behind it.
+
+    Raises:
+        RewardModelError: If the model looks ahead.
+    """
+    half = row.shape[0] // 2
+    error = _relative_error(_plain(reward_model, row)[:half], _plain(reward_model, row[:half]))
+    if not error <= _tolerance(reward_model.dtype):
+        raise RewardModelError(
+            f"Expected a causal reward model, whose reward of a prefix does not depend on what follows, but the states "
+            f"of {type(reward_model.model).__name__} change by {error:.1%} when text is added: it is an encoder. "
+            "Use a decoder-only reward model."
+        )
+
+
+def probe(reward_model: RewardModel, chosen: Pass, rows: Int[Tensor, "2 length"]) -> float:
+    """The relative error of a pass over four questions; the second row is padded on the left."""
+    tracker, errors = PrefixTracker(), []
+    text = rows.clone()
+    text[1, :3] = PADDING
+    other = (text[:, -CANDIDATES:] + 1) % reward_model.vocab_size
+    drawn = torch.stack([other[0, 1], other[1, 0]])[:, None]
+    longer = torch.cat([text, drawn], dim=1)
+    odd = torch.cat([longer.flip(0), other[:, :2]], dim=1)
+    for keys, candidates in ((text, other), (longer, other), (odd, other.flip(1)), (longer[:, :-2].flip(0), other)):
+        plan = tracker.plan(keys.cpu())
+        states = chosen.run(Step(plan, keys, candidates, extends=plan.keep == tracker.length))
+        tracker.remember(keys.cpu())
+        for row in range(2):
+            for slot in range(CANDIDATES):
+                alone = torch.cat([keys[row][keys[row] != PADDING], candidates[row, slot : slot + 1]])
+                errors.append(_relative_error(states[row, slot], _plain(reward_model, alone)[-1]))
+    # In half precision a single routing flip of a mixture of experts may be large, so the typical error decides.
+    worst = torch.tensor(errors).max() if reward_model.dtype == torch.float32 else torch.tensor(errors).median()
+    return float(worst)
+
+
+def _rows(reward_model: RewardModel) -> Int[Tensor, "2 length"]:
+    window = reward_model.sliding_window
+    length = LENGTH if window is None or window > LARGEST_WINDOW else max(LENGTH, window + 5)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, max(3, reward_model.vocab_size - 1), (2, length), generator=generator)
+    return ids.to(reward_model.device)
+
+
+def _suitable(reward_model: RewardModel) -> list[str]:
+    """Passes in order of cost; of the sibling masks, the one that the config's layer types call for."""
+    kinds = set(reward_model.layer_types or [])
+    if reward_model.sliding_window is None or kinds == {"full_attention"}:
+        mask = "siblings"
+    elif "full_attention" in kinds:
+        mask = "siblings_mixed"
+    else:
+        mask = "siblings_sliding"
+    return [mask, *(name for name in PASSES if not name.startswith("siblings"))]
+
+
+def _plain(reward_model: RewardModel, row: Int[Tensor, " length"]) -> Float[Tensor, "length hidden"]:
+    mask = torch.ones_like(row)[None]
+    return reward_model.hidden_states(row[None], mask, positions(mask))[0][0]
+
+
+def _relative_error(states: Tensor, reference: Tensor) -> float:
+    return float((states.float() - reference.float()).norm() / reference.float().norm())
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """Rounding error to allow: a few units in the last place, more than enough to tell it from a wrong mask."""
+    return max(1e-4, 8 * torch.finfo(dtype).eps)

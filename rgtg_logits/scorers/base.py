@@ -1,0 +1,48 @@
+"""The contract of everything that gives rewards."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Scorer(ABC):
+    """Gives the reward of a prefix followed by one more token.
+
+    A scorer may cache; what it returns must not depend on the cache. `rgtg_logits.testing.check_scorer` checks the laws:
+
+    1. permuting rows permutes results;
+    2. a row alone gives the same as in a batch;
+    3. asking again gives the same, whatever was asked in between;
+    4. left padding changes nothing;
+    5. results equal those of a scorer without a cache.
+
+    Attributes:
+        vocab_size: Number of token ids that can be scored; None if any can.
+        pad_token_id: The token that pads rows; None if unknown.
+    """
+
+    vocab_size: int | None = None
+    pad_token_id: int | None = None
+
+    @abstractmethod
+    def score(
+        self,
+        rows: Int[Tensor, "batch length"],
+        attention_mask: Int[Tensor, "batch length"],
+        candidates: Int[Tensor, "batch k"],
+    ) -> Float[Tensor, "batch k"]:
+        """Scores every candidate of every row.
+
+        Args:
+            rows: Token ids as `generate` shows them, padding included.
+            attention_mask: 1 for text, 0 for padding. A row whose last token is padding has finished: it costs
+                nothing and its rewards are 0.
+            candidates: Next tokens to score.
+
+        Returns:
+            Finite rewards of prefix + candidate, higher is better, in the scorer's own unit; fixed up to a constant
+            per row.
+        """
