@@ -1,0 +1,16 @@
+"""Training of reward models that are right on prefixes. Needs `pip install rgtg_logits[train]`."""
+
+from rgtg_logits.train.config import PartialRewardConfig
+from rgtg_logits.train.data import PairLengths, prefix_accuracy
+from rgtg_logits.train.losses import bradley_terry, full_bt, partial_bt
+from rgtg_logits.train.trainer import PartialRewardTrainer
+
+__all__ = [
+    "PairLengths",
+    "PartialRewardConfig",
+    "PartialRewardTrainer",
+    "bradley_terry",
+    "full_bt",
+    "partial_bt",
+    "prefix_accuracy",
+]

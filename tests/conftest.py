@@ -1,0 +1,20 @@
+"""Checks every shape and type in the package's signatures during the whole test run."""
+
+import warnings
+
+from jaxtyping import install_import_hook
+
+with install_import_hook("rgtg_logits", "typechecker.checked"):
+    import rgtg_logits  # noqa: F401
+    import rgtg_logits.testing
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+warnings.filterwarnings("ignore", message=".*generation flags are not valid.*")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
