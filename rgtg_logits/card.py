@@ -5,6 +5,7 @@ Pure: knows no model, no network, no clock. What is not known is absent; nothing
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -99,7 +100,9 @@ def render_card(facts: CardFacts) -> str:
         autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     template = environment.from_string(_template("model_card.md.jinja"))
-    return template.render(facts=facts, header=_header(facts))
+    text = template.render(facts=facts, header=_header(facts))
+    # Absent facts leave blank lines behind, which the template would have to count otherwise.
+    return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def _template(name: str) -> str:

@@ -77,27 +77,26 @@ def prefix_accuracy(
 
 @dataclass(frozen=True)
 class PairCounts:
-    """What became of the rows of a data set; None where it is streamed and nobody has counted.
+    """What became of the rows of a data set.
 
     Attributes:
         kept: Pairs that are used.
         cut: Of these, pairs whose texts were cut at `max_length` tokens.
         empty: Left out because an answer is missing or empty.
-        identical: Left out because both texts are the same (or become the same when cut).
+        identical: Left out because both texts are the same, or become the same when cut.
         too_long: Left out because a text is longer than `max_length` tokens.
     """
 
-    kept: int | None = None
-    cut: int | None = None
-    empty: int | None = None
-    identical: int | None = None
-    too_long: int | None = None
+    kept: int
+    cut: int
+    empty: int
+    identical: int
+    too_long: int
 
     @property
-    def left_out(self) -> int | None:
+    def left_out(self) -> int:
         """All pairs that are not used."""
-        parts = (self.empty, self.identical, self.too_long)
-        return None if None in parts else sum(part or 0 for part in parts)
+        return self.empty + self.identical + self.too_long
 
 
 def drop_empty(dataset: Dataset | IterableDataset, **options: Any) -> Dataset | IterableDataset:
@@ -116,7 +115,10 @@ def drop_long(dataset: Dataset | IterableDataset, max_length: int, **options: An
 
 
 def cut_long(dataset: Dataset | IterableDataset, max_length: int, **options: Any) -> Dataset | IterableDataset:
-    """Cuts tokenised texts from the end to `max_length` tokens: what is left is a pair of prefixes all the same."""
+    """Cuts tokenised texts from the end to `max_length` tokens: what is left is a pair of prefixes all the same.
+
+    The column `cut` then tells which rows were longer.
+    """
     return dataset.map(_cut, fn_kwargs={"max_length": max_length}, **options)
 
 
@@ -142,4 +144,5 @@ def _fits(row: dict[str, Any], max_length: int) -> bool:
 
 
 def _cut(row: dict[str, Any], max_length: int) -> dict[str, Any]:
-    return {"chosen_ids": row["chosen_ids"][:max_length], "rejected_ids": row["rejected_ids"][:max_length]}
+    short = {name: row[name][:max_length] for name in ("chosen_ids", "rejected_ids")}
+    return {**short, "cut": not _fits(row, max_length)}

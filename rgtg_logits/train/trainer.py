@@ -64,10 +64,10 @@ class PartialRewardTrainer(RewardTrainer):
     - evaluation reports `eval_prefix_accuracy_10` … `_100` (see `prefix_accuracy`) and `eval_loss`, exact over the set;
     - texts over `args.max_length` are cut from the end when training on prefixes; TRL leaves such rows out, and so does
       this trainer in evaluation and for "full_bt", which need finished answers. Rows with an empty answer or two equal
-      texts are left out. The counts are logged and kept in `pair_counts`;
+      texts are left out. The counts are logged and kept in `pair_counts` (streamed data are not counted);
     - an adapter (`peft_config`) always gets the task type SEQ_CLS, because otherwise its head is neither trained nor
       saved;
-    - checkpoints say what they are (`config.rgtg`, and `rgtg.json` beside an adapter, which has no config of the model);
+    - checkpoints say what they are: `config.rgtg`, or `rgtg.json` beside an adapter, which has no config of the model;
     - the card holds measured facts only.
 
     Raises:
@@ -134,31 +134,28 @@ class PartialRewardTrainer(RewardTrainer):
         unlimited = copy.copy(args)
         unlimited.max_length = None
         dataset = super()._prepare_dataset(dataset, processing_class, unlimited, dataset_name)
-        cut = 0 if sizes[0] is not None else None
-        if args.max_length is not None and args.objective == "partial_bt" and dataset_name == "train":
-            if cut is not None:
-                cut = len(dataset) - len(drop_long(dataset, args.max_length, **options))
-            dataset = cut_long(dataset, args.max_length, **options)
-        elif args.max_length is not None:
-            dataset = drop_long(dataset, args.max_length, **options)
+        cuts = args.objective == "partial_bt" and dataset_name == "train"
+        if args.max_length is not None:
+            shorten = cut_long if cuts else drop_long
+            dataset = shorten(dataset, args.max_length, **options)
         sizes.append(_size(dataset))
         dataset = drop_identical(dataset, **options)
         sizes.append(_usable(dataset, dataset_name))
-        self._count(sizes, cut, dataset_name)
+        if None not in sizes:
+            cut = sum(dataset["cut"]) if "cut" in dataset.column_names else 0
+            self._count([size or 0 for size in sizes], cut, dataset_name)
         return dataset
 
-    def _count(self, sizes: list[int | None], cut: int | None, dataset_name: str) -> None:
+    def _count(self, sizes: list[int], cut: int, dataset_name: str) -> None:
         """Keeps and logs what became of the rows: `sizes` before, and after leaving out empty, long, identical ones."""
-        counts = PairCounts()
-        if None not in sizes:
-            rows, answered, short, kept = (size or 0 for size in sizes)
-            counts = PairCounts(kept, cut, rows - answered, short - kept, answered - short)
-            log = logger.warning if counts.left_out or cut else logger.info
-            log(
-                "%s data: %d pairs kept (%d cut at max_length), %d left out: %d empty, %d identical, %d too long.",
-                dataset_name, kept, cut, counts.left_out, counts.empty, counts.identical, counts.too_long,
-            )  # fmt: skip
+        rows, answered, short, kept = sizes
+        counts = PairCounts(kept, cut, empty=rows - answered, identical=short - kept, too_long=answered - short)
         self.pair_counts[dataset_name] = counts
+        log = logger.warning if counts.left_out or cut else logger.info
+        log(
+            "%s data: %d pairs kept (%d cut at max_length), %d left out: %d empty, %d identical, %d too long.",
+            dataset_name, kept, cut, counts.left_out, counts.empty, counts.identical, counts.too_long,
+        )  # fmt: skip
 
     @contextmanager
     def _head_outputs(self) -> Iterator[list[Tensor]]:
@@ -259,16 +256,16 @@ class PartialRewardTrainer(RewardTrainer):
         """Gathers what this training knows of its model: nothing here is a guess."""
         base = str(self._inner.config.name_or_path or "")
         tokenizer = self.processing_class
-        counts = self.pair_counts.get("train", PairCounts())
+        counts = self.pair_counts.get("train")
         return CardFacts(
             model_id=self.hub_model_id or model_name or Path(self.args.output_dir).name,
             objective=self.args.objective,
             base_model=base if base and not Path(base).exists() else None,
             dataset=_dataset_label(dataset_name),
             dataset_on_hub=dataset_name is not None and not Path(dataset_name).exists(),
-            train_pairs=counts.kept,
-            cut_pairs=counts.cut,
-            left_out_pairs=counts.left_out,
+            train_pairs=counts.kept if counts else None,
+            cut_pairs=counts.cut if counts else None,
+            left_out_pairs=counts.left_out if counts else None,
             max_length=self.args.max_length,
             steps=self.state.global_step,
             evaluations=tuple(self._evaluations.values()),

@@ -45,7 +45,7 @@ def test_a_card_of_all_facts() -> None:
             pad_is_eos=True,
             adapter=True,
             notes=("Pairs of film reviews.",),
-        )  # fmt: skip
+        )
     )
     card = ModelCard(text)
 

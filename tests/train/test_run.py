@@ -45,10 +45,8 @@ def test_train_an_adapter_from_a_file(base: str, tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "pairs.jsonl.gz", 6)
     out = tmp_path / "rm"
 
-    train(
-        ["--model_name_or_path", base, "--dataset_name", str(file), "--output_dir", str(out), *QUICK]
-        + ["--use_peft", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj"]
-    )
+    adapter = ["--use_peft", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj"]
+    train(["--model_name_or_path", base, "--dataset_name", str(file), "--output_dir", str(out), *QUICK, *adapter])
 
     assert "score" in json.loads((out / "adapter_config.json").read_text())["modules_to_save"]
     assert "It was not evaluated on held-out pairs" in (out / "README.md").read_text()

@@ -153,10 +153,11 @@ def test_lora_trains_and_saves_the_head(
     assert lora.task_type == task_type  # the user's object is left alone
     assert not torch.equal(trainer._head.weight, before)
     folder = tmp_path / "reward-model"
-    loaded = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
     tokenizer = trainer.processing_class
-    expected = RewardModel(trainer.model, tokenizer).score(PROMPTS, ANSWERS)
-    torch.testing.assert_close(RewardModel(loaded, tokenizer).score(PROMPTS, ANSWERS), expected, rtol=0, atol=1e-6)
+    expected = RewardModel(trainer.model, tokenizer).score([PROMPTS[1]], [ANSWERS[1]])
+    text = torch.tensor([tokenizer(PROMPTS[1] + ANSWERS[1] + tokenizer.eos_token)["input_ids"]])
+    torch.testing.assert_close(loaded(text).logits[:, 0], expected, rtol=0, atol=1e-6)
     assert json.loads((folder / "rgtg.json").read_text())["objective"] == "partial_bt"
     assert "`target_modules` | q_proj" in (folder / "README.md").read_text()
 
