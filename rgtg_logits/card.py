@@ -93,32 +93,70 @@ class CardFacts:
             )
 
 
-def render_card(facts: CardFacts) -> str:
+@dataclass(frozen=True, kw_only=True)
+class BaseCardFacts:
+    """What is known about a base language model that was trained on for an example.
+
+    Attributes:
+        model_id: Hub id or name, as it stands in the usage example.
+        base_model: Hub id of the model it was trained from.
+        dataset: Hub id or name of the texts.
+        dataset_on_hub: Whether `dataset` is a Hub id, and so belongs into the header.
+        architecture: Class of the model.
+        parameters: Number of weights.
+        tokens: Tokens trained on.
+        loss_before: Loss on held-out texts before the training, in nats per token.
+        loss_after: The same after it.
+        hyperparameters: Settings of the training.
+        versions: From package to version.
+        license: Licence identifier of the Hub.
+        language: Language codes.
+        tags: Tags.
+        notes: Paragraphs of Markdown that only a person can write.
+    """
+
+    model_id: str
+    base_model: str | None = None
+    dataset: str | None = None
+    dataset_on_hub: bool = False
+    architecture: str | None = None
+    parameters: int | None = None
+    tokens: int | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    license: str | None = None
+    language: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def render_card(facts: CardFacts | BaseCardFacts) -> str:
     """Renders the card as Markdown with the YAML header that the Hub reads."""
     # Autoescaping is for HTML; StrictUndefined, because a misspelt fact should fail instead of vanishing.
     environment = Environment(
         autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    template = environment.from_string(_template("model_card.md.jinja"))
+    name = "model_card.md.jinja" if isinstance(facts, CardFacts) else "base_model_card.md.jinja"
+    template = environment.from_string((files("rgtg_logits") / "templates" / name).read_text(encoding="utf-8"))
     text = template.render(facts=facts, header=_header(facts))
     # Absent facts leave blank lines behind, which the template would have to count otherwise.
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def _template(name: str) -> str:
-    return (files("rgtg_logits") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _header(facts: CardFacts) -> str:
-    extra: dict[str, Any] = {"base_model_relation": "adapter"} if facts.adapter and facts.base_model else {}
+def _header(facts: CardFacts | BaseCardFacts) -> str:
+    own: dict[str, Any] = {"pipeline_tag": "text-generation", "tags": list(facts.tags) or None}
+    if isinstance(facts, CardFacts):
+        own = {"pipeline_tag": "text-classification", "tags": list(dict.fromkeys((*TAGS, *facts.tags)))}
+        if facts.adapter and facts.base_model:
+            own["base_model_relation"] = "adapter"
     data = ModelCardData(
         base_model=facts.base_model,
         datasets=facts.dataset if facts.dataset_on_hub else None,
         language=list(facts.language) or None,
         library_name="transformers",
         license=facts.license,
-        pipeline_tag="text-classification",
-        tags=list(dict.fromkeys((*TAGS, *facts.tags))),
-        **extra,
+        **own,
     )
     return str(data.to_yaml()).strip()

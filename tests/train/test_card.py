@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from huggingface_hub import ModelCard
 
-from rgtg_logits.card import CardFacts, Evaluation, render_card
+from rgtg_logits.card import BaseCardFacts, CardFacts, Evaluation, render_card
 from rgtg_logits.errors import InvalidArgumentError
 
 
@@ -63,6 +63,20 @@ def test_a_card_of_all_facts() -> None:
     ):
         assert line in text
     assert "\n\n\n" not in text
+
+
+def test_a_card_of_a_base_model() -> None:
+    few = render_card(BaseCardFacts(model_id="org/lm"))
+    text = render_card(
+        BaseCardFacts(model_id="org/lm", parameters=15191712, tokens=10_000_000, loss_before=5.1, loss_after=4.2)
+    )
+
+    assert ModelCard(text).data.to_dict() == {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    assert "None" not in few
+    assert "held-out" not in few
+    assert "\n\n\n" not in few
+    assert "- Parameters: 15,191,712\n- Tokens trained on: 10,000,000\n" in text
+    assert "before: 5.1000 nats per token\n- Loss on held-out texts after: 4.2000 nats per token" in text
 
 
 def test_unknown_objective() -> None:

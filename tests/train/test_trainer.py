@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import warnings
@@ -10,14 +11,14 @@ import torch
 from conftest import make_pairs
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from peft import LoraConfig
-from transformers import AutoModelForSequenceClassification
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.errors import InvalidArgumentError, RewardModelError
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.train import PartialRewardConfig, PartialRewardTrainer, prefix_accuracy
+from rgtg_logits.train import PartialRewardConfig, PartialRewardTrainer, partial_bt, prefix_accuracy
 from rgtg_logits.train.data import PairCounts, pair_lengths
 
 PROMPTS, ANSWERS = ["the film was", "the film was"], [" good", " bad and the end was bad"]
@@ -71,8 +72,6 @@ def test_evaluation_is_exact_over_the_set(base: str, pairs: Dataset, make_config
 
     for cut, accuracy in prefix_accuracy(*rewards, lengths).items():
         assert metrics[f"eval_prefix_accuracy_{cut}"] == pytest.approx(accuracy)
-    from rgtg_logits.train import partial_bt
-
     assert metrics["eval_loss"] == pytest.approx(partial_bt(*rewards, *lengths).item(), rel=1e-5)
 
 
@@ -163,8 +162,6 @@ def test_lora_trains_and_saves_the_head(
 
 
 def test_pad_token_that_ends_texts(base: str, pairs: Dataset, make_config, tokenizer) -> None:
-    import copy
-
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
     config = make_config(objective="full_bt")
@@ -204,8 +201,6 @@ def test_rows_without_a_pair_are_left_out_and_counted(base: str, pairs: Dataset,
 
 
 def test_conversations(base: str, make_config, tokenizer) -> None:
-    import copy
-
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<|endoftext|>{% endfor %}"
     rows = [
@@ -236,6 +231,29 @@ def test_no_pair_is_left(base: str, make_config) -> None:
     rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "b"}])
     with pytest.raises(InvalidArgumentError, match="Expected the train data to hold pairs of two different"):
         PartialRewardTrainer(base, make_config(), train_dataset=rows)
+
+
+def test_a_tokenizer_without_an_end(base: str, pairs: Dataset, make_config, tokenizer) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = None
+    with pytest.raises(InvalidArgumentError, match="Expected a tokenizer with an end-of-text token"):
+        PartialRewardTrainer(base, make_config(), train_dataset=pairs, processing_class=tokenizer)
+
+
+def test_a_head_that_reads_one_token_only(pairs: Dataset, make_config, tokenizer) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    encoder = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), num_labels=1, **sizes))
+    trainer = PartialRewardTrainer(encoder, make_config(), train_dataset=pairs, processing_class=tokenizer)
+    with pytest.raises(RewardModelError, match=r"reward head once, to every token .* was applied 1 times"):
+        trainer.train()
+
+
+def test_a_frozen_head_is_told(base: str, pairs: Dataset, make_config, tokenizer, caplog) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    with caplog.at_level(logging.WARNING):
+        PartialRewardTrainer(adapted, make_config(), train_dataset=pairs, processing_class=tokenizer)
+    assert "The reward head is frozen" in caplog.text
 
 
 def test_unknown_objective(tmp_path: Path) -> None:
