@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -131,18 +131,18 @@ def _last_token(
     return torch.minimum(start[:, None] + kept.clamp(min=1), lengths[:, None]) - 1
 
 
-def _has_answers(row: dict[str, Any]) -> bool:
+def _has_answers(row: Mapping[str, Any]) -> bool:
     return bool(row["chosen"]) and bool(row["rejected"])
 
 
-def _differs(row: dict[str, Any]) -> bool:
+def _differs(row: Mapping[str, Any]) -> bool:
     return bool(row["chosen_ids"]) and bool(row["rejected_ids"]) and row["chosen_ids"] != row["rejected_ids"]
 
 
-def _fits(row: dict[str, Any], max_length: int) -> bool:
+def _fits(row: Mapping[str, Any], max_length: int) -> bool:
     return len(row["chosen_ids"]) <= max_length and len(row["rejected_ids"]) <= max_length
 
 
-def _cut(row: dict[str, Any], max_length: int) -> dict[str, Any]:
+def _cut(row: Mapping[str, Any], max_length: int) -> dict[str, Any]:
     short = {name: row[name][:max_length] for name in ("chosen_ids", "rejected_ids")}
     return {**short, "cut": not _fits(row, max_length)}
