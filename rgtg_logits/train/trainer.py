@@ -20,7 +20,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
-from trl import RewardTrainer
+from trl import RewardConfig, RewardTrainer
 
 from rgtg_logits.card import CardFacts, Evaluation, render_card
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
@@ -89,7 +89,7 @@ class PartialRewardTrainer(RewardTrainer):
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
-        args: PartialRewardConfig | None = None,
+        args: RewardConfig | None = None,
         *positional: Any,
         peft_config: PeftConfig | None = None,
         **options: Any,
