@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-SPARE = 64
-"""Least number of free slots after growing, so that growing stays rare."""
+BLOCK = 256
+"""Buffers hold a multiple of this many slots, so that growing stays rare and candidates find room behind the prefix."""
 
 
 class _GrowingLayer(DynamicLayer):
@@ -58,7 +58,8 @@ class _GrowingLayer(DynamicLayer):
 
 def _room(states: Tensor, length: int) -> Tensor:
     shape = list(states.shape)
-    shape[-2] = length + max(SPARE, length // 4)
+    # At least half a block is free, because growing for each step would copy the prefix as often as concatenating.
+    shape[-2] = -(-(length + BLOCK // 2) // BLOCK) * BLOCK
     return states.new_empty(shape)
 
 

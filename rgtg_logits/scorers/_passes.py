@@ -60,6 +60,11 @@ class Pass(ABC):
     def restart(self) -> None:
         """Forgets the cache."""
 
+    def cache_bytes(self) -> int:
+        """Memory that the cache holds; 0 without one that can tell."""
+        cache = getattr(self, "_cache", None)
+        return cache.memory() if isinstance(cache, PrefixCache) else 0
+
     @abstractmethod
     def run(self, step: Step) -> Float[Tensor, "batch k hidden"]:
         """The last layer's state of each candidate, each behind its own row's prefix alone."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -51,6 +53,10 @@ class CausalScorer(Scorer):
         self._tracker.forget()
         self._pass.restart()
 
+    def cache_bytes(self) -> int:
+        """Memory that the cache of the last rows holds."""
+        return self._pass.cache_bytes()
+
     @torch.no_grad()
     def score(
         self,
@@ -84,14 +90,15 @@ class CausalScorer(Scorer):
         try:
             device = self.reward_model.device
             step = Step(plan, keys.to(device), candidates.to(device), extends=plan.keep == self._tracker.length)
-            rewards = self.reward_model.rewards(self._pass.run(step))
+            rewards = self.reward_model.rewards(self._pass.run(step)).to(candidates.device)
+            if not rewards.isfinite().all():
+                raise self._not_finite(step)
         except BaseException:
-            # Interrupted in the middle, the cache no longer matches the rows remembered.
+            # Interrupted in the middle, the cache may no longer match the rows remembered.
             self.reset()
             raise
         self._tracker.remember(keys)
-        _check_finite(rewards, candidates)
-        return rewards.to(candidates.device)
+        return rewards
 
     def _check(self, keys: Tensor, candidates: Tensor) -> None:
         largest = max(int(keys.max()), int(candidates.max()))
@@ -111,6 +118,21 @@ class CausalScorer(Scorer):
                 "longer context."
             )
 
+    def _not_finite(self, step: Step) -> NonFiniteRewardError:
+        """Looks for the guilty token by itself, because through the shared pass its NaN reaches its siblings."""
+        row, token, reward = 0, int(step.candidates[0, 0]), float("nan")
+        for row, slot in torch.cartesian_prod(*map(torch.arange, step.candidates.shape)).tolist():
+            prefix = step.keys[row][step.keys[row] != PADDING]
+            token = int(step.candidates[row, slot])
+            text = torch.cat([prefix, step.candidates[row, slot : slot + 1]])[None]
+            reward = float(self.reward_model.score_tokens(text)[0, -1])
+            if not math.isfinite(reward):
+                break
+        return NonFiniteRewardError(
+            f"Expected finite rewards, but the reward of row {row} with token {token} is {reward}. "
+            "The reward model overflows or is damaged: load it in float32 or bfloat16, and check its weights."
+        )
+
 
 def _check_not_empty(keys: Tensor) -> None:
     empty = (keys == PADDING).all(-1).nonzero()[:, 0].tolist()
@@ -118,14 +140,4 @@ def _check_not_empty(keys: Tensor) -> None:
         raise PaddingError(
             f"Expected text in every row, but row {empty[0]} holds only the padding token. If that token is also the "
             "start of your text (pad == bos), pass the prompts' attention_mask= to PartialRewardLogitsProcessor."
-        )
-
-
-def _check_finite(rewards: Tensor, candidates: Tensor) -> None:
-    if not rewards.isfinite().all():
-        row, slot = (~rewards.isfinite()).nonzero()[0].tolist()
-        raise NonFiniteRewardError(
-            f"Expected finite rewards, but the reward of row {row} with token {int(candidates[row, slot])} is "
-            f"{float(rewards[row, slot])}. The reward model overflows or is damaged: load it in float32 or bfloat16, "
-            "and check its weights."
         )

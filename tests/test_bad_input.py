@@ -1,0 +1,216 @@
+"""Every mistake a user can make gets a message that says what was expected, what came and what to do."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+
+from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, RewardModel
+from rgtg_logits.errors import (
+    CheckpointError,
+    ContextLengthError,
+    InvalidArgumentError,
+    NonFiniteRewardError,
+    PaddingError,
+    RewardModelError,
+    VocabularyError,
+)
+from rgtg_logits.testing import PAD, VOCAB_SIZE, tiny_base_model, tiny_config, tiny_reward_model, tiny_tokenizer
+
+
+def generate(processor, prompts=((5, 6, 7),), base=None, **arguments):
+    ids = torch.tensor(prompts)
+    base = base or tiny_base_model()
+    with torch.no_grad():
+        return base.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, logits_processor=[processor], **arguments
+        )
+
+
+@pytest.mark.parametrize("beta", [-1.0, float("nan"), float("inf")])
+def test_beta(beta):
+    with pytest.raises(InvalidArgumentError, match=f"Expected beta to be a finite guidance .* of 0 or more, but got {beta}"):
+        PartialRewardLogitsProcessor(tiny_reward_model(), beta=beta)
+
+
+@pytest.mark.parametrize("arguments", [{"top_k": 0}, {"top_p": 1.2}, {"min_p": -1.0}])
+def test_candidate_rules(arguments):
+    with pytest.raises(InvalidArgumentError, match=f"Expected {next(iter(arguments))} to be"):
+        PartialRewardLogitsProcessor(tiny_reward_model(), **arguments)
+
+
+def test_an_encoder():
+    config = BertConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=1
+    )  # fmt: skip
+    with pytest.raises(RewardModelError, match=r"Expected a causal reward model.*change by .* it is an encoder. Use a dec"):
+        PartialRewardLogitsProcessor(BertForSequenceClassification(config))
+
+
+def test_an_encoder_decoder():
+    config = tiny_config("llama", num_labels=1)
+    model = tiny_reward_model()
+    model.config = config
+    config.is_encoder_decoder = True
+    with pytest.raises(RewardModelError, match="Expected a decoder-only reward model, but .* is an encoder-decoder"):
+        PartialRewardLogitsProcessor(model)
+
+
+def test_more_labels_than_one():
+    model = AutoModelForSequenceClassification.from_config(tiny_config("llama", num_labels=2))
+    with pytest.raises(RewardModelError, match=r"Expected a reward model with num_labels=1 .* has num_labels=2.*rgtg train"):
+        PartialRewardLogitsProcessor(model)
+
+
+def test_a_language_model():
+    model = tiny_base_model(num_labels=1)
+    with pytest.raises(RewardModelError, match=r"Expected a …ForSequenceClassification model .* got LlamaForCausalLM"):
+        PartialRewardLogitsProcessor(model)
+
+
+def test_something_else():
+    with pytest.raises(RewardModelError, match=r"Expected a transformers …ForSequenceClassification .* got Linear"):
+        RewardModel(torch.nn.Linear(2, 1))
+
+
+def test_vocabularies_that_differ_and_no_tokenizer():
+    base = tiny_base_model(vocab_size=200)
+    with pytest.raises(VocabularyError, match=rf"Expected candidates below {VOCAB_SIZE}, .* Pass tokenizer="):
+        generate(PartialRewardLogitsProcessor(tiny_reward_model(), top_k=100), base=base)
+
+
+def test_a_prompt_outside_the_reward_models_vocabulary():
+    base = tiny_base_model(vocab_size=200)
+    with pytest.raises(VocabularyError, match=rf"Expected token ids below {VOCAB_SIZE}, .* but got 150.* Pass tokenizer="):
+        generate(
+            PartialRewardLogitsProcessor(tiny_reward_model()), ((5, 150, 7),), base, suppress_tokens=list(range(60, 200))
+        )
+
+
+def test_padding_rows_of_the_base_vocabulary_are_no_error():
+    """Vocabularies may differ by unused rows; sizes alone prove nothing."""
+    base = tiny_base_model(vocab_size=64)
+    processor = PartialRewardLogitsProcessor(tiny_reward_model())
+    assert generate(processor, base=base, suppress_tokens=[61, 62, 63]).shape == (1, 6)
+
+
+def test_tokenizers_that_differ():
+    model, base = tiny_reward_model(vocab_size=300), tiny_tokenizer(["zebra zebra yak yak quiz quiz"] * 5)
+    with pytest.raises(VocabularyError, match=r"share a vocabulary, but \d+ of \d+ tokens .* another id, or none"):
+        PartialRewardLogitsProcessor(RewardModel(model, tiny_tokenizer()), tokenizer=base)
+
+
+def test_pad_token_needed_and_unknown():
+    processor = PartialRewardLogitsProcessor(tiny_reward_model("gpt2", pad_token_id=None))
+    with pytest.raises(PaddingError, match=r"Expected to know which token pads, .* the 2 rows .* Pass pad_token_id="):
+        generate(processor, ((5, 6, 7), (8, 9, 10)), pad_token_id=PAD)
+    assert generate(processor, num_beams=2, pad_token_id=PAD).shape[0] == 1
+
+
+def test_a_prompt_of_nothing_but_the_pad_token():
+    processor = PartialRewardLogitsProcessor(tiny_reward_model("gpt2", pad_token_id=1))
+    with pytest.raises(PaddingError, match=r"row 0 holds only the padding token.* attention_mask="):
+        generate(processor, ((1,),))
+
+
+def test_a_prompt_of_embeddings_alone():
+    processor, base = PartialRewardLogitsProcessor(tiny_reward_model()), tiny_base_model()
+    embeddings = base.get_input_embeddings()(torch.tensor([[5, 6]])).detach()
+    with pytest.raises(PaddingError, match=r"Expected the prompt's token ids, .* inputs_embeds alone"):
+        base.generate(inputs_embeds=embeddings, max_new_tokens=2, logits_processor=[processor])
+
+
+def test_a_prompt_longer_than_the_context_before_any_token():
+    processor = PartialRewardLogitsProcessor(tiny_reward_model(max_position_embeddings=32))
+    with pytest.raises(ContextLengthError, match=r"at most 32 tokens, .* have 41. Shorten the prompt"):
+        generate(processor, (tuple(range(2, 42)),))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite(value):
+    model = tiny_reward_model()
+    processor = PartialRewardLogitsProcessor(model, top_k=VOCAB_SIZE)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[33] = value
+    with pytest.raises(NonFiniteRewardError, match=r"the reward of row 0 with token 33 is nan"):
+        generate(processor)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[33] = 0.1
+    # The next call is right, and its tokens are those of a fresh object.
+    assert torch.equal(generate(processor), generate(PartialRewardLogitsProcessor(model, top_k=VOCAB_SIZE)))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"path": "expand"}])
+def test_two_objects_do_not_share_state(arguments):
+    reward_model = RewardModel(tiny_reward_model())
+    first, second = CausalScorer(reward_model, **arguments), CausalScorer(reward_model, **arguments)
+    alone = generate(PartialRewardLogitsProcessor(first))
+    generate(PartialRewardLogitsProcessor(second), ((9, 8, 7, 6),))
+    assert torch.equal(alone, generate(PartialRewardLogitsProcessor(first)))
+
+
+def test_paged_generation_is_declared_unsupported():
+    """transformers asks processors that run in continuous batching; ours says no."""
+    assert PartialRewardLogitsProcessor.supports_continuous_batching is False
+
+
+# Checkpoints
+
+
+@pytest.fixture
+def folder(tmp_path):
+    RewardModel(tiny_reward_model(vocab_size=300), tiny_tokenizer()).save_pretrained(tmp_path / "rm")
+    return tmp_path / "rm"
+
+
+def edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_a_folder_that_does_not_exist(tmp_path):
+    with pytest.raises(CheckpointError, match=r"Expected a Hub id such as 'org/name' or an existing folder, but .* neither"):
+        PartialRewardLogitsProcessor(tmp_path / "nothing")
+
+
+def test_a_repository_that_cannot_be_reached(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"(?s)Expected 'org/nothing' to be a Hub id or a folder .* Check the name"):
+        PartialRewardLogitsProcessor("org/nothing")
+
+
+def test_a_folder_without_safetensors(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"safetensors weights .* but loading it failed: .*convert pickled weights"):
+        RewardModel.from_pretrained(folder)
+
+
+def test_code_of_its_own_is_never_run(folder):
+    (folder / "modeling_custom.py").write_text("raise SystemExit('repository code was run')")
+    auto_map = {"AutoConfig": "modeling_custom.Config", "AutoModelForSequenceClassification": "modeling_custom.Model"}
+    edit_config(folder, model_type="custom", auto_map=auto_map)
+    with pytest.raises(CheckpointError, match="code from a repository is never run"):
+        RewardModel.from_pretrained(folder)
+
+
+def test_weights_without_a_head(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"it lacks score.weight. Such weights would be random: train"):
+        RewardModel.from_pretrained(folder)
+
+
+def test_a_language_model_checkpoint(tmp_path):
+    tiny_base_model().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"it is LlamaForCausalLM, which has no reward head. Train one .*rgtg train"):
+        RewardModel.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_of_another_kind(folder):
+    edit_config(folder, rgtg={"version": 9, "kind": "telepathic"})
+    with pytest.raises(CheckpointError, match=r"to be one of causal, but it is 'telepathic'. .* upgrade"):
+        RewardModel.from_pretrained(folder)

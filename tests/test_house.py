@@ -1,0 +1,83 @@
+"""The house rules that a machine can keep: public names, floors, light imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import rgtg_logits
+
+PACKAGE = Path(rgtg_logits.__file__).parent
+
+FLOORS = {
+    "errors": 0,
+    "candidates": 1, "guidance": 1.5, "prefix": 1, "trace": 1, "card": 1,
+    "reward_model": 2,
+    "scorers.base": 2, "scorers._kv_cache": 2, "scorers._sibling_mask": 2,
+    "scorers._passes": 2.5, "scorers._probe": 2.6, "scorers.reference": 3, "scorers.causal": 3, "scorers": 3.5,
+    "processor": 4, "testing": 4,
+    "train.losses": 1, "train.data": 4, "train.config": 4, "train.trainer": 4.5, "train.run": 4.6, "train": 4.7,
+    "": 4.9,
+    "benchmark": 5, "demo": 5,
+    "cli": 6,
+}  # fmt: skip
+"""A module imports only from floors strictly below its own; fractions order the rooms of one floor."""
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix("."), path
+
+
+def imported(path):
+    """The modules of the package that a file names, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rgtg_logits":
+            yield node.module.removeprefix("rgtg_logits").removeprefix(".")
+        elif isinstance(node, ast.Import):
+            yield from (
+                alias.name.removeprefix("rgtg_logits").removeprefix(".")
+                for alias in node.names
+                if alias.name.split(".")[0] == "rgtg_logits"
+            )
+
+
+def test_every_module_imports_from_below_only():
+    for name, path in modules():
+        for other in imported(path):
+            assert FLOORS[other] < FLOORS[name], f"{name or 'rgtg_logits'} imports {other or 'rgtg_logits'}"
+
+
+def test_training_and_decoding_do_not_know_each_other():
+    for name, path in modules():
+        others = set(imported(path))
+        if name.startswith("train"):
+            assert not {other for other in others if other.startswith(("scorers", "processor"))}
+        if name.startswith(("scorers", "processor")):
+            assert not {other for other in others if other.startswith("train")}
+
+
+def test_public_names():
+    assert rgtg_logits.__all__ == sorted(rgtg_logits.__all__)
+    for name in rgtg_logits.__all__:
+        assert hasattr(rgtg_logits, name)
+        assert name == "__version__" or getattr(rgtg_logits, name).__doc__
+
+
+def test_import_is_light():
+    code = (
+        "import sys, rgtg_logits;"
+        "print([name for name in ('trl', 'datasets', 'matplotlib', 'gradio', 'peft', 'sklearn') if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_no_remote_code_and_no_pickle():
+    for _, path in modules():
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                assert node.value.value is False, path
+            if isinstance(node, ast.ExceptHandler):
+                assert node.type is not None, f"bare except in {path}"
+        assert "torch.load(" not in path.read_text() and "import pickle" not in path.read_text()

@@ -1,0 +1,221 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rgtg_logits import CausalScorer, ReferenceScorer, RewardModel, Scorer
+from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.prefix import text_mask
+from rgtg_logits.testing import PAD, TINY, VOCAB_SIZE, check_scorer, tiny_reward_model
+
+PATHS = {
+    "llama": "siblings", "gpt2": "siblings", "qwen3": "siblings", "mistral": "siblings_sliding",
+    "gemma2": "siblings_mixed", "bloom": "expand", "gpt_neo": "expand",
+}  # fmt: skip
+"""The path that the probe finds; jamba's depends on the version of transformers."""
+
+
+@pytest.fixture(scope="module", params=TINY)
+def model_type(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def reward_model(model_type):
+    return RewardModel(tiny_reward_model(model_type))
+
+
+@pytest.fixture(scope="module")
+def scorer(reward_model):
+    return CausalScorer(reward_model)
+
+
+def test_the_probe_finds_the_cheapest_exact_path(model_type, scorer):
+    assert scorer.path == PATHS.get(model_type, scorer.path)
+    assert model_type != "jamba" or scorer.path in ("expand_own", "recompute")
+
+
+def test_the_laws(scorer, reward_model):
+    check_scorer(scorer, ReferenceScorer(reward_model))
+
+
+@pytest.mark.parametrize("path", ["expand", "expand_own", "recompute"])
+def test_the_laws_on_fallbacks(path):
+    reward_model = RewardModel(tiny_reward_model())
+    check_scorer(CausalScorer(reward_model, path=path), ReferenceScorer(reward_model), rounds=2)
+
+
+def test_the_laws_of_the_reference():
+    check_scorer(ReferenceScorer(RewardModel(tiny_reward_model())), rounds=1)
+
+
+class _Forgetful(Scorer):
+    """Breaks law 3, which shows in whatever law is checked when it happens: a step counter for a memory."""
+
+    vocab_size = VOCAB_SIZE
+
+    def __init__(self):
+        self.step = 0
+
+    def score(self, rows, attention_mask, candidates):
+        self.step += 1
+        return candidates.float() * (1 if self.step < 7 else 2)
+
+
+class _Leaky(Scorer):
+    """Breaks law 2: the reward depends on the batch."""
+
+    vocab_size = VOCAB_SIZE
+
+    def score(self, rows, attention_mask, candidates):
+        return candidates.float() * len(rows)
+
+
+class _PaddingReader(Scorer):
+    """Breaks law 4: padding is read as text."""
+
+    vocab_size = VOCAB_SIZE
+
+    def score(self, rows, attention_mask, candidates):
+        return candidates.float() * rows.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("broken", "law"), [(_Forgetful, ""), (_Leaky, "a row alone"), (_PaddingReader, "left padding")]
+)
+def test_check_scorer_finds_broken_laws(broken, law):
+    with pytest.raises(AssertionError, match=f"Broken law: .*{law}"):
+        check_scorer(broken())
+
+
+def test_check_scorer_finds_a_wrong_mask():
+    """Full attention where the model's window is 8: the very mistake that the probe prevents."""
+    reward_model = RewardModel(tiny_reward_model("mistral", sliding_window=4))
+    with pytest.raises(AssertionError, match="results equal those without a cache"):
+        check_scorer(CausalScorer(reward_model, path="siblings"), ReferenceScorer(reward_model))
+
+
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["extend", "draw", "permute", "duplicate", "drop", "rewind", "restart", "again"]),
+        st.integers(0, 10_000),
+    ),
+    min_size=1,
+    max_size=10,
+)
+
+
+def changed(rows, candidates, operation, generator):
+    """The rows after one operation on them."""
+    batch = rows.shape[0]
+    if operation == "restart":
+        return new_rows(generator)
+    if operation == "rewind":
+        return rows[:, : max(4, rows.shape[1] - int(torch.randint(1, 4, (), generator=generator)))]
+    if operation in ("permute", "duplicate", "drop"):
+        size = {"permute": batch, "duplicate": batch + 2, "drop": max(1, batch - 1)}[operation]
+        order = (
+            torch.randperm(batch, generator=generator)
+            if operation == "permute"
+            else torch.randint(batch, (size,), generator=generator)
+        )
+        rows, candidates = rows[order], candidates[order]
+    if operation == "again":
+        return rows
+    drawn = candidates.gather(1, torch.randint(candidates.shape[1], (rows.shape[0], 1), generator=generator))
+    if operation == "extend":
+        drawn = torch.randint(1, VOCAB_SIZE, (rows.shape[0], 1), generator=generator)
+    return torch.cat([rows, drawn.clamp(min=1)], dim=1)
+
+
+def new_rows(generator):
+    rows = torch.randint(1, VOCAB_SIZE, (int(torch.randint(1, 4, (), generator=generator)), 6), generator=generator)
+    for row in range(1, rows.shape[0]):
+        rows[row, : int(torch.randint(4, (), generator=generator))] = PAD
+    return rows
+
+
+@settings(max_examples=12, deadline=None)
+@given(OPERATIONS)
+def test_random_histories(scorer, reward_model, operations):
+    """Whatever was asked before, the answer is that of a scorer without memory."""
+    generator = torch.Generator().manual_seed(len(operations))
+    reference, rows = ReferenceScorer(reward_model), new_rows(generator)
+    candidates = torch.randint(1, VOCAB_SIZE, (rows.shape[0], 3), generator=generator)
+    for operation, seed in operations:
+        generator = torch.Generator().manual_seed(seed)
+        rows = changed(rows, candidates, operation, generator)
+        candidates = torch.randint(1, VOCAB_SIZE, (rows.shape[0], 3), generator=generator)
+        mask = text_mask(rows, PAD)
+        assert torch.allclose(scorer.score(rows, mask, candidates), reference.score(rows, mask, candidates), atol=1e-4)
+
+
+def count_tokens(reward_model, ask):
+    """Rows × columns that the backbone reads while `ask` runs."""
+    read = []
+    hook = reward_model.backbone.register_forward_pre_hook(
+        lambda _module, args, _kwargs: read.append(args[0].numel()), with_kwargs=True
+    )
+    try:
+        ask()
+    finally:
+        hook.remove()
+    return read
+
+
+def ask(scorer, rows, candidates):
+    return scorer.score(rows, text_mask(rows, PAD), candidates)
+
+
+def test_each_step_is_one_forward_over_what_is_new():
+    reward_model = RewardModel(tiny_reward_model())
+    scorer = CausalScorer(reward_model)
+    rows, candidates = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[7, 8, 9]])
+    assert count_tokens(reward_model, lambda: ask(scorer, rows, candidates)) == [4 + 3]
+    drawn = torch.cat([rows, candidates[:, 1:2]], dim=1)
+    assert count_tokens(reward_model, lambda: ask(scorer, drawn, candidates)) == [3]
+    other = torch.cat([drawn, torch.tensor([[20]])], dim=1)
+    assert count_tokens(reward_model, lambda: ask(scorer, other, candidates)) == [1 + 3]
+    assert count_tokens(reward_model, lambda: ask(scorer, rows, candidates)) == [3]
+
+
+def test_finished_rows_cost_nothing():
+    reward_model = RewardModel(tiny_reward_model())
+    scorer = CausalScorer(reward_model)
+    rows = torch.tensor([[3, 4, 1, PAD, PAD], [3, 4, 5, 6, 7]])
+    candidates = torch.tensor([[7, 8, 9], [7, 8, 9]])
+    assert count_tokens(reward_model, lambda: ask(scorer, rows, candidates)) == [5 + 3]
+    finished = torch.cat([rows, torch.tensor([[PAD], [PAD]]), torch.tensor([[PAD], [PAD]])], dim=1)
+    assert count_tokens(reward_model, lambda: ask(scorer, finished, candidates)) == []
+    assert (ask(scorer, finished, candidates) == 0).all()
+
+
+def test_the_cache_does_not_grow_with_k():
+    sizes = []
+    for k in (1, 20, 50):
+        scorer = CausalScorer(RewardModel(tiny_reward_model()))
+        ask(scorer, torch.randint(1, VOCAB_SIZE, (2, 40)), torch.randint(1, VOCAB_SIZE, (2, k)))
+        sizes.append(scorer.cache_bytes())
+    assert sizes[0] == sizes[1] == sizes[2] > 0
+
+
+def test_an_interrupted_step_leaves_no_trace():
+    reward_model = RewardModel(tiny_reward_model())
+    scorer, reference = CausalScorer(reward_model), ReferenceScorer(reward_model)
+    rows, candidates = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[7, 8, 9]])
+    ask(scorer, rows, candidates)
+    longer = torch.cat([rows, candidates[:, :1]], dim=1)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = reward_model.backbone.layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ask(scorer, longer, candidates)
+    hook.remove()
+    assert torch.allclose(ask(scorer, longer, candidates), ask(reference, longer, candidates), atol=1e-4)
+
+
+def test_an_unknown_path():
+    with pytest.raises(InvalidArgumentError, match="Expected path to be 'auto' or one of siblings, .* but got 'magic'"):
+        CausalScorer(RewardModel(tiny_reward_model()), path="magic")
