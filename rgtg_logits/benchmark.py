@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -40,6 +41,7 @@ from transformers import (
     set_seed,
 )
 
+from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers import CausalScorer
@@ -133,7 +135,17 @@ class BenchmarkReport:
     def table(self) -> Table:
         """A table of medians, and of ratios to the floor of the same size."""
         table = Table(title="Cost of guidance, medians")
-        for column in ("prompt", "batch", "way", "first token", "× floor", "further token", "× floor", "memory", "RM cache"):
+        for column in (
+            "prompt",
+            "batch",
+            "way",
+            "first token",
+            "× floor",
+            "further token",
+            "× floor",
+            "memory",
+            "RM cache",
+        ):
             table.add_column(column, justify="left" if column == "way" else "right")
         floors = {(m.prompt_length, m.batch_size): m.medians() for m in self.measurements if m.arm == "floor"}
         previous = None
@@ -144,6 +156,15 @@ class BenchmarkReport:
             previous = size
             table.add_row(str(size[0]), str(size[1]), item.arm, *_cells(item, floors.get(size)))
         return table
+
+    def notes(self) -> list[str]:
+        """What the table has no column for."""
+        return [
+            f"prompt {m.prompt_length}, batch {m.batch_size}: the processor spends "
+            f"{m.medians()['bookkeeping_share']:.1%} of a further token outside the reward model"
+            for m in self.measurements
+            if m.bookkeeping
+        ]
 
 
 def _cells(item: Measurement, floor: dict[str, float] | None) -> list[str]:
@@ -158,6 +179,7 @@ def _cells(item: Measurement, floor: dict[str, float] | None) -> list[str]:
 
 def run_benchmark(settings: BenchmarkSettings, progress: Progress | None = None) -> BenchmarkReport:
     """Measures every way at every size, in turns."""
+    _check(settings)
     base, reward_model = load_models(settings)
     sizes = [(length, batch) for length in settings.prompt_lengths for batch in settings.batch_sizes]
     measurements = [Measurement(arm, *size) for size in sizes for arm in settings.arms]
@@ -170,6 +192,20 @@ def run_benchmark(settings: BenchmarkSettings, progress: Progress | None = None)
                     if progress and task is not None:
                         progress.advance(task)
     return BenchmarkReport(settings, _machine(settings), measurements)
+
+
+def _check(settings: BenchmarkSettings) -> None:
+    unknown = set(settings.arms) - set(ARMS)
+    if unknown:
+        raise InvalidArgumentError(f"Expected ways among {', '.join(ARMS)}, but got {', '.join(sorted(unknown))}.")
+    if settings.dtype not in ("float32", "bfloat16", "float16"):
+        raise InvalidArgumentError(f"Expected dtype to be float32, bfloat16 or float16, but got {settings.dtype!r}.")
+    small = {"rounds": settings.rounds, "top_k": settings.top_k, "new_tokens": settings.new_tokens - 1}
+    for name, value in small.items():
+        if value < 1:
+            raise InvalidArgumentError(
+                f"Expected at least one round, one candidate and two tokens, but {name} is too small. Raise it."
+            )
 
 
 def load_models(settings: BenchmarkSettings) -> tuple[PreTrainedModel, RewardModel]:
@@ -213,7 +249,7 @@ def measure(item: Measurement, base: PreTrainedModel, reward_model: RewardModel,
             stopping_criteria=[clock], logits_processor=[timer] if processor else [],
         )  # fmt: skip
     stamps = [start, *clock.stamps]
-    steps = [1000 * (end - begin) for begin, end in zip(stamps, stamps[1:], strict=False)]
+    steps = [1000 * (end - begin) for begin, end in itertools.pairwise(stamps)]
     item.first.append(steps[0])
     item.further.extend(steps[1:])
     if isinstance(processor, PartialRewardLogitsProcessor) and isinstance(processor.scorer, CausalScorer):
@@ -240,9 +276,7 @@ class _Floor(LogitsProcessor):
 
     def __call__(self, input_ids: Int[Tensor, "batch length"], scores: Tensor) -> Tensor:
         mask = torch.ones_like(input_ids)
-        hidden, _ = self.reward_model.hidden_states(
-            input_ids[:, self.length :], mask, None, self.cache, use_cache=True
-        )
+        hidden, _ = self.reward_model.hidden_states(input_ids[:, self.length :], mask, None, self.cache, use_cache=True)
         self.reward_model.rewards(hidden[:, -1])
         self.length = input_ids.shape[1]
         return scores
@@ -363,7 +397,7 @@ def _peak_memory(device: torch.device, figures: list[float]) -> Iterator[None]:
         status = Path("/proc/self/status")
         if not status.exists():
             raise OSError("Expected Linux to measure memory on a CPU, because peak memory is read from /proc.")
-        # Freed memory goes back first and the kernel's high-water mark is reset, so that each run has a peak of its own.
+        # Freed memory goes back and the kernel's high-water mark is reset first, so that each run has its own peak.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         held = _status_kib(status, "VmRSS")
@@ -379,5 +413,9 @@ def _status_kib(status: Path, name: str) -> int:
 def _machine(settings: BenchmarkSettings) -> dict[str, str]:
     import transformers  # noqa: PLC0415
 
-    name = torch.cuda.get_device_name() if settings.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name()
+        if settings.device.startswith("cuda")
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}

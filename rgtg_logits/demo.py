@@ -228,9 +228,7 @@ def _show(results: Sequence[DemoResult], beta: float, console: Console) -> None:
     summary.add_row("time per token (ms)", f"{means['unguided_ms']:.1f}", f"{means['guided_ms']:.1f}")
     summary.add_row("time per token (ratio)", "1.0", f"{means['guided_ms'] / means['unguided_ms']:.1f}")
     console.print(summary)
-    console.print(
-        "One text per prompt shows what guidance does, not how well: for that, run `rgtg evaluate`.", style="dim"
-    )
+    console.print("One text per prompt shows what guidance does, not how well.", style="dim")
 
 
 _MEANS = ("unguided_reward", "guided_reward", "unguided_ms", "guided_ms")

@@ -43,4 +43,3 @@ def spread(
     # An unused slot repeats the best token, so it must not overwrite it: the first write wins through a maximum.
     empty = torch.full_like(like, float("-inf"))
     return empty.scatter_reduce(-1, candidates.ids, log_probs.to(like.dtype), reduce="amax")
-

@@ -58,8 +58,8 @@ def _prompt_mask(rows: Tensor, prompt_mask: Tensor) -> Tensor:
     (batch, length), (prompts, prompt_length) = rows.shape, prompt_mask.shape
     if batch % prompts or length < prompt_length:
         raise PaddingError(
-            f"Expected rows that continue the {prompts} prompts of {prompt_length} tokens that attention_mask describes, "
-            f"but got {batch} rows of {length} tokens. Make a new processor for other prompts."
+            f"Expected rows that continue the {prompts} prompts of {prompt_length} tokens that attention_mask "
+            f"describes, but got {batch} rows of {length} tokens. Make a new processor for other prompts."
         )
     mask = torch.ones_like(rows)
     mask[:, :prompt_length] = prompt_mask.to(rows).repeat_interleave(batch // prompts, dim=0)

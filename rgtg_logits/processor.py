@@ -130,8 +130,8 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         if size is not None and scores.shape[-1] > size and bool((ids >= size).any()):
             raise VocabularyError(
                 f"Expected candidates below {size}, the size of the reward model's vocabulary, but the base model "
-                f"proposes token {int(ids.max())}: the two do not share a vocabulary. Pass tokenizer= (the base model's "
-                "tokenizer) and a reward model with its own tokenizer, or use a reward model made for this base model."
+                f"proposes token {int(ids.max())}: the two do not share a vocabulary. Pass tokenizer= (the base "
+                "model's tokenizer) and a reward model with its own tokenizer, or use a reward model made for this base model."
             )
 
 
@@ -167,7 +167,7 @@ def _check_same_vocabulary(tokenizer: PreTrainedTokenizerBase | None, reward_mod
     if base != own:
         differing = sum(own.get(token) != index for token, index in base.items())
         raise VocabularyError(
-            f"Expected the base model and the reward model to share a vocabulary, but {differing} of {len(base)} tokens "
-            f"of the base model have another id, or none, in the reward model's vocabulary of {len(own)}. "
+            f"Expected the base model and the reward model to share a vocabulary, but {differing} of {len(base)} "
+            f"tokens of the base model have another id, or none, in the reward model's vocabulary of {len(own)}. "
             "Use a reward model trained from this base model's family."
         )

@@ -10,6 +10,7 @@ so that it loads with `AutoModelForSequenceClassification` and without this libr
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -31,10 +32,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file, find_adapter_config_file
 
-from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardModelError
+from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardModelError, RGTGError
 
 KINDS = ("causal",)
+ADAPTER_FILE = "rgtg.json"
+"""Holds, beside an adapter, what `config.rgtg` holds in a whole checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +100,7 @@ class RewardModel:
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        # A PEFT wrapper holds the transformers model whose layers it has extended.
-        inner = cast(Any, model).get_base_model() if hasattr(model, "peft_config") else model
+        inner = model if isinstance(model, PreTrainedModel) else _unwrapped(model)
         if not isinstance(inner, PreTrainedModel):
             raise RewardModelError(
                 f"Expected a transformers …ForSequenceClassification model, but got {type(inner).__name__}. "
@@ -141,34 +144,25 @@ class RewardModel:
         options = {key: value for key, value in options.items() if value is not None}
         _check_exists(name)
         try:
-            config = AutoConfig.from_pretrained(name, **hub)
-            _check_architecture(config, name)
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                name, use_safetensors=True, output_loading_info=True, **options, **hub
-            )
+            adapter = find_adapter_config_file(name, **_without(hub, "trust_remote_code")) is not None
+            model, stored = (_load_adapter if adapter else _load_whole)(name, options, hub)
             tokenizer = AutoTokenizer.from_pretrained(name, **hub)
         except (OSError, ValueError, KeyError) as error:
-            if isinstance(error, (CheckpointError, RewardModelError)):
+            if isinstance(error, RGTGError):
                 raise
             raise CheckpointError(
-                f"Expected {name!r} to be a Hub id or a folder with config.json, safetensors weights and a tokenizer of "
-                f"an architecture that transformers ships, but loading it failed: {error} "
+                f"Expected {name!r} to be a Hub id or a folder with config.json, safetensors weights and a tokenizer "
+                f"of an architecture that transformers ships, but loading it failed: {error} "
                 "Check the name, the access token and the revision; convert pickled weights with save_pretrained; "
                 "code from a repository is never run."
             ) from error
-        if info["missing_keys"]:
-            raise CheckpointError(
-                f"Expected {name!r} to hold every weight of {type(model).__name__}, but it lacks "
-                f"{', '.join(sorted(info['missing_keys']))}. Such weights would be random: train the model first "
-                "(rgtg train), or name a checkpoint with a trained head."
-            )
-        if not getattr(config, "rgtg", None):
+        if stored is None:
             warnings.warn(
                 f"{name!r} does not say how it was trained, so it is taken to be a reward model of finished texts: its "
                 "rewards of prefixes are untrained. Train one on partial sequences with `rgtg train`.",
                 stacklevel=2,
             )
-        return cls(model, tokenizer)
+        return cls(model, tokenizer, config=None if stored is None else RewardModelConfig.from_dict(stored))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes the checkpoint (safetensors, config with `rgtg`, tokenizer); each file appears whole or not at all."""
@@ -267,7 +261,7 @@ class RewardModel:
             attention_mask: 1 for text, 0 for padding; all text by default.
 
         Returns:
-            Rewards in the model's own unit; entry (b, t) is the reward of row b up to and with token t, and 0 at padding.
+            Rewards in the model's own unit; entry (b, t) is the reward of row b up to and with token t. 0 at padding.
         """
         input_ids = input_ids.to(self.device)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
@@ -298,9 +292,7 @@ class RewardModel:
         for prompt, response in zip(prompts, responses, strict=True):
             ids = list(self.tokenizer(prompt + response)["input_ids"])
             rows.append(ids if eos is None or ids[-1:] == [eos] else [*ids, eos])
-        scores = [
-            self._score_finished(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)
-        ]
+        scores = [self._score_finished(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
         return torch.cat(scores) if scores else torch.empty(0)
 
     def _score_finished(self, rows: list[list[int]]) -> Float[Tensor, " batch"]:
@@ -318,6 +310,45 @@ def positions(mask: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
     Passed explicitly because models with learned positions count slots, padding included, when left to themselves.
     """
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT wrapper, whose layers the wrapper has extended in place."""
+    return cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _load_whole(name: str, options: dict[str, Any], hub: dict[str, Any]) -> tuple[nn.Module, dict[str, Any] | None]:
+    config = AutoConfig.from_pretrained(name, **hub)
+    _check_architecture(config, name)
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        name, use_safetensors=True, output_loading_info=True, **options, **hub
+    )
+    if info["missing_keys"]:
+        raise CheckpointError(
+            f"Expected {name!r} to hold every weight of {type(model).__name__}, but it lacks "
+            f"{', '.join(sorted(info['missing_keys']))}. Such weights would be random: train the model first "
+            "(rgtg train), or name a checkpoint with a trained head."
+        )
+    return model, getattr(config, "rgtg", None)
+
+
+def _load_adapter(name: str, options: dict[str, Any], hub: dict[str, Any]) -> tuple[nn.Module, dict[str, Any] | None]:
+    """Loads a PEFT adapter on its base model; what `config.rgtg` says of a whole checkpoint lies beside it."""
+    try:
+        from peft import AutoPeftModelForSequenceClassification  # noqa: PLC0415  (only adapters need peft)
+    except ModuleNotFoundError as error:
+        raise CheckpointError(
+            f"Expected the package peft, because {name!r} is an adapter, but it is not installed. "
+            "Run: pip install peft."
+        ) from error
+    hub = _without(hub, "trust_remote_code")
+    model = AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **options, **hub)
+    file = cached_file(name, ADAPTER_FILE, _raise_exceptions_for_missing_entries=False, **hub)
+    return model, None if file is None else json.loads(Path(file).read_text())
+
+
+def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != name}
 
 
 def _check_exists(name: str) -> None:
@@ -358,7 +389,8 @@ def _split(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module]:
     heads = [
         child
         for child in model.children()
-        if child is not backbone and getattr(child, "out_features", getattr(child, "weight", torch.empty(0)).shape[0]) == 1
+        if child is not backbone
+        and getattr(child, "out_features", getattr(child, "weight", torch.empty(0)).shape[0]) == 1
     ]
     if backbone is model or len(heads) != 1:
         raise RewardModelError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -214,5 +213,3 @@ class _Laws:
 
     def integers(self, high: int, shape: tuple[int, ...]) -> Tensor:
         return torch.randint(0, max(high, 1), shape, generator=self.generator)
-
-

@@ -74,7 +74,9 @@ def test_the_formula(seed, k, beta, offset):
     for row in range(3):
         ids = kept(candidates, row)
         expected = scores[row, ids].double() + beta * (rewards[row, : len(ids)] + offset).double()
-        assert torch.allclose(output[row, ids].double(), expected.log_softmax(-1), atol=2e-2 * max(1, abs(offset) / 1e3))
+        assert torch.allclose(
+            output[row, ids].double(), expected.log_softmax(-1), atol=2e-2 * max(1, abs(offset) / 1e3)
+        )
         assert (output[row] > -INF).nonzero()[:, 0].tolist() == sorted(ids)
         assert float(output[row].exp().sum()) == pytest.approx(1, abs=1e-5)
 

@@ -21,7 +21,10 @@ MODES = {
     "ragged": (RAGGED, {"do_sample": True}),
     "ragged_greedy": (RAGGED, {}),
     "early_finish": (RAGGED, {"do_sample": True, "num_return_sequences": 4, "sequence_bias": {(EOS,): 3.0}}),
-    "cut_by_others": (RAGGED, {"do_sample": True, "suppress_tokens": [PAD, *range(20, VOCAB_SIZE)], "min_new_tokens": 4}),
+    "cut_by_others": (
+        RAGGED,
+        {"do_sample": True, "suppress_tokens": [PAD, *range(20, VOCAB_SIZE)], "min_new_tokens": 4},
+    ),
     "fewer_than_k": (RAGGED, {"do_sample": True, "suppress_tokens": [PAD, *range(4, VOCAB_SIZE)]}),
 }
 """Prompts and arguments of `generate` by mode."""
@@ -40,7 +43,12 @@ def run(processor, base, prompts, pad=PAD, **arguments):
     torch.manual_seed(1)
     with torch.no_grad():
         base.generate(
-            **padded(prompts, pad), max_new_tokens=8, top_k=0, pad_token_id=pad, logits_processor=[recorder], **arguments
+            **padded(prompts, pad),
+            max_new_tokens=8,
+            top_k=0,
+            pad_token_id=pad,
+            logits_processor=[recorder],
+            **arguments,
         )
     return recorder.calls
 

@@ -90,7 +90,7 @@ def test_the_names_of_what_happens(keys, random):
     parents = [random.randrange(len(keys)) for _ in range(random.randrange(1, 6))]
     now = [keys[parent] + [random.randrange(3)] for parent in parents]
     assert tracker.plan(torch.tensor(now)).keep == length
-    assert tracker.plan(torch.tensor([row + [0] for row in keys])).parents is None
+    assert tracker.plan(torch.tensor([[*row, 0] for row in keys])).parents is None
     cut = random.randrange(1, length + 1)
     rewound = tracker.plan(torch.tensor([row[:cut] for row in keys]))
     assert rewound.parents is None and rewound.keep == cut

@@ -21,6 +21,7 @@ class _GrowingLayer(DynamicLayer):
 
     key_buffer: Tensor
     value_buffer: Tensor
+    is_initialized: bool
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         start = self.get_seq_length()

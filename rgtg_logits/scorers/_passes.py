@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -136,8 +137,8 @@ class ExpandPass(Pass):
     """Each candidate on its own copy of the cache: exact wherever caching is, at k times the memory traffic.
 
     Args:
-        own: Let the model make its cache, because it holds more than keys and values. Such a cache cannot be taken back,
-            so a rewind starts over.
+        own: Let the model make its cache, because it holds more than keys and values. Such a cache cannot be taken
+            back, so a rewind starts over.
     """
 
     def __init__(self, reward_model: RewardModel, *, own: bool) -> None:
@@ -155,7 +156,7 @@ class ExpandPass(Pass):
             new = positions(text)[:, start:end]
             _, self._cache = self._forward(step.tokens[:, start:end], text[:, :end], new, self._cache)
         cache = copy.deepcopy(self._cache)
-        assert cache is not None  # noqa: S101  (a forward was made above or before)
+        assert cache is not None
         cache.reorder_cache(torch.arange(batch, device=text.device).repeat_interleave(k))
         longer = torch.nn.functional.pad(text, (0, 1), value=1).repeat_interleave(k, dim=0)
         hidden, _ = self._forward(step.candidates.reshape(-1, 1), longer, positions(longer)[:, -1:], cache)
@@ -203,7 +204,7 @@ class RecomputePass(Pass):
         return torch.stack(states)
 
 
-PASSES = {
+PASSES: dict[str, Callable[[RewardModel], Pass]] = {
     "siblings": partial(SiblingPass, full=True, sliding=False),
     "siblings_sliding": partial(SiblingPass, full=False, sliding=True),
     "siblings_mixed": partial(SiblingPass, full=True, sliding=True),

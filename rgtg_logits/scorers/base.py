@@ -11,7 +11,8 @@ from torch import Tensor
 class Scorer(ABC):
     """Gives the reward of a prefix followed by one more token.
 
-    A scorer may cache; what it returns must not depend on the cache. `rgtg_logits.testing.check_scorer` checks the laws:
+    A scorer may cache; what it returns must not depend on the cache. `rgtg_logits.testing.check_scorer` checks these
+    laws:
 
     1. permuting rows permutes results;
     2. a row alone gives the same as in a batch;

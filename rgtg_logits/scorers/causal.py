@@ -8,7 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rgtg_logits.errors import ContextLengthError, InvalidArgumentError, NonFiniteRewardError, PaddingError, VocabularyError
+from rgtg_logits.errors import (
+    ContextLengthError,
+    InvalidArgumentError,
+    NonFiniteRewardError,
+    PaddingError,
+    VocabularyError,
+)
 from rgtg_logits.prefix import PADDING, PrefixTracker
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers._passes import PASSES, Pass, Step
@@ -104,8 +110,8 @@ class CausalScorer(Scorer):
         largest = max(int(keys.max()), int(candidates.max()))
         if largest >= self.reward_model.vocab_size:
             raise VocabularyError(
-                f"Expected token ids below {self.reward_model.vocab_size}, the size of the reward model's vocabulary, but "
-                f"got {largest}: the reward model does not share the base model's tokens. "
+                f"Expected token ids below {self.reward_model.vocab_size}, the size of the reward model's vocabulary, "
+                f"but got {largest}: the reward model does not share the base model's tokens. "
                 "Pass tokenizer= (the base model's tokenizer) to PartialRewardLogitsProcessor, with a RewardModel that "
                 "has its own."
             )

@@ -24,7 +24,7 @@ from trl import RewardConfig, RewardTrainer
 
 from rgtg_logits.card import CardFacts, Evaluation, render_card
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
-from rgtg_logits.reward_model import RewardModel, RewardModelConfig
+from rgtg_logits.reward_model import ADAPTER_FILE, RewardModel, RewardModelConfig
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.data import (
     PERCENTS,
@@ -39,9 +39,6 @@ from rgtg_logits.train.data import (
 from rgtg_logits.train.losses import OBJECTIVES, bradley_terry, finished
 
 logger = logging.getLogger(__name__)
-
-ADAPTER_FILE = "rgtg.json"
-"""Holds, beside an adapter, what `config.rgtg` holds in a whole checkpoint."""
 
 # What a card tells of the training arguments when they differ from the defaults: that which shapes the weights.
 _HYPERPARAMETERS = (

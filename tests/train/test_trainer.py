@@ -158,6 +158,9 @@ def test_lora_trains_and_saves_the_head(
     text = torch.tensor([tokenizer(PROMPTS[1] + ANSWERS[1] + tokenizer.eos_token)["input_ids"]])
     torch.testing.assert_close(loaded(text).logits[:, 0], expected, rtol=0, atol=1e-6)
     assert json.loads((folder / "rgtg.json").read_text())["objective"] == "partial_bt"
+    ours = RewardModel.from_pretrained(folder)
+    assert ours.config.objective == "partial_bt"
+    torch.testing.assert_close(ours.score([PROMPTS[1]], [ANSWERS[1]]), expected, rtol=0, atol=1e-6)
     assert "`target_modules` | q_proj" in (folder / "README.md").read_text()
 
 

@@ -1,0 +1,96 @@
+"""The command `rgtg`: parses and calls, holds no logic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from rgtg_logits.benchmark import ARMS, BenchmarkSettings, run_benchmark
+from rgtg_logits.demo import run_demo
+from rgtg_logits.errors import RGTGError
+
+app = typer.Typer(
+    help="Reward-guided text generation.", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown"
+)
+
+
+@app.command()
+def demo(
+    prompt: Annotated[list[str] | None, typer.Option(help="What to continue; may be given several times.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base model: Hub id or folder. The shipped one by default.")] = None,
+    reward_model: Annotated[
+        str | None, typer.Option(help="Reward model: Hub id or folder. Shipped by default.")
+    ] = None,
+    beta: Annotated[float, typer.Option(help="Guidance strength in nats per unit of reward; 0 is off.")] = 4.0,
+    top_k: Annotated[int, typer.Option(help="Number of candidates per token.")] = 20,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 48,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    trace: Annotated[Path | None, typer.Option(help="Also write a page that shows every step, as HTML.")] = None,
+) -> None:
+    """Shows texts with and without guidance side by side, with reward and time per token."""
+    run_demo(
+        prompts=prompt, base=base, reward_model=reward_model, beta=beta, top_k=top_k, max_new_tokens=max_new_tokens,
+        seed=seed, trace=trace,
+    )  # fmt: skip
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def train(context: typer.Context) -> None:
+    """Trains a partial-sequence reward model; takes the arguments of `trl reward`, and `--objective`."""
+    try:
+        from rgtg_logits.train.run import train as body  # noqa: PLC0415  (needs the train extra, and seconds to import)
+    except ModuleNotFoundError as error:
+        raise RGTGError(
+            f"Expected the packages of the train extra, but {error.name} is missing. "
+            'Run: pip install "rgtg_logits[train]".'
+        ) from error
+    body(context.args)
+
+
+@app.command()
+def benchmark(
+    base: Annotated[str | None, typer.Option(help="Base model: Hub id or folder. Random weights by default.")] = None,
+    reward_model: Annotated[str | None, typer.Option(help="Reward model: Hub id or folder. Random by default.")] = None,
+    layers: Annotated[int, typer.Option(help="Layers of the random models.")] = 12,
+    width: Annotated[int, typer.Option(help="Width of the random models.")] = 768,
+    prompt_length: Annotated[list[int], typer.Option(help="Prompt length in tokens; may repeat.")] = [64, 512],  # noqa: B006
+    batch_size: Annotated[list[int], typer.Option(help="Number of prompts; may repeat.")] = [1],  # noqa: B006
+    top_k: Annotated[int, typer.Option(help="Number of candidates per token.")] = 20,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate in each run.")] = 24,
+    rounds: Annotated[int, typer.Option(help="How often each way takes its turn.")] = 3,
+    way: Annotated[list[str], typer.Option(help="Which ways to measure; may repeat.")] = list(ARMS),  # noqa: B006
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Seed of weights and prompts.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Also write every figure, as JSON.")] = None,
+) -> None:
+    """Measures what guidance costs: first token, further tokens, memory, as ratios to the least possible."""
+    settings = BenchmarkSettings(
+        base=base, reward_model=reward_model, layers=layers, width=width, prompt_lengths=tuple(prompt_length),
+        batch_sizes=tuple(batch_size), top_k=top_k, new_tokens=new_tokens, rounds=rounds, arms=tuple(way),
+        device=device, dtype=dtype, seed=seed,
+    )  # fmt: skip
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        report = run_benchmark(settings, progress)
+    Console().print(report.table())
+    for line in report.notes():
+        Console().print(line)
+    if output is not None:
+        report.save(output)
+
+
+def main() -> None:
+    """Runs the command; mistakes end in one message, not in a traceback."""
+    try:
+        app()
+    except RGTGError as error:
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        raise SystemExit(2) from error
