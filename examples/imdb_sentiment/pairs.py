@@ -31,7 +31,7 @@ def first_tokens(reviews: Dataset, tokenizer: PreTrainedTokenizerBase, count: in
     """The first `count` prompts, as token ids; reviews that are shorter than a prompt are passed over."""
     found: list[list[int]] = []
     for text in reviews["text"]:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"][:PROMPT_TOKENS]
+        ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=PROMPT_TOKENS)["input_ids"]
         if len(ids) == PROMPT_TOKENS:
             found.append([tokenizer.eos_token_id, *ids])
         if len(found) == count:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def train(
     trained.save_pretrained(folder)
     shutil.rmtree(folder / "trainer", ignore_errors=True)
     return {
-        "pairs": len(ids),
+        "facts": asdict(trainer.card_facts(objective)),
         "loss": result.training_loss,
         "seconds": result.metrics["train_runtime"],
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],
