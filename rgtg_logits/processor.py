@@ -109,7 +109,6 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         guided, rewards = base, None
         # One candidate is drawn whatever its reward, so there is nothing to ask.
         if self.beta > 0 and candidates.ids.shape[1] > 1:
-            self._check_vocabulary(scores, candidates.ids)
             rewards = self.scorer.score(input_ids, self._text_mask(input_ids), candidates.ids)
             guided = guide(candidates, rewards, self.beta)
         if self.trace is not None:
@@ -123,16 +122,6 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
                 "inputs_embeds alone. Pass input_ids as well."
             )
         return text_mask(rows, self.pad_token_id, self.attention_mask)
-
-    def _check_vocabulary(self, scores: Tensor, ids: Tensor) -> None:
-        size = self.scorer.vocab_size
-        # Equal sizes need no look at the ids, which would wait for the device.
-        if size is not None and scores.shape[-1] > size and bool((ids >= size).any()):
-            raise VocabularyError(
-                f"Expected candidates below {size}, the size of the reward model's vocabulary, but the base model "
-                f"proposes token {int(ids.max())}: the two do not share a vocabulary. Pass tokenizer= (the base "
-                "model's tokenizer) and a reward model with its own tokenizer, or use a reward model made for this base model."
-            )
 
 
 def _checked_beta(beta: float) -> float:

@@ -45,7 +45,8 @@ def test_candidate_rules(arguments):
 
 def test_an_encoder():
     config = BertConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=1
+        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_labels=1,
     )  # fmt: skip
     with pytest.raises(RewardModelError, match=r"Expected a causal reward model.*change by .* it is an encoder"):
         PartialRewardLogitsProcessor(BertForSequenceClassification(config))
@@ -81,7 +82,7 @@ def test_something_else():
 
 def test_vocabularies_that_differ_and_no_tokenizer():
     base = tiny_base_model(vocab_size=200)
-    with pytest.raises(VocabularyError, match=rf"Expected candidates below {VOCAB_SIZE}, .* Pass tokenizer="):
+    with pytest.raises(VocabularyError, match=rf"Expected token ids below {VOCAB_SIZE}, .* Pass tokenizer="):
         generate(PartialRewardLogitsProcessor(tiny_reward_model(), top_k=100), base=base)
 
 

@@ -1,9 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rgtg_logits import CausalScorer, ReferenceScorer, RewardModel, Scorer
+from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, ReferenceScorer, RewardModel, Scorer
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.prefix import text_mask
 from rgtg_logits.testing import PAD, TINY, VOCAB_SIZE, check_scorer, tiny_reward_model
@@ -39,10 +41,12 @@ def test_the_laws(scorer, reward_model):
     check_scorer(scorer, ReferenceScorer(reward_model))
 
 
-@pytest.mark.parametrize("path", ["expand", "expand_own", "recompute"])
-def test_the_laws_on_fallbacks(path):
+@pytest.mark.parametrize(
+    "options", [{"path": "expand"}, {"path": "expand_own"}, {"path": "recompute"}, {"speculate": True}]
+)
+def test_the_laws_on_every_way(options):
     reward_model = RewardModel(tiny_reward_model())
-    check_scorer(CausalScorer(reward_model, path=path), ReferenceScorer(reward_model), rounds=2)
+    check_scorer(CausalScorer(reward_model, **options), ReferenceScorer(reward_model), rounds=2)
 
 
 def test_the_laws_of_the_reference():
@@ -139,6 +143,21 @@ def new_rows(generator):
 @given(OPERATIONS)
 def test_random_histories(scorer, reward_model, operations):
     """Whatever was asked before, the answer is that of a scorer without memory."""
+    compare_on_history(scorer, reward_model, operations)
+
+
+@settings(max_examples=50, deadline=None)
+@given(OPERATIONS)
+def test_random_histories_when_speculating(speculating, operations):
+    compare_on_history(speculating, speculating.reward_model, operations)
+
+
+@pytest.fixture(scope="module")
+def speculating():
+    return CausalScorer(RewardModel(tiny_reward_model("gemma2")), speculate=True)
+
+
+def compare_on_history(scorer, reward_model, operations):
     generator = torch.Generator().manual_seed(len(operations))
     reference, rows = ReferenceScorer(reward_model), new_rows(generator)
     candidates = torch.randint(1, VOCAB_SIZE, (rows.shape[0], 3), generator=generator)
@@ -177,6 +196,49 @@ def test_each_step_is_one_forward_over_what_is_new():
     other = torch.cat([drawn, torch.tensor([[20]])], dim=1)
     assert count_tokens(reward_model, lambda: ask(scorer, other, candidates)) == [1 + 3]
     assert count_tokens(reward_model, lambda: ask(scorer, rows, candidates)) == [3]
+
+
+def test_speculation_is_one_forward_when_right_and_one_more_when_wrong():
+    reward_model = RewardModel(tiny_reward_model())
+    scorer = CausalScorer(reward_model, speculate=True)
+    rows, candidates = torch.tensor([[3, 4, 5, 6], [PAD, 4, 5, 6]]), torch.tensor([[7, 8, 9], [7, 8, 9]])
+    ask(scorer, rows, candidates)
+    drawn = torch.cat([rows, candidates[:, 1:2]], dim=1)
+    assert count_tokens(reward_model, lambda: ask(scorer, drawn, candidates)) == [2 * 3]
+    other = torch.cat([drawn, torch.tensor([[20], [20]])], dim=1)
+    assert count_tokens(reward_model, lambda: ask(scorer, other, candidates)) == [2 * 3, 2 * (1 + 3)]
+
+
+LOOKS = ("tolist", "item", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__")
+
+
+def count_looks(monkeypatch, act):
+    """How often the host reads a tensor, which on an accelerator means to wait for it."""
+    looks = []
+    with monkeypatch.context() as patch:
+        for name in LOOKS:
+            read = getattr(torch.Tensor, name)
+
+            def spy(*args, _read=read, _name=name, **kwargs):
+                looks.append(_name)
+                return _read(*args, **kwargs)
+
+            patch.setattr(torch.Tensor, name, spy)
+        act()
+    return looks
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_ordinary_step_waits_for_the_device_once(monkeypatch, batch):
+    model = tiny_reward_model()
+    processor = PartialRewardLogitsProcessor(CausalScorer(RewardModel(model), speculate=True), top_k=5)
+    rows = torch.randint(2, VOCAB_SIZE, (batch, 6))
+    for step in range(4):
+        scores = torch.randn(batch, VOCAB_SIZE)
+        looks = count_looks(monkeypatch, partial(processor, rows, scores))
+        if step > 0:
+            assert looks == ["tolist"]
+        rows = torch.cat([rows, processor(rows, scores).argmax(-1, keepdim=True)], dim=1)
 
 
 def test_finished_rows_cost_nothing():

@@ -33,12 +33,14 @@ class Step:
         keys: The rows, `PADDING` where padded, on the model's device.
         candidates: The candidates, on the model's device.
         extends: Whether the plan keeps all of the last rows.
+        drawn: Which of its last candidates each row has grown by, if each has grown by just one of them.
     """
 
     plan: Plan
     keys: Int[Tensor, "batch length"]
     candidates: Int[Tensor, "batch k"]
     extends: bool
+    drawn: Int[Tensor, " batch"] | None = None
 
     @property
     def text(self) -> Int[Tensor, "batch length"]:
@@ -52,7 +54,13 @@ class Step:
 
 
 class Pass(ABC):
-    """A way of running the model."""
+    """A way of running the model.
+
+    Attributes:
+        can_take_back: Whether tokens can be taken back from the cache after a step that was wrong.
+    """
+
+    can_take_back = False
 
     def __init__(self, reward_model: RewardModel) -> None:
         self.reward_model = reward_model
@@ -60,6 +68,10 @@ class Pass(ABC):
     @abstractmethod
     def restart(self) -> None:
         """Forgets the cache."""
+
+    def take_back(self, length: int) -> None:
+        """Undoes a step that only added tokens: the rows have `length` columns again."""
+        raise TypeError(f"{type(self).__name__} cannot take tokens back.")
 
     def cache_bytes(self) -> int:
         """Memory that the cache holds; 0 without one that can tell."""
@@ -78,6 +90,8 @@ class SiblingPass(Pass):
     those of the longer prefix, because it saw nothing but the prefix and itself.
     """
 
+    can_take_back = True
+
     def __init__(self, reward_model: RewardModel, *, full: bool, sliding: bool) -> None:
         super().__init__(reward_model)
         self._full, self._sliding = full, sliding
@@ -85,7 +99,9 @@ class SiblingPass(Pass):
 
     def restart(self) -> None:
         self._cache = PrefixCache()
-        self._siblings: Int[Tensor, "batch k"] | None = None
+
+    def take_back(self, length: int) -> None:
+        self._cache.truncate(length)
 
     def run(self, step: Step) -> Float[Tensor, "batch k hidden"]:
         keep = self._recall(step)
@@ -100,27 +116,22 @@ class SiblingPass(Pass):
             self._cache,
             use_cache=True,
         )
+        # What lies behind the prefix now are the candidates; the one that is drawn is found there by the next step.
         self._cache.truncate(length)
-        self._siblings = step.candidates
         return hidden[:, -k:]
 
     def _recall(self, step: Step) -> int:
         """Brings the cache to what it shares with the rows now, and says how many columns that is."""
-        siblings, keep = self._siblings, step.plan.keep
+        keep = step.plan.keep
         if keep == 0:
             self.restart()
             return 0
         if step.plan.parents is not None:
-            parents = step.plan.parents.to(step.keys.device)
-            self._cache.reorder_cache(parents)
-            siblings = siblings[parents] if siblings is not None else None
+            self._cache.reorder_cache(step.plan.parents)
         self._cache.truncate(keep)
-        if siblings is None or not step.extends or step.keys.shape[1] != keep + 1:
+        if step.drawn is None:
             return keep
-        drawn = step.keys[:, keep:] == siblings
-        if not drawn.any(-1).all():
-            return keep
-        self._cache.adopt(keep + drawn.int().argmax(-1))
+        self._cache.adopt(keep + step.drawn)
         return keep + 1
 
     def _mask(self, text: Tensor, k: int, queries: int) -> Tensor | dict[str, Tensor]:
