@@ -5,7 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    LogitsProcessorList,
+)
 
 from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, RewardModel
 from rgtg_logits.errors import (
@@ -161,9 +166,18 @@ def test_two_objects_do_not_share_state(arguments):
     assert torch.equal(alone, generate(PartialRewardLogitsProcessor(first)))
 
 
-def test_paged_generation_is_declared_unsupported():
-    """transformers asks processors that run in continuous batching; ours says no."""
-    assert PartialRewardLogitsProcessor.supports_continuous_batching is False
+def test_paged_generation_is_declared_unsupported_and_transformers_says_so(caplog):
+    batching = pytest.importorskip("transformers.generation.continuous_batching.cb_logits_processors")
+    processor = PartialRewardLogitsProcessor(tiny_reward_model())
+    batching.logger.addHandler(caplog.handler)
+    try:
+        processors = batching.ContinuousBatchingLogitsProcessorList(
+            LogitsProcessorList([processor]), drop_unsupported_processors=True
+        )
+    finally:
+        batching.logger.removeHandler(caplog.handler)
+    assert "PartialRewardLogitsProcessor isn't supported by CB" in caplog.text
+    assert not processors.logits_processor
 
 
 # Checkpoints
