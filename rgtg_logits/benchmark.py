@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
@@ -134,19 +135,9 @@ class BenchmarkReport:
 
     def table(self) -> Table:
         """A table of medians, and of ratios to the floor of the same size."""
-        table = Table(title="Cost of guidance, medians")
-        for column in (
-            "prompt",
-            "batch",
-            "way",
-            "first token",
-            "× floor",
-            "further token",
-            "× floor",
-            "memory",
-            "RM cache",
-        ):
-            table.add_column(column, justify="left" if column == "way" else "right")
+        table = Table(title="Cost of guidance: medians, and ratios to the floor", box=SIMPLE_HEAD)
+        for column in ("prompt", "batch", "way", "first ms", "ratio", "next ms", "ratio", "peak MiB", "cache MiB"):
+            table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
         floors = {(m.prompt_length, m.batch_size): m.medians() for m in self.measurements if m.arm == "floor"}
         previous = None
         for item in self.measurements:
@@ -172,9 +163,9 @@ def _cells(item: Measurement, floor: dict[str, float] | None) -> list[str]:
     cells = []
     for name in ("first_ms", "further_ms"):
         ratio = f"{medians[name] / floor[name]:.2f}" if floor else ""
-        cells += [f"{medians[name]:.1f} ms", ratio]
-    cache = "" if item.cache is None else f"{item.cache / 2**20:.1f} MiB"
-    return [*cells, f"{medians['memory_mib']:.0f} MiB", cache]
+        cells += [f"{medians[name]:.1f}", ratio]
+    cache = "" if item.cache is None else f"{item.cache / 2**20:.1f}"
+    return [*cells, f"{medians['memory_mib']:.0f}", cache]
 
 
 def run_benchmark(settings: BenchmarkSettings, progress: Progress | None = None) -> BenchmarkReport:

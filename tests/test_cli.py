@@ -1,0 +1,41 @@
+"""The command as a user runs it: in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = Path(sys.executable).with_name("rgtg")
+
+
+def rgtg(*arguments):
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def test_help_names_every_command():
+    result = rgtg("--help")
+    assert result.returncode == 0
+    assert all(name in result.stdout for name in ("demo", "train", "benchmark"))
+
+
+def test_a_mistake_ends_in_one_message():
+    result = rgtg("demo", "--base", "/no/such/folder")
+    assert result.returncode == 2
+    assert "CheckpointError: Expected" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_benchmark_prints_a_table_and_writes_json(tmp_path):
+    size = ("--layers", 1, "--width", 64, "--prompt-length", 8, "--top-k", 3, "--new-tokens", 3, "--rounds", 1)
+    result = rgtg("benchmark", *size, "--output", tmp_path / "cost.json")
+    assert result.returncode == 0, result.stderr
+    assert "replicated" in result.stdout
+    assert len(json.loads((tmp_path / "cost.json").read_text())["measurements"]) == 5
+
+
+def test_train_has_the_arguments_of_trl():
+    pytest.importorskip("trl")
+    result = rgtg("train", "--help")
+    assert result.returncode == 0, result.stderr
+    assert "--objective" in result.stdout and "--model_name_or_path" in result.stdout
