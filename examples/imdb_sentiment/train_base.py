@@ -69,7 +69,11 @@ def main(args: Arguments) -> None:
     if report.exists():
         losses = json.loads(report.read_text())
     else:
-        losses = {"before": trainer.evaluate()["eval_loss"], "unit": "nats per token", "tokens": len(rows) * args.window}
+        losses = {
+            "before": trainer.evaluate()["eval_loss"],
+            "unit": "nats per token",
+            "tokens": len(rows) * args.window,
+        }
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(losses))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir))
