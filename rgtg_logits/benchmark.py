@@ -135,8 +135,10 @@ class BenchmarkReport:
 
     def table(self) -> Table:
         """A table of medians, and of ratios to the floor of the same size."""
-        table = Table(title="Cost of guidance: medians, and ratios to the floor", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for column in ("prompt", "batch", "way", "first ms", "ratio", "next ms", "ratio", "peak MiB", "cache MiB"):
+        table = Table(
+            title="Cost of guidance: medians, ratios to the floor, memory in MiB", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
+        for column in ("prompt", "batch", "way", "first ms", "ratio", "next ms", "ratio", "peak", "cache"):
             table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
         floors = {(m.prompt_length, m.batch_size): m.medians() for m in self.measurements if m.arm == "floor"}
         previous = None
