@@ -24,16 +24,16 @@ def guide(candidates: Candidates, rewards: Float[Tensor, "batch k"], beta: float
         beta: Guidance strength, in nats per unit of reward, 0 or more.
     """
     unused = candidates.scores == float("-inf")
-    rewards = rewards.to(candidates.scores)
+    rewards = rewards.to(candidates.scores.device, torch.float32)
     # Centred first, because beta times a large common reward would eat the digits that tell candidates apart.
     centred = (rewards - rewards.masked_fill(unused, float("-inf")).amax(-1, keepdim=True)).masked_fill(unused, 0.0)
-    return (candidates.scores + beta * centred).log_softmax(-1).masked_fill(unused, float("-inf"))
+    return (candidates.scores.float() + beta * centred).log_softmax(-1).masked_fill(unused, float("-inf"))
 
 
 def truncate(candidates: Candidates) -> Float[Tensor, "batch k"]:
     """Log-probabilities of the base model cut to the candidates: guidance with beta = 0."""
     unused = candidates.scores == float("-inf")
-    return candidates.scores.log_softmax(-1).masked_fill(unused, float("-inf"))
+    return candidates.scores.float().log_softmax(-1).masked_fill(unused, float("-inf"))
 
 
 def spread(

@@ -209,25 +209,26 @@ class RewardModel:
     def pad_token_id(self) -> int | None:
         """The padding token, from the tokenizer or else from the model's config."""
         token = self.tokenizer.pad_token_id if self.tokenizer is not None else None
-        return token if token is not None else self._text_config.pad_token_id
+        return token if token is not None else self.text_config.pad_token_id
 
     @property
     def max_length(self) -> int | None:
         """The longest prefix it can read, in tokens; None if its config sets no limit."""
-        return getattr(self._text_config, "max_position_embeddings", None)
+        return getattr(self.text_config, "max_position_embeddings", None)
 
     @property
     def sliding_window(self) -> int | None:
         """How many tokens its sliding attention layers see; None without such layers."""
-        return getattr(self._text_config, "sliding_window", None)
+        return getattr(self.text_config, "sliding_window", None)
 
     @property
     def layer_types(self) -> list[str] | None:
         """Kind of attention of each layer, where the config lists them."""
-        return getattr(self._text_config, "layer_types", None)
+        return getattr(self.text_config, "layer_types", None)
 
     @property
-    def _text_config(self) -> Any:
+    def text_config(self) -> Any:
+        """The backbone's own configuration."""
         return self._inner.config.get_text_config()
 
     def hidden_states(

@@ -37,6 +37,18 @@ def test_the_probe_finds_the_cheapest_exact_path(model_type, scorer):
     assert model_type != "jamba" or scorer.path in ("expand_own", "recompute")
 
 
+@pytest.mark.parametrize("model_type", ["mistral", "gemma2"])
+def test_a_large_window_is_probed_as_a_small_one(model_type):
+    reward_model = RewardModel(tiny_reward_model(model_type, sliding_window=16))
+    scorer = CausalScorer(reward_model)
+    assert scorer.path == PATHS[model_type]
+    assert reward_model.sliding_window == 16
+    rows, candidates = torch.randint(1, VOCAB_SIZE, (2, 30)), torch.randint(1, VOCAB_SIZE, (2, 3))
+    for length in (20, 21, 25, 30):
+        got, wanted = (ask(one, rows[:, :length], candidates) for one in (scorer, ReferenceScorer(reward_model)))
+        assert torch.allclose(got, wanted, atol=1e-4)
+
+
 def test_the_laws(scorer, reward_model):
     check_scorer(scorer, ReferenceScorer(reward_model))
 

@@ -7,6 +7,9 @@ other tokens, a rewind) and compares the states with those of plain uncached for
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,10 +19,10 @@ from rgtg_logits.prefix import PADDING, PrefixTracker
 from rgtg_logits.reward_model import RewardModel, positions
 from rgtg_logits.scorers._passes import PASSES, Pass, Step
 
-LENGTH = 11
-"""Columns of the probe's rows, unless the model has a small attention window to look past."""
-LARGEST_WINDOW = 128
-"""Windows up to this size are looked past; the masks of larger ones follow from the model's config alone."""
+LENGTH = 13
+"""Columns of the probe's rows."""
+WINDOW = 8
+"""Attention windows are cut to this size while probing, so that rows of a few tokens reach past them."""
 CANDIDATES = 3
 REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError)
 """What a model may raise when a pass does not suit it."""
@@ -34,6 +37,11 @@ def choose_pass(reward_model: RewardModel) -> str:
     """
     rows = _rows(reward_model)
     check_causal(reward_model, rows[0])
+    with _small_window(reward_model):
+        return _cheapest(reward_model, rows)
+
+
+def _cheapest(reward_model: RewardModel, rows: Int[Tensor, "2 length"]) -> str:
     errors = {}
     for name in _suitable(reward_model):
         try:
@@ -90,11 +98,27 @@ def probe(reward_model: RewardModel, chosen: Pass, rows: Int[Tensor, "2 length"]
     return float(worst)
 
 
+@contextmanager
+def _small_window(reward_model: RewardModel) -> Iterator[None]:
+    """Cuts the attention window in the config, from which a model makes its masks at every forward.
+
+    A model that took its window from the config once, when it was built, now differs from the masks made here, and
+    falls back to a pass that leaves masks to the model.
+    """
+    config, window = reward_model.text_config, reward_model.sliding_window
+    if window is None or window <= WINDOW:
+        yield
+        return
+    config.sliding_window = WINDOW
+    try:
+        yield
+    finally:
+        config.sliding_window = window
+
+
 def _rows(reward_model: RewardModel) -> Int[Tensor, "2 length"]:
-    window = reward_model.sliding_window
-    length = LENGTH if window is None or window > LARGEST_WINDOW else max(LENGTH, window + 5)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(2, max(3, reward_model.vocab_size - 1), (2, length), generator=generator)
+    ids = torch.randint(2, max(3, reward_model.vocab_size - 1), (2, LENGTH), generator=generator)
     return ids.to(reward_model.device)
 
 
