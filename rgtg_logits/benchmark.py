@@ -210,7 +210,8 @@ def load_models(settings: BenchmarkSettings) -> tuple[PreTrainedModel, RewardMod
     else:
         base = LlamaForCausalLM(_llama(settings)).to(dtype)
     if settings.reward_model:
-        reward_model = RewardModel.from_pretrained(settings.reward_model, dtype=dtype, device_map=settings.device)
+        reward_model = RewardModel.from_pretrained(settings.reward_model, dtype=dtype)
+        reward_model.model.to(settings.device)
     else:
         config = LlamaConfig(**{**base.config.to_dict(), "num_labels": 1}) if settings.base else _llama(settings)
         reward_model = RewardModel(LlamaForSequenceClassification(config).to(settings.device, dtype))
