@@ -110,9 +110,9 @@ class PrefixTracker:
 
     def plan(self, keys: Int[Tensor, "batch length"]) -> Plan:
         """Compares the rows now with those remembered: extend, rewind or restart."""
-        known = self._keys
-        if known is None:
+        if self._keys is None:
             return Plan(None, 0)
+        known = self._keys.to(keys.device)
         columns = min(known.shape[1], keys.shape[1])
         if keys.shape[0] == known.shape[0] and torch.equal(keys[:, :columns], known[:, :columns]):
             return Plan(None, columns)

@@ -82,12 +82,18 @@ def probe(reward_model: RewardModel, chosen: Pass, rows: Int[Tensor, "2 length"]
     text = rows.clone()
     text[1, :3] = PADDING
     other = (text[:, -CANDIDATES:] + 1) % reward_model.vocab_size
-    drawn = torch.stack([other[0, 1], other[1, 0]])[:, None]
-    longer = torch.cat([text, drawn], dim=1)
+    drawn = torch.tensor([1, 0], device=rows.device)
+    longer = torch.cat([text, other.gather(1, drawn[:, None])], dim=1)
     odd = torch.cat([longer.flip(0), other[:, :2]], dim=1)
-    for keys, candidates in ((text, other), (longer, other), (odd, other.flip(1)), (longer[:, :-2].flip(0), other)):
+    questions = (
+        (text, other, None),
+        (longer, other, drawn),
+        (odd, other.flip(1), None),
+        (longer[:, :-2].flip(0), other, None),
+    )
+    for keys, candidates, slots in questions:
         plan = tracker.plan(keys.cpu())
-        states = chosen.run(Step(plan, keys, candidates, extends=plan.keep == tracker.length))
+        states = chosen.run(Step(plan, keys, candidates, extends=plan.keep == tracker.length, drawn=slots))
         tracker.remember(keys.cpu())
         for row in range(2):
             for slot in range(CANDIDATES):
