@@ -385,15 +385,13 @@ def _check_classifier(config: Any, name: str) -> None:
 
 
 def _split(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module]:
-    """The backbone, and the linear layer that follows it."""
+    """The backbone, and the one linear layer that follows it."""
     backbone = cast(PreTrainedModel, model.base_model)
+    # Dropout does nothing here; anything else with weights would be left out of the reward.
     heads = [
-        child
-        for child in model.children()
-        if child is not backbone
-        and getattr(child, "out_features", getattr(child, "weight", torch.empty(0)).shape[0]) == 1
+        child for child in model.children() if child is not backbone and next(child.parameters(), None) is not None
     ]
-    if backbone is model or len(heads) != 1:
+    if backbone is model or len(heads) != 1 or next(heads[0].parameters()).shape[0] != 1:
         raise RewardModelError(
             f"Expected a …ForSequenceClassification model (a backbone and one linear head), but got "
             f"{type(model).__name__}. Load it with AutoModelForSequenceClassification and num_labels=1."

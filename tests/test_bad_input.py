@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    LlamaForSequenceClassification,
     LogitsProcessorList,
 )
 
@@ -82,6 +83,27 @@ def test_more_labels_than_one():
 def test_a_language_model():
     model = tiny_base_model(num_labels=1)
     with pytest.raises(RewardModelError, match=r"Expected a …ForSequenceClassification model .* got LlamaForCausalLM"):
+        PartialRewardLogitsProcessor(model)
+
+
+def test_layers_between_backbone_and_head():
+    """A head that is more than one linear layer would be read in part, silently."""
+    model = tiny_reward_model()
+    model.dense = torch.nn.Linear(32, 1)
+    with pytest.raises(RewardModelError, match=r"\(a backbone and one linear head\), but got LlamaForSequenceClass"):
+        RewardModel(model)
+
+
+def test_an_output_that_is_not_the_heads():
+    class Scaled(LlamaForSequenceClassification):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = 2 * output.logits
+            return output
+
+    model = Scaled(tiny_config("llama", num_labels=1))
+    torch.nn.init.normal_(model.score.weight)
+    with pytest.raises(RewardModelError, match=r"whose output is a linear head .* returns .* where that head gives"):
         PartialRewardLogitsProcessor(model)
 
 

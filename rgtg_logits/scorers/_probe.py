@@ -37,6 +37,7 @@ def choose_pass(reward_model: RewardModel) -> str:
     """
     rows = _rows(reward_model)
     check_causal(reward_model, rows[0])
+    check_head(reward_model, rows[0])
     with _small_window(reward_model):
         return _cheapest(reward_model, rows)
 
@@ -73,6 +74,22 @@ def check_causal(reward_model: RewardModel, row: Int[Tensor, " length"]) -> None
             f"Expected a causal reward model, whose reward of a prefix does not depend on what follows, but the states "
             f"of {type(reward_model.model).__name__} change by {error:.1%} when text is added: it is an encoder. "
             "Use a decoder-only reward model."
+        )
+
+
+def check_head(reward_model: RewardModel, row: Int[Tensor, " length"]) -> None:
+    """Refuses models that make their output of more than the last state and a linear head.
+
+    Raises:
+        RewardModelError: If the reward of the row is not what the model itself returns for it.
+    """
+    own = reward_model.model(input_ids=row[None]).logits[0, 0].float()
+    read = reward_model.rewards(_plain(reward_model, row)[-1])
+    if not bool((own - read).abs() <= _tolerance(reward_model.dtype) * (1 + own.abs())):
+        raise RewardModelError(
+            f"Expected a model whose output is a linear head on the last token's state, but "
+            f"{type(reward_model.model).__name__} returns {float(own):.4g} where that head gives {float(read):.4g}. "
+            "Use a reward model of another architecture."
         )
 
 
@@ -125,6 +142,8 @@ def _small_window(reward_model: RewardModel) -> Iterator[None]:
 def _rows(reward_model: RewardModel) -> Int[Tensor, "2 length"]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(2, max(3, reward_model.vocab_size - 1), (2, LENGTH), generator=generator)
+    # Not the pad token, at which the model would stop reading.
+    ids[ids == reward_model.pad_token_id] = 1
     return ids.to(reward_model.device)
 
 
