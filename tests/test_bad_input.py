@@ -16,6 +16,8 @@ from transformers import (
     BertForSequenceClassification,
     LlamaForSequenceClassification,
     LogitsProcessorList,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, RewardModel
@@ -63,6 +65,15 @@ def test_an_encoder():
         PartialRewardLogitsProcessor(BertForSequenceClassification(config))
 
 
+def test_an_encoder_with_a_head_of_its_own_kind():
+    config = RobertaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_labels=1,
+    )  # fmt: skip
+    with pytest.raises(RewardModelError, match=r"Expected a decoder-only .* RobertaForSeq.* is built otherwise. Use a"):
+        PartialRewardLogitsProcessor(RobertaForSequenceClassification(config))
+
+
 def test_an_encoder_decoder():
     config = tiny_config("llama", num_labels=1)
     model = tiny_reward_model()
@@ -82,7 +93,9 @@ def test_more_labels_than_one():
 
 def test_a_language_model():
     model = tiny_base_model(num_labels=1)
-    with pytest.raises(RewardModelError, match=r"Expected a …ForSequenceClassification model .* got LlamaForCausalLM"):
+    with pytest.raises(
+        RewardModelError, match=r"followed by one linear layer .* but LlamaForCausalLM is built otherwise. Use"
+    ):
         PartialRewardLogitsProcessor(model)
 
 
@@ -90,7 +103,7 @@ def test_layers_between_backbone_and_head():
     """A head that is more than one linear layer would be read in part, silently."""
     model = tiny_reward_model()
     model.dense = torch.nn.Linear(32, 1)
-    with pytest.raises(RewardModelError, match=r"\(a backbone and one linear head\), but got LlamaForSequenceClass"):
+    with pytest.raises(RewardModelError, match=r"one output, but LlamaForSequenceClassification is built otherwise"):
         RewardModel(model)
 
 
