@@ -394,7 +394,7 @@ def _split(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module]:
     if backbone is model or len(heads) != 1 or next(heads[0].parameters()).shape[0] != 1:
         raise RewardModelError(
             "Expected a decoder-only …ForSequenceClassification model, a causal backbone followed by one linear layer "
-            f"with one output, but {type(model).__name__} is built otherwise. Use a decoder-only reward model, loaded with "
-            "AutoModelForSequenceClassification and num_labels=1."
+            f"with one output, but {type(model).__name__} is built otherwise. Use a decoder-only reward model, loaded "
+            "with AutoModelForSequenceClassification and num_labels=1."
         )
     return backbone, heads[0]
