@@ -22,9 +22,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardConfig, RewardTrainer
 
+from rgtg_logits._checkpoint import ADAPTER_FILE
 from rgtg_logits.card import CardFacts, Evaluation, render_card
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
-from rgtg_logits.reward_model import ADAPTER_FILE, RewardModel, RewardModelConfig
+from rgtg_logits.reward_model import RewardModel, RewardModelConfig
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.data import (
     PERCENTS,
