@@ -145,6 +145,11 @@ def test_a_continuation_ends_with_its_first_end_token(example):
     assert pairs.up_to_end([5, 6], 1) == [5, 6]
 
 
+def test_closing_adds_an_end_where_there_is_none(example):
+    pair = {"chosen_ids": [3, 4], "rejected_ids": [3, 1], "prompt": "x"}
+    assert example("pairs").close([pair], 1) == [{"chosen_ids": [3, 4, 1], "rejected_ids": [3, 1], "prompt": "x"}]
+
+
 def test_repetition_lowers_distinct(example):
     distinct = example("decoding").distinct
     assert distinct([1, 2, 3, 4]) == 1

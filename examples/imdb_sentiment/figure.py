@@ -29,12 +29,12 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> None:
             mode = method.split()[1]
             curve = [line for line in lines if line["method"] in (method, f"base {mode}")]
             _curve(panel, sorted(curve, key=lambda line: line["beta"]), reward, method, style)
-        panel.set_title(title, loc="left", fontsize=11)
+        panel.set_title(f"{title} (numbers: beta; both start at 0)", loc="left", fontsize=10)
         panel.set_xlabel("KL to the base model (nats per token)")
         panel.set_ylabel("Log-odds of positive sentiment (nats)")
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25, linewidth=0.5)
-        panel.margins(x=0.12)
+        panel.margins(x=0.15, y=0.1)
     draft = path.with_name(f".draft-{path.name}")
     figure.savefig(draft, dpi=150)
     plt.close(figure)
@@ -51,8 +51,24 @@ def _curve(panel: Any, curve: Sequence[dict[str, Any]], reward: str, method: str
         for axis, name in (("x", "kl_per_token"), ("y", reward))
     }
     panel.errorbar(x, y, **error, **style, linewidth=1.6, markersize=5, elinewidth=0.9)
-    panel.annotate(method, (x[-1], y[-1]), xytext=(6, 6), textcoords="offset points", color=style["color"], fontsize=9)
-    for line, left, up in zip(curve, x, y, strict=True):
+    # PARGS lies to the left of ARGS, so its strengths are written on the left and those of ARGS on the right.
+    side, align = ((-7, 2), "right") if method.startswith("PARGS") else ((6, -9), "left")
+    panel.annotate(
+        method,
+        (x[-1], y[-1]),
+        xytext=(0, 10),
+        textcoords="offset points",
+        color=style["color"],
+        fontsize=9,
+        ha="center",
+    )
+    for line, left, up in zip(curve[1:], x[1:], y[1:], strict=True):
         panel.annotate(
-            f"{line['beta']:g}", (left, up), xytext=(4, -10), textcoords="offset points", color="#555555", fontsize=7
+            f"{line['beta']:g}",
+            (left, up),
+            xytext=side,
+            textcoords="offset points",
+            color="#555555",
+            fontsize=7,
+            ha=align,
         )

@@ -8,6 +8,7 @@ Text and tokens are a known trap here, so this is the agreement that training an
   model would learn prefixes that guidance never meets.
 - A sample that reached `<|endoftext|>` keeps it; one cut off at the token limit has none. TRL appends one to every text
   that lacks it: trained on the texts, a reward model would take the end of a review for a matter of counting to 48.
+  `close` does the same to the ids (`--close_texts`), to see what it changes.
 
 `prompt`, `chosen` and `rejected` are the same in words, for people and for other trainers.
 """
@@ -70,6 +71,15 @@ def sample(
         new = [up_to_end(row, tokenizer.eos_token_id) for row in rows[:, batch.shape[1] :].tolist()]
         drawn += [new[i : i + samples] for i in range(0, len(new), samples)]
     return drawn
+
+
+def close(pairs: Sequence[dict[str, Any]], end: int) -> list[dict[str, Any]]:
+    """Ends every text with the end-of-text token, cut or not, which is what TRL does to pairs of texts."""
+
+    def closed(ids: list[int]) -> list[int]:
+        return ids if ids[-1] == end else [*ids, end]
+
+    return [{**pair, **{key: closed(pair[key]) for key in ("chosen_ids", "rejected_ids")}} for pair in pairs]
 
 
 def compare(

@@ -53,6 +53,7 @@ def base_facts(args: Arguments) -> BaseCardFacts:
         loss_after=report["after"],
         hyperparameters={name: getattr(training, name) for name in ("learning_rate", "batch_size", "window", "seed")},
         versions={name: version(name) for name in ("torch", "transformers")},
+        license="apache-2.0",
         language=("en",),
         tags=("rgtg-logits",),
         notes=(
@@ -71,7 +72,12 @@ def reward_facts(args: Arguments) -> CardFacts:
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     training = json.loads((run / "reward_models" / "partial_bt.json").read_text(encoding="utf-8"))
     accuracy, settings = results["prefix_accuracy"], results["settings"]
-    facts: dict[str, Any] = {**training["facts"], "model_id": args.reward_name, "language": ("en",)}
+    facts: dict[str, Any] = {
+        **training["facts"],
+        "model_id": args.reward_name,
+        "language": ("en",),
+        "license": "apache-2.0",
+    }
     facts["evaluations"] = tuple(
         Evaluation(name=name, pairs=accuracy["pairs"], prefix_accuracy=_by_percent(accuracy, key))
         for name, key in (("this model", "partial_bt"), ("the same trained on finished texts only", "full_bt"))

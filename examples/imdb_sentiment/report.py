@@ -53,6 +53,23 @@ def _ratio(above: Sequence[float], below: Sequence[float] | np.ndarray, weights:
     return (weights @ np.array(above)) / (weights @ np.array(below))
 
 
+def at_same_beta(records: Sequence[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Both rewards of PARGS minus those of ARGS at each strength, prompt by prompt."""
+    weights = resamples(len(records[0]["gold"]), seed)
+    found = {(record["method"], record["beta"]): record for record in records}
+    lines = []
+    for (method, beta), record in found.items():
+        name, mode = method.split()
+        if name == "PARGS" and (f"ARGS {mode}", beta) in found:
+            line: dict[str, Any] = {"mode": mode, "beta": beta}
+            for reward in ("gold", "judge"):
+                gaps = np.array(record[reward]) - np.array(found[f"ARGS {mode}", beta][reward])
+                line[reward] = float(gaps.mean())
+                line[f"{reward}_interval"] = interval(_ratio(gaps, np.ones(len(gaps)), weights))
+            lines.append(line)
+    return lines
+
+
 def at_equal_kl(records: Sequence[dict[str, Any]], reward: str, mode: str, seed: int) -> dict[str, Any]:
     """The reward of PARGS minus that of ARGS where both have the same KL to the base model.
 
@@ -190,6 +207,17 @@ def tables(results: dict[str, Any]) -> list[tuple[str, str, Sequence[str], list[
             policy_rows(results["policies"]),
         ),
     ]
+    found.append(
+        (
+            "At the same beta",
+            "PARGS minus ARGS, with 95 % paired bootstrap intervals over prompts.",
+            ["Mode", "beta", "Gold reward", "Judge reward"],
+            [
+                [line["mode"], f"{line['beta']:g}", _with_interval(line, "gold"), _with_interval(line, "judge")]
+                for line in results["same_beta"]
+            ],
+        )
+    )
     found += [
         (
             f"At equal KL: {comparison['reward']} reward, {comparison['mode']}",

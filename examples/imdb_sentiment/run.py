@@ -5,7 +5,7 @@
 `--data` is `stanfordnlp/imdb` or a folder with the same reviews (see reviews.py), `--model` a small causal LM of
 reviews, such as train_base.py makes. About half an hour on two cores. Stopped at any point, it goes on after the last
 stage that had finished when started again with the same arguments; `--smoke` runs all of it on very little in under a
-minute.
+minute. `--close_texts` ends every training text with the end-of-text token, as TRL does to pairs of texts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import figure
 import report
 import torch
 from decoding import Policy, decode, judged
-from pairs import compare, first_tokens, sample
+from pairs import close, compare, first_tokens, sample
 from reviews import load_reviews
 from reward_models import OBJECTIVES, prefix_accuracies, train
 from rich.console import Console
@@ -50,6 +50,7 @@ class Arguments:
     learning_rate: float = 3e-4
     train_batch_size: int = 32
     batch_size: int = 512
+    close_texts: bool = False
     smoke: bool = False
 
     def __post_init__(self) -> None:
@@ -88,6 +89,9 @@ def main(args: Arguments) -> None:
 
     train_pairs = once_rows(out / "pairs" / "train.jsonl", lambda: draw_pairs(train_prompts, args.seed))
     test_pairs = once_rows(out / "pairs" / "held_out.jsonl", lambda: draw_pairs(pair_prompts, args.seed + 1))
+
+    if args.close_texts:
+        train_pairs, test_pairs = (close(pairs, tokenizer.eos_token_id) for pairs in (train_pairs, test_pairs))
 
     folders = {objective: out / "reward_models" / objective for objective in OBJECTIVES}
     training = {
@@ -129,6 +133,7 @@ def main(args: Arguments) -> None:
         "training": {name: {key: stage[key] for key in ("loss", "seconds")} for name, stage in training.items()},
         "prefix_accuracy": accuracy,
         "policies": report.summarise(records, args.seed),
+        "same_beta": report.at_same_beta(records, args.seed),
         "equal_kl": [
             report.at_equal_kl(records, reward, mode, args.seed)
             for mode in ("sampling", "greedy")
