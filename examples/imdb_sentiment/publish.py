@@ -115,8 +115,19 @@ def publish(source: Path, target: Path, facts: CardFacts | BaseCardFacts) -> Non
     for file in sorted(source.iterdir()):
         if file.suffix in {".json", ".safetensors"}:
             shutil.copyfile(file, target / file.name)
+    _readable_by_older_transformers(target / "tokenizer_config.json")
     write(target / "facts.json", json.dumps(asdict(facts), indent=2) + "\n")
     write(target / "README.md", render_card(facts))
+
+
+def _readable_by_older_transformers(file: Path) -> None:
+    """Says of the tokenizer what transformers 4.57 needs: a class it knows (5 reads both names), and no token types."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings["model_input_names"] = ["input_ids", "attention_mask"]
+    for name in ("backend", "is_local", "local_files_only"):
+        settings.pop(name, None)
+    write(file, json.dumps(settings, indent=2) + "\n")
 
 
 def main(args: Arguments) -> None:
