@@ -169,7 +169,7 @@ def test_equal_kl_compares_where_both_curves_are(example):
 
     records = [record("base sampling", 0.0, 0.1, 0.0), record("PARGS sampling", 1.0, 0.5, 2.0)]
     records += [record("ARGS sampling", 1.0, 0.9, 2.0)]
-    found = example("report").at_equal_kl(records, "gold", "sampling", 0)
+    found = example("report").at_equal_kl(records, "gold", 0)
     assert max(found["kl_per_token"]) == pytest.approx(0.5)
     assert found["pargs"][-1] - found["args"][-1] == pytest.approx(1.0)
     # Resampling the same prompts for both curves leaves no doubt about a difference that is the same for all.

@@ -70,23 +70,23 @@ def at_same_beta(records: Sequence[dict[str, Any]], seed: int) -> list[dict[str,
     return lines
 
 
-def at_equal_kl(records: Sequence[dict[str, Any]], reward: str, mode: str, seed: int) -> dict[str, Any]:
-    """The reward of PARGS minus that of ARGS where both have the same KL to the base model.
+def at_equal_kl(records: Sequence[dict[str, Any]], reward: str, seed: int) -> dict[str, Any]:
+    """The reward of PARGS minus that of ARGS where both have the same KL to the base model, sampling.
 
     Each method is a curve through its strengths, from beta = 0 on, which both share; between strengths the reward is
-    interpolated linearly in the KL. Prompts are resampled for both curves together.
+    interpolated linearly in the KL. Prompts are resampled for both curves together. Greedy policies are left out: more
+    guidance can lower their KL, because repetition is probable, so their reward is no function of it.
 
     Args:
         records: What every policy did, prompt by prompt.
         reward: "gold" or "judge".
-        mode: "sampling" or "greedy".
         seed: Of the bootstrap.
     """
     weights = resamples(len(records[0]["gold"]), seed)
     every = np.vstack([np.ones(weights.shape[1]), weights])  # Row 0 is the sample itself.
     curves = {}
     for method in ("PARGS", "ARGS"):
-        of_method = [r for r in records if r["method"] in (f"base {mode}", f"{method} {mode}")]
+        of_method = [r for r in records if r["method"] in ("base sampling", f"{method} sampling")]
         of_method.sort(key=lambda record: record["beta"])
         kl = np.stack([_ratio(r["kl"], r["tokens"], every) for r in of_method], 1)
         curves[method] = kl, np.stack([_ratio(r[reward], np.ones(len(r[reward])), every) for r in of_method], 1)
@@ -99,7 +99,6 @@ def at_equal_kl(records: Sequence[dict[str, Any]], reward: str, mode: str, seed:
     }
     difference = values["PARGS"] - values["ARGS"]
     return {
-        "mode": mode,
         "reward": reward,
         "kl_per_token": grid.tolist(),
         "pargs": values["PARGS"][0].tolist(),
@@ -220,7 +219,7 @@ def tables(results: dict[str, Any]) -> list[tuple[str, str, Sequence[str], list[
     )
     found += [
         (
-            f"At equal KL: {comparison['reward']} reward, {comparison['mode']}",
+            f"At equal KL: {comparison['reward']} reward, sampling",
             "PARGS minus ARGS by interpolation in the KL, with 95 % paired bootstrap intervals over prompts.",
             ["KL / token (nats)", "PARGS", "ARGS", "Difference"],
             equal_kl_rows(comparison),

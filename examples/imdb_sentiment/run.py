@@ -134,11 +134,7 @@ def main(args: Arguments) -> None:
         "prefix_accuracy": accuracy,
         "policies": report.summarise(records, args.seed),
         "same_beta": report.at_same_beta(records, args.seed),
-        "equal_kl": [
-            report.at_equal_kl(records, reward, mode, args.seed)
-            for mode in ("sampling", "greedy")
-            for reward in ("gold", "judge")
-        ],
+        "equal_kl": [report.at_equal_kl(records, reward, args.seed) for reward in ("gold", "judge")],
     }
     write(out / "results.json", json.dumps(results, indent=1) + "\n")
     write(out / "table.md", report.markdown(results))
