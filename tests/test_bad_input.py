@@ -1,11 +1,6 @@
 """Every mistake a user can make gets a message that says what was expected, what came and what to do."""
 
 import json
-import os
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -239,57 +234,6 @@ def test_a_folder_that_does_not_exist(tmp_path):
         CheckpointError, match=r"Expected a Hub id such as 'org/name' or an existing folder, but .* neither"
     ):
         PartialRewardLogitsProcessor(tmp_path / "nothing")
-
-
-class _EmptyHub(BaseHTTPRequestHandler):
-    """A Hub without repositories."""
-
-    def do_HEAD(self):
-        self.send_response(404)
-        self.send_header("X-Error-Code", "RepoNotFound")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_GET = do_HEAD
-
-    def log_message(self, *_):
-        pass
-
-
-def from_hub(endpoint, tmp_path, **environment):
-    """Loads `org/nothing` with the real client, in a process of its own because the client reads its address once."""
-    code = """
-import rgtg_logits
-try:
-    rgtg_logits.PartialRewardLogitsProcessor("org/nothing")
-except rgtg_logits.RGTGError as error:
-    print(type(error).__name__, error)
-"""
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "0",
-        **environment,
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(tmp_path),
-    }
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    ).stdout
-
-
-def test_a_repository_that_does_not_exist(tmp_path):
-    with ThreadingHTTPServer(("127.0.0.1", 0), _EmptyHub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        printed = from_hub(f"http://127.0.0.1:{server.server_port}", tmp_path)
-        server.shutdown()
-    assert printed.startswith("CheckpointError Expected 'org/nothing' to be a Hub id or a folder")
-    assert "not a valid model identifier" in printed and "Check the name, the access token" in printed
-
-
-def test_a_hub_that_cannot_be_reached(tmp_path):
-    printed = from_hub("http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
-    assert printed.startswith("CheckpointError Expected 'org/nothing' to be a Hub id or a folder")
-    assert "Check the name, the access token" in printed
 
 
 def test_a_folder_without_safetensors(folder):
