@@ -43,20 +43,21 @@ def choose_pass(reward_model: RewardModel) -> str:
 
 
 def _cheapest(reward_model: RewardModel, rows: Int[Tensor, "2 length"]) -> str:
-    errors = {}
+    findings = {}
     for name in _suitable(reward_model):
         try:
-            errors[name] = probe(reward_model, PASSES[name](reward_model), rows)
+            error = probe(reward_model, PASSES[name](reward_model), rows)
         except torch.OutOfMemoryError:
             raise
-        except REFUSALS as error:
-            errors[name] = float("inf")
-            del error
-        if errors[name] <= _tolerance(reward_model.dtype):
+        except REFUSALS as refusal:
+            findings[name] = f"{type(refusal).__name__}: {refusal}"
+            continue
+        if error <= _tolerance(reward_model.dtype):
             return name
+        findings[name] = f"relative error {error:.1g}"
     raise RewardModelError(
         f"Expected a reward model whose rewards are the same with and without a cache, but for "
-        f"{type(reward_model.model).__name__} no way of running it is exact (relative errors: {errors}). "
+        f"{type(reward_model.model).__name__} no way of running it is exact ({findings}). "
         "Load it with attn_implementation='sdpa' or 'eager', or use another architecture."
     )
 
@@ -117,8 +118,8 @@ def probe(reward_model: RewardModel, chosen: Pass, rows: Int[Tensor, "2 length"]
                 alone = torch.cat([keys[row][keys[row] != PADDING], candidates[row, slot : slot + 1]])
                 errors.append(_relative_error(states[row, slot], _plain(reward_model, alone)[-1]))
     # In half precision a single routing flip of a mixture of experts may be large, so the typical error decides.
-    worst = torch.tensor(errors).max() if reward_model.dtype == torch.float32 else torch.tensor(errors).median()
-    return float(worst)
+    half = torch.finfo(reward_model.dtype).bits < 32
+    return float(torch.tensor(errors).median() if half else torch.tensor(errors).max())
 
 
 @contextmanager
