@@ -95,10 +95,14 @@ def load(name, endpoint, tmp_path, offline="0"):
 
 
 def test_a_repository_and_then_its_cache(reward_model, tmp_path):
-    expected = f"partial_bt {float(reward_model.score(['the film'], [' was good']))}\n"
+    expected = float(reward_model.score(["the film"], [" was good"]))
     with hub(tmp_path / "rm") as endpoint:
-        assert load("org/rm", endpoint, tmp_path) == expected
-    assert load("org/rm", "http://127.0.0.1:9", tmp_path, offline="1") == expected
+        first = load("org/rm", endpoint, tmp_path)
+    again = load("org/rm", "http://127.0.0.1:9", tmp_path, offline="1")
+    for printed in (first, again):
+        objective, score = printed.split()
+        # Not to the last digit, which depends on the number of threads of a process.
+        assert objective == "partial_bt" and float(score) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_repository_that_does_not_exist(reward_model, tmp_path):
