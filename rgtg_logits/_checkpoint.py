@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from rgtg_logits.errors import CheckpointError, RewardModelError, RGTGError
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_FILE = "rgtg.json"
 """Holds, beside an adapter, what `config.rgtg` holds in a whole checkpoint."""
 
@@ -77,9 +79,19 @@ def _load_adapter(name: str, options: dict[str, Any], hub: dict[str, Any]) -> tu
             f"Expected the package peft, because {name!r} is an adapter, but it is not installed. "
             "Run: pip install peft."
         ) from error
-    hub = _without(hub, "trust_remote_code")
-    model = AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **options, **hub)
-    file = cached_file(name, ADAPTER_FILE, _raise_exceptions_for_missing_entries=False, **hub)
+    files = partial(
+        cached_file, name, _raise_exceptions_for_missing_entries=False, **_without(hub, "trust_remote_code")
+    )
+    # peft would go on to a pickled file.
+    if files(ADAPTER_WEIGHTS) is None:
+        raise CheckpointError(
+            f"Expected the adapter {name!r} to hold its weights in {ADAPTER_WEIGHTS}, but it does not, and pickled "
+            "weights are never loaded. Save it again with a current peft."
+        )
+    model = AutoPeftModelForSequenceClassification.from_pretrained(
+        name, num_labels=1, use_safetensors=True, **options, **hub
+    )
+    file = files(ADAPTER_FILE)
     return model, None if file is None else json.loads(Path(file).read_text())
 
 

@@ -206,7 +206,9 @@ def load_models(settings: BenchmarkSettings) -> tuple[PreTrainedModel, RewardMod
     dtype = getattr(torch, settings.dtype)
     set_seed(settings.seed)
     if settings.base:
-        base = AutoModelForCausalLM.from_pretrained(settings.base, dtype=dtype, use_safetensors=True)
+        base = AutoModelForCausalLM.from_pretrained(
+            settings.base, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
     else:
         base = LlamaForCausalLM(_llama(settings)).to(dtype)
     if settings.reward_model:

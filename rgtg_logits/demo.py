@@ -124,8 +124,10 @@ class _Pair:
         cuda = torch.cuda.is_available()
         dtype: Any = "auto" if cuda else torch.float32
         try:
-            model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(base)
+            model = AutoModelForCausalLM.from_pretrained(
+                base, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"Expected {base!r} to be a Hub id or a folder with a causal language model and its tokenizer, but "

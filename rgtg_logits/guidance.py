@@ -2,7 +2,7 @@
 
     log pi(v | x, y_<t)  =  log pi_ref(v | x, y_<t) + beta · r(x, y_<t, v) − log Z        v among the candidates
 
-(Rashid et al., arXiv 2406.07780, eq. 9.) `pi_ref` may be given as logits or as log-probabilities, and the reward up to
+(Rashid et al., arXiv 2406.07780.) `pi_ref` may be given as logits or as log-probabilities, and the reward up to
 a constant per row: both constants cancel in Z. `beta = 0` is the base model cut to the candidates.
 """
 

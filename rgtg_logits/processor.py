@@ -27,7 +27,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
 
         log pi(v | x, y_<t) = log pi_ref(v | x, y_<t) + beta · r(x, y_<t, v) − log Z
 
-    over the candidates and -inf elsewhere (Rashid et al., arXiv 2406.07780, eq. 9). Works wherever `generate` takes
+    over the candidates and -inf elsewhere (Rashid et al., arXiv 2406.07780). Works wherever `generate` takes
     `logits_processor=`: greedy, sampling, beams, several return sequences, left-padded batches, pipelines, assisted
     decoding, and one object for any number of calls.
 

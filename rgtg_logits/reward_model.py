@@ -10,6 +10,7 @@ so that it loads with `AutoModelForSequenceClassification` and without this libr
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -29,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rgtg_logits._checkpoint import check_classifier, load_checkpoint
+from rgtg_logits._checkpoint import ADAPTER_FILE, check_classifier, load_checkpoint
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardModelError
 
 KINDS = ("causal",)
@@ -42,8 +43,8 @@ class RewardModelConfig:
     Attributes:
         version: Version of this dict.
         kind: How a reward is read: "causal" is a scalar head on the state of each token.
-        objective: What the model was trained on: "partial_bt" (Bradley-Terry on every prefix pair, arXiv 2406.07780
-            eq. 8), "full_bt" (on whole sequences only), or None when nobody said.
+        objective: What the model was trained on: "partial_bt" (Bradley-Terry on every prefix pair, arXiv
+            2406.07780), "full_bt" (on whole sequences only), or None when nobody said.
     """
 
     version: int = 1
@@ -155,6 +156,8 @@ class RewardModel:
             cast(Any, self.model).save_pretrained(partial)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(partial)
+            if self.model is not self._inner:
+                (partial / ADAPTER_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
             # The config goes last because a folder without it is not taken for a checkpoint.
             for file in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
                 file.replace(target / file.name)

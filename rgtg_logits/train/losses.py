@@ -1,7 +1,7 @@
 """Bradley-Terry losses over the prefixes of a preference pair.
 
 A reward model with a causal backbone gives the reward of every prefix in one forward. Two objectives read that row of
-rewards: `partial_bt` compares the two answers at every length (PARGS, arXiv 2406.07780, eq. 8), `full_bt` compares the
+rewards: `partial_bt` compares the two answers at every length (PARGS, arXiv 2406.07780), `full_bt` compares the
 finished answers only (the usual reward model). Everything here is a pure function of tensors.
 
 Rows are padded on the right. The prefix at position t is the text up to and with token t, prompt included.
@@ -104,7 +104,7 @@ def partial_bt(
     *,
     margin: Float[Tensor, " pairs"] | None = None,
 ) -> Float[Tensor, ""]:
-    """The PARGS loss in nats: the mean over all prefix pairs of the batch (arXiv 2406.07780, eq. 8).
+    """The PARGS loss in nats: the mean over all prefix pairs of the batch (arXiv 2406.07780).
 
     It equals, gradients included, the loss of a data set with one row per prefix pair (the official recipe), so a long
     pair weighs more than a short one: it is not the mean of the means of the pairs. Arguments as in `every_prefix` and

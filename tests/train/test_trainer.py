@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from rgtg_logits.errors import InvalidArgumentError, RewardModelError
+from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardModelError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.train import PartialRewardConfig, PartialRewardTrainer, partial_bt, prefix_accuracy
 from rgtg_logits.train.data import PairCounts, pair_lengths
@@ -161,6 +161,11 @@ def test_lora_trains_and_saves_the_head(
     ours = RewardModel.from_pretrained(folder)
     assert ours.config.objective == "partial_bt"
     torch.testing.assert_close(ours.score([PROMPTS[1]], [ANSWERS[1]]), expected, rtol=0, atol=1e-6)
+    ours.save_pretrained(tmp_path / "again")
+    assert RewardModel.from_pretrained(tmp_path / "again").config == ours.config
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match="pickled weights are never loaded. Save it again"):
+        RewardModel.from_pretrained(folder)
     assert "`target_modules` | q_proj" in (folder / "README.md").read_text()
 
 
