@@ -1,11 +1,11 @@
 """A reward model: a checkpoint, and how to read the reward of every prefix from it.
 
-On disk it is an ordinary transformers checkpoint (`…ForSequenceClassification`, `num_labels=1`, safetensors) with one
-more dict in `config.json`:
+On disk it is an ordinary transformers checkpoint (safetensors) with one more dict in `config.json`:
 
     "rgtg": {"version": 1, "kind": "causal", "objective": "partial_bt", ...}
 
-so that it loads with `AutoModelForSequenceClassification` and without this library.
+so that it loads without this library: kind "causal" is a `…ForSequenceClassification` with `num_labels=1`, and
+"vocabulary" and "log_ratio" are `…ForCausalLM` models whose next-token logits are read as rewards.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,54 +28,26 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rgtg_logits._checkpoint import ADAPTER_FILE, check_classifier, load_checkpoint
-from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardModelError
+from rgtg_logits._bodies import ClassifierBody, LanguageModelBody, token_scores
+from rgtg_logits._checkpoint import ADAPTER_FILE, check_decoder, check_labels, load_checkpoint
+from rgtg_logits._config import RewardModelConfig, read_config
+from rgtg_logits.errors import InvalidArgumentError, RewardModelError
 
-KINDS = ("causal",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardModelConfig:
-    """What `config.rgtg` says about a reward model.
-
-    Attributes:
-        version: Version of this dict.
-        kind: How a reward is read: "causal" is a scalar head on the state of each token.
-        objective: What the model was trained on: "partial_bt" (Bradley-Terry on every prefix pair, arXiv
-            2406.07780), "full_bt" (on whole sequences only), or None when nobody said.
-    """
-
-    version: int = 1
-    kind: str = "causal"
-    objective: str | None = None
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RewardModelConfig:
-        """Reads the dict; keys that a later version added are ignored."""
-        config = cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
-        if config.kind not in KINDS:
-            raise CheckpointError(
-                f"Expected config.rgtg['kind'] to be one of {', '.join(KINDS)}, but it is {config.kind!r}. "
-                "The checkpoint was made for another version of rgtg_logits: upgrade the library."
-            )
-        return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """The dict that goes into `config.json`."""
-        return asdict(self)
+__all__ = ["RewardModel", "RewardModelConfig", "positions"]
 
 
 class RewardModel:
-    """A scalar reward for every prefix of a text, read from a causal sequence classifier.
+    """A scalar reward for every prefix of a text, read from a causal sequence classifier or from a language model.
 
     Args:
-        model: A transformers `…ForSequenceClassification` model with `num_labels=1` and a causal backbone, or the same
-            wrapped by PEFT. It is used as it is (device, dtype, quantisation) and put into evaluation mode.
+        model: A transformers `…ForSequenceClassification` model with `num_labels=1` and a causal backbone, for the
+            kinds "vocabulary" and "log_ratio" a `…ForCausalLM` model, or one of them wrapped by PEFT. It is used as it
+            is (device, dtype, quantisation) and put into evaluation mode.
         tokenizer: Its tokenizer. Needed for texts; token ids are scored without one.
         config: What the checkpoint says of itself; by default `model.config.rgtg`.
 
     Raises:
-        RewardModelError: If the model has no scalar head, or is an encoder-decoder.
+        RewardModelError: If the model is not of the kind that the config says, or is an encoder-decoder.
 
     Example:
         ```python
@@ -101,18 +71,21 @@ class RewardModel:
                 f"Expected a transformers …ForSequenceClassification model, but got {type(inner).__name__}. "
                 "Load one with RewardModel.from_pretrained or AutoModelForSequenceClassification."
             )
-        check_classifier(inner.config, type(inner).__name__)
         self._inner = inner
-        self.backbone, self.head = _split(inner)
-        self._takes_positions = "position_ids" in signature(self.backbone.forward).parameters
         stored = getattr(inner.config, "rgtg", None)
         self.config = config or (RewardModelConfig.from_dict(stored) if stored else RewardModelConfig())
+        check_decoder(inner.config, type(inner).__name__)
+        self._body = ClassifierBody(inner) if self.kind == "causal" else LanguageModelBody(inner)
+        if self.kind == "causal":
+            check_labels(inner.config, type(inner).__name__)
+        self.backbone = self._body.backbone
 
     @classmethod
     def from_pretrained(
         cls,
         name_or_path: str | os.PathLike[str],
         *,
+        kind: str | None = None,
         dtype: torch.dtype | str | None = None,
         device_map: Any = None,
         quantization_config: Any = None,
@@ -123,6 +96,8 @@ class RewardModel:
 
         Args:
             name_or_path: A Hub id ("org/name") or a folder.
+            kind: How to read the reward, where the checkpoint does not say ("log_ratio" for a model of GenARM or DPO);
+                wins over what it says.
             dtype: Type of the weights; by default the checkpoint's own.
             device_map: As in transformers.
             quantization_config: As in transformers.
@@ -132,19 +107,21 @@ class RewardModel:
         Raises:
             CheckpointError: If there is no such repository or folder, if it holds no safetensors weights or no trained
                 scalar head, or if it needs code of its own (never run here).
+            InvalidArgumentError: If there is no such kind.
         """
         name = str(name_or_path)
         hub = {"revision": revision, "trust_remote_code": False, **hub}
         options = {"dtype": dtype or "auto", "device_map": device_map, "quantization_config": quantization_config}
         options = {key: value for key, value in options.items() if value is not None}
-        model, tokenizer, stored = load_checkpoint(name, options, hub)
-        if stored is None:
+        model, tokenizer, stored = load_checkpoint(name, kind, options, hub)
+        config = read_config(stored, kind)
+        if stored is None and config.kind == "causal":
             warnings.warn(
                 f"{name!r} does not say how it was trained, so it is taken to be a reward model of finished texts: its "
                 "rewards of prefixes are untrained. Train one on partial sequences with `rgtg train`.",
                 stacklevel=2,
             )
-        return cls(model, tokenizer, config=None if stored is None else RewardModelConfig.from_dict(stored))
+        return cls(model, tokenizer, config=config)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes the checkpoint (safetensors, config with `rgtg`, tokenizer); each file appears whole or not at all."""
@@ -175,9 +152,32 @@ class RewardModel:
             return str(api.upload_folder(repo_id=repo_id, folder_path=Path(folder) / "checkpoint", **commit))
 
     @property
+    def kind(self) -> str:
+        """How rewards are read: "causal", "vocabulary" or "log_ratio"; see `RewardModelConfig`."""
+        return self.config.kind
+
+    @property
+    def head(self) -> nn.Module:
+        """The scalar head.
+
+        Raises:
+            RewardModelError: If rewards are not read by one.
+        """
+        return self._classifier.head
+
+    @property
+    def _classifier(self) -> ClassifierBody:
+        if not isinstance(self._body, ClassifierBody):
+            raise RewardModelError(
+                f"Expected a reward model with a scalar head, but this one is of kind {self.kind!r} and reads rewards "
+                "from logits. Use score_tokens(), or hidden_states(), which returns them."
+            )
+        return self._body
+
+    @property
     def device(self) -> torch.device:
-        """Where token ids have to be."""
-        return cast(torch.device, self.backbone.get_input_embeddings().weight.device)
+        """Where token ids have to be, and where states and rewards come back."""
+        return self._body.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -188,6 +188,20 @@ class RewardModel:
     def vocab_size(self) -> int:
         """Number of token ids that the model can read."""
         return int(self.backbone.get_input_embeddings().weight.shape[0])
+
+    @property
+    def num_next_tokens(self) -> int:
+        """Number of logits of a language model, which may be fewer or more than the tokens that it can read.
+
+        Raises:
+            RewardModelError: If rewards are read by a scalar head.
+        """
+        if not isinstance(self._body, LanguageModelBody):
+            raise RewardModelError(
+                "Expected a reward model of kind 'vocabulary' or 'log_ratio', but this one reads rewards by a scalar "
+                "head and has no logits. Use vocab_size."
+            )
+        return self._body.num_next_tokens
 
     @property
     def pad_token_id(self) -> int | None:
@@ -223,23 +237,42 @@ class RewardModel:
         cache: Cache | None = None,
         *,
         use_cache: bool = False,
-    ) -> tuple[Float[Tensor, "batch new hidden"], Cache | None]:
-        """Runs the backbone once: the last layer's state of each new token, and the cache it left."""
-        positions = {"position_ids": position_ids} if self._takes_positions and position_ids is not None else {}
-        output = self.backbone(
-            input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=use_cache, **positions
-        )
-        return output.last_hidden_state, output.past_key_values if use_cache else None
+        last: int | None = None,
+    ) -> tuple[Float[Tensor, "batch kept width"], Cache | None]:
+        """Runs the model once over new tokens.
+
+        Args:
+            input_ids: The new tokens.
+            attention_mask: 1 for text, 0 for padding, those in the cache included; or an additive mask, or one for each
+                type of layer, as the model takes them.
+            position_ids: Position of each new token in its text; left to the model if None.
+            cache: What it read before.
+            use_cache: Whether to return a cache.
+            last: Of how many tokens, counted from the end, to return the states; None for all.
+
+        Returns:
+            The state of each token and the cache. A state is what `rewards` reads; of the kinds "vocabulary" and
+            "log_ratio", it is the logits of the next token as the model's own forward returns them.
+        """
+        return self._body.states(input_ids, attention_mask, position_ids, cache, use_cache=use_cache, last=last)
 
     def rewards(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape"]:
-        """Reads rewards (float32, the model's own unit) from states of the last layer."""
-        return self.head(hidden).squeeze(-1).float()
+        """Reads rewards (float32, the model's own unit) from states of the last layer.
+
+        Raises:
+            RewardModelError: If the model has no scalar head.
+        """
+        return self._classifier.rewards(hidden)
 
     @torch.no_grad()
     def score_tokens(
         self, input_ids: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"] | None = None
     ) -> Float[Tensor, "batch length"]:
         """The reward of every prefix of every row, in one forward.
+
+        "causal": the head on each token's state. "vocabulary": the logit of each token behind the tokens before it.
+        "log_ratio": the sum of the log-probabilities of the tokens so far, without any reference model. Of the last
+        two, the first token of a text has nothing before it and gets 0.
 
         Args:
             input_ids: Token ids, padded on either side.
@@ -250,15 +283,20 @@ class RewardModel:
         """
         input_ids = input_ids.to(self.device)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
-        hidden, _ = self.hidden_states(input_ids, mask, positions(mask))
-        return self.rewards(hidden).masked_fill(mask == 0, 0.0)
+        states, _ = self.hidden_states(input_ids, mask, positions(mask))
+        if self.kind == "causal":
+            return self.rewards(states).masked_fill(mask == 0, 0.0)
+        scores = token_scores(states, input_ids, mask, log_softmax=self.kind == "log_ratio")
+        return scores if self.kind == "vocabulary" else scores.cumsum(-1).masked_fill(mask == 0, 0.0)
 
     def score(
         self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int = 16
     ) -> Float[Tensor, " batch"]:
         """The rewards of finished texts.
 
-        Each text is prompt + response, tokenised in one go and closed with the end-of-text token, as in training.
+        Each text is prompt + response, tokenised in one go and closed with the end-of-text token, as in training; its
+        reward is the last one of `score_tokens`. With "log_ratio" that sums over the prompt too, so it compares
+        responses to one prompt.
 
         Raises:
             InvalidArgumentError: If the lists differ in length, or the model came without a tokenizer.
@@ -300,19 +338,3 @@ def positions(mask: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The transformers model inside a PEFT wrapper, whose layers the wrapper has extended in place."""
     return cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _split(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module]:
-    """The backbone, and the one linear layer that follows it."""
-    backbone = cast(PreTrainedModel, model.base_model)
-    # Dropout does nothing here; anything else with weights would be left out of the reward.
-    heads = [
-        child for child in model.children() if child is not backbone and next(child.parameters(), None) is not None
-    ]
-    if backbone is model or len(heads) != 1 or next(heads[0].parameters()).shape[0] != 1:
-        raise RewardModelError(
-            "Expected a decoder-only …ForSequenceClassification model, a causal backbone followed by one linear layer "
-            f"with one output, but {type(model).__name__} is built otherwise. Use a decoder-only reward model, loaded "
-            "with AutoModelForSequenceClassification and num_labels=1."
-        )
-    return backbone, heads[0]

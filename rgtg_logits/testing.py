@@ -95,6 +95,17 @@ def tiny_reward_model(model_type: str = "llama", *, seed: int = 1, **changes: An
     return model
 
 
+def tiny_vocabulary_model(model_type: str = "llama", *, seed: int = 1, **changes: Any) -> PreTrainedModel:
+    """A language model whose random logits are so large that, read as rewards, they change what is drawn."""
+    set_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.2)
+    return model
+
+
 def tiny_tokenizer(texts: list[str] | None = None, *, vocab_size: int = 300) -> PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer trained on a few sentences; pads on the left."""
     texts = texts or ["the film was good and the end was bad", "a good plot, a bad cast, and the music was good"]

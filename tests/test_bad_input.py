@@ -87,9 +87,10 @@ def test_more_labels_than_one():
 
 
 def test_a_language_model():
-    model = tiny_base_model(num_labels=1)
+    model = tiny_base_model()
     with pytest.raises(
-        RewardModelError, match=r"followed by one linear layer .* but LlamaForCausalLM is built otherwise. Use"
+        RewardModelError,
+        match=r"followed by one linear layer .* but LlamaForCausalLM is built otherwise. Use .*kind='vocabulary'",
     ):
         PartialRewardLogitsProcessor(model)
 
@@ -264,12 +265,15 @@ def test_weights_without_a_head(folder):
 def test_a_language_model_checkpoint(tmp_path):
     tiny_base_model().save_pretrained(tmp_path)
     with pytest.raises(
-        CheckpointError, match=r"it is LlamaForCausalLM, which has no reward head. Train one .*rgtg train"
+        CheckpointError,
+        match=r"it is LlamaForCausalLM, which has no reward head. Train .*rgtg train.* pass kind='vocabulary'",
     ):
         RewardModel.from_pretrained(tmp_path)
 
 
 def test_a_checkpoint_of_another_kind(folder):
     edit_config(folder, rgtg={"version": 9, "kind": "telepathic"})
-    with pytest.raises(CheckpointError, match=r"to be one of causal, but it is 'telepathic'. .* upgrade"):
+    with pytest.raises(
+        CheckpointError, match=r"to be one of causal, vocabulary, log_ratio, but it is 'telepathic'. .* upgrade"
+    ):
         RewardModel.from_pretrained(folder)

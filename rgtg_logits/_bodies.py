@@ -1,0 +1,195 @@
+"""What inside a transformers model is run for rewards: a backbone and a scalar head, or a whole language model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from inspect import signature
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from rgtg_logits.errors import RewardModelError
+
+
+class Body(ABC):
+    """A model and the part of it that gives the states of tokens.
+
+    Args:
+        model: The whole model.
+        reader: The part whose forward is run.
+
+    Attributes:
+        backbone: Its transformer, without any head.
+    """
+
+    def __init__(self, model: PreTrainedModel, reader: PreTrainedModel) -> None:
+        self.model = model
+        self.backbone = cast(PreTrainedModel, model.base_model)
+        self._reader = reader
+        self._parameters = signature(reader.forward).parameters
+        caches = [name for name in ("past_key_values", "cache_params") if name in self._parameters]
+        self._cache_name = caches[0] if caches and "use_cache" in self._parameters else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids have to be."""
+        embeddings = self.backbone.get_input_embeddings()
+        # Offloaded weights are on no device until accelerate's hook brings them to the one where it runs the layer.
+        device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
+        return cast(Tensor, embeddings.weight).device if device is None else torch.device(device)
+
+    @abstractmethod
+    def states(
+        self,
+        input_ids: Int[Tensor, "batch new"],
+        attention_mask: Tensor | dict[str, Tensor] | None,
+        position_ids: Int[Tensor, "#batch new"] | None,
+        cache: Cache | None,
+        *,
+        use_cache: bool,
+        last: int | None,
+    ) -> tuple[Float[Tensor, "batch kept width"], Cache | None]:
+        """Runs the model once over the new tokens; see `RewardModel.hidden_states`."""
+
+    def _run(self, input_ids: Tensor, position_ids: Tensor | None, cache: Cache | None, **arguments: Any) -> Any:
+        """The forward's output; of what it might be given, only what it takes."""
+        if (cache is not None or arguments["use_cache"]) and self._cache_name is None:
+            raise TypeError(f"{type(self._reader).__name__} takes no cache.")
+        if self._cache_name is not None and cache is not None:
+            arguments[self._cache_name] = cache
+        if position_ids is not None:
+            arguments["position_ids"] = position_ids
+        return self._reader(input_ids, **{name: value for name, value in arguments.items() if name in self._parameters})
+
+    def _cache_of(self, output: Any) -> Cache | None:
+        cache = getattr(output, self._cache_name) if self._cache_name else None
+        if not isinstance(cache, Cache):
+            raise TypeError(f"{type(self._reader).__name__} returns no cache that can be reordered.")
+        return cache
+
+
+class ClassifierBody(Body):
+    """A causal backbone followed by one linear layer with one output; a state is what the backbone ends in.
+
+    Raises:
+        RewardModelError: If the model is built otherwise.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model, cast(PreTrainedModel, model.base_model))
+        self.head = _head(model)
+
+    def states(
+        self,
+        input_ids: Int[Tensor, "batch new"],
+        attention_mask: Tensor | dict[str, Tensor] | None,
+        position_ids: Int[Tensor, "#batch new"] | None,
+        cache: Cache | None,
+        *,
+        use_cache: bool,
+        last: int | None,
+    ) -> tuple[Float[Tensor, "batch kept width"], Cache | None]:
+        """Runs the backbone; see `RewardModel.hidden_states`."""
+        output = self._run(input_ids, position_ids, cache, attention_mask=attention_mask, use_cache=use_cache)
+        hidden = output.last_hidden_state if last is None else output.last_hidden_state[:, -last:]
+        return hidden.to(self.device), self._cache_of(output) if use_cache else None
+
+    def rewards(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape"]:
+        """The head on states; see `RewardModel.rewards`."""
+        weight = next(self.head.parameters())
+        # A model spread over devices ends on another one than it starts on.
+        hidden = hidden if weight.is_meta else hidden.to(weight.device)
+        return self.head(hidden).squeeze(-1).float().to(self.device)
+
+
+class LanguageModelBody(Body):
+    """A language model; the state of a token is the logits of the next one, as the model's own forward returns them.
+
+    Raises:
+        RewardModelError: If the model is none.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model, model)
+        if not model.can_generate() or model.get_output_embeddings() is None:
+            raise RewardModelError(
+                "Expected a …ForCausalLM model, because the kinds 'vocabulary' and 'log_ratio' read logits, but got "
+                f"{type(model).__name__}. Load one with AutoModelForCausalLM, or read a model with a scalar head with "
+                "config=RewardModelConfig(kind='causal')."
+            )
+
+    def states(
+        self,
+        input_ids: Int[Tensor, "batch new"],
+        attention_mask: Tensor | dict[str, Tensor] | None,
+        position_ids: Int[Tensor, "#batch new"] | None,
+        cache: Cache | None,
+        *,
+        use_cache: bool,
+        last: int | None,
+    ) -> tuple[Float[Tensor, "batch kept width"], Cache | None]:
+        """Runs the model; see `RewardModel.hidden_states`."""
+        output = self._run(
+            input_ids,
+            position_ids,
+            cache,
+            attention_mask=attention_mask,
+            use_cache=use_cache,
+            logits_to_keep=last or 0,
+        )
+        # Older forwards take no logits_to_keep and return all.
+        logits = output.logits if last is None else output.logits[:, -last:]
+        return logits.to(self.device), self._cache_of(output) if use_cache else None
+
+    @property
+    def num_next_tokens(self) -> int:
+        """Number of logits."""
+        layer = cast(Any, self.model.get_output_embeddings())
+        return int(layer.out_features if hasattr(layer, "out_features") else layer.weight.shape[0])
+
+
+def token_scores(
+    logits: Float[Tensor, "batch length vocab"],
+    input_ids: Int[Tensor, "batch length"],
+    mask: Int[Tensor, "batch length"],
+    *,
+    log_softmax: bool,
+) -> Float[Tensor, "batch length"]:
+    """What each text token got from the logits behind the tokens before it, in float32.
+
+    Args:
+        logits: Logits of the next token at each token.
+        input_ids: The tokens.
+        mask: 1 for text, 0 for padding on either side.
+        log_softmax: Whether to turn logits into log-probabilities.
+
+    Returns:
+        The token's own logit or log-probability; 0 at padding and at the first token, behind which there is nothing.
+    """
+    before = logits[:, :-1].float()
+    scores = before.gather(-1, input_ids[:, 1:, None])[..., 0]
+    if log_softmax:
+        scores = scores - before.logsumexp(-1)
+    has_both = (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
+    return nn.functional.pad(scores.masked_fill(~has_both, 0.0), (1, 0))
+
+
+def _head(model: PreTrainedModel) -> nn.Module:
+    """The one linear layer that follows the backbone."""
+    backbone = model.base_model
+    # Dropout does nothing here; anything else with weights would be left out of the reward.
+    heads = [
+        child for child in model.children() if child is not backbone and next(child.parameters(), None) is not None
+    ]
+    if backbone is model or len(heads) != 1 or next(heads[0].parameters()).shape[0] != model.config.num_labels:
+        raise RewardModelError(
+            "Expected a decoder-only …ForSequenceClassification model, a causal backbone followed by one linear layer "
+            f"with one output, but {type(model).__name__} is built otherwise. Use a decoder-only reward model, loaded "
+            "with AutoModelForSequenceClassification and num_labels=1. To read the next-token logits of a language "
+            "model as rewards, pass config=RewardModelConfig(kind='vocabulary'), or kind='log_ratio' for its "
+            "log-probabilities."
+        )
+    return heads[0]

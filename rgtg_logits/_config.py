@@ -1,0 +1,70 @@
+"""What a checkpoint says of itself: the dict `rgtg` in its `config.json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from rgtg_logits.errors import CheckpointError, InvalidArgumentError
+
+KINDS = ("causal", "vocabulary", "log_ratio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelConfig:
+    """What `config.rgtg` says about a reward model.
+
+    Attributes:
+        version: Version of this dict.
+        kind: How a reward is read. "causal": by a scalar head on the state of each token. "vocabulary": the logit of
+            token v behind a prefix is the reward of prefix + v (as FaRMA trains it, arXiv 2502.04517).
+            "log_ratio": the log-probability of each token is what it adds to the reward (GenARM, arXiv 2410.08193;
+            an implicit reward of DPO, arXiv 2305.18290).
+        objective: What the model was trained on: "partial_bt" (Bradley-Terry on every prefix pair, arXiv
+            2406.07780), "full_bt" (on whole sequences only), or None when nobody said.
+        reference: For "log_ratio" alone: Hub id or folder of the reference model of a DPO pair, whose log-probability
+            is subtracted; None for the log-probability alone.
+
+    Raises:
+        InvalidArgumentError: If there is no such kind, or a reference where none is used.
+    """
+
+    version: int = 1
+    kind: str = "causal"
+    objective: str | None = None
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InvalidArgumentError(f"Expected kind to be one of {', '.join(KINDS)}, but got {self.kind!r}.")
+        if self.reference is not None and self.kind != "log_ratio":
+            raise InvalidArgumentError(
+                f"Expected a reference model for the kind 'log_ratio' alone, but got {self.reference!r} for "
+                f"{self.kind!r}. Leave reference out."
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RewardModelConfig:
+        """Reads the dict; keys that a later version added are ignored."""
+        kind = values.get("kind", "causal")
+        if kind not in KINDS:
+            raise CheckpointError(
+                f"Expected config.rgtg['kind'] to be one of {', '.join(KINDS)}, but it is {kind!r}. "
+                "The checkpoint was made for another version of rgtg_logits: upgrade the library."
+            )
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The dict that goes into `config.json`."""
+        return {key: value for key, value in asdict(self).items() if key != "reference" or value is not None}
+
+
+def read_config(stored: dict[str, Any] | None, kind: str | None) -> RewardModelConfig:
+    """What `config.rgtg` says, if anything, under a kind that the caller may have set.
+
+    Raises:
+        CheckpointError: If the checkpoint's kind is unknown.
+        InvalidArgumentError: If the caller's is.
+    """
+    config = RewardModelConfig() if stored is None else RewardModelConfig.from_dict(stored)
+    return config if kind in (None, config.kind) else replace(config, kind=kind, reference=None)
