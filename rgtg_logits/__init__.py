@@ -3,13 +3,20 @@
 from rgtg_logits.errors import RGTGError
 from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.reward_model import RewardModel, RewardModelConfig
-from rgtg_logits.scorers import CausalScorer, ReferenceScorer, Scorer
+from rgtg_logits.scorers import (
+    CausalScorer,
+    LogRatioScorer,
+    ReferenceScorer,
+    Scorer,
+    VocabularyScorer,
+)
 from rgtg_logits.trace import Trace
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CausalScorer",
+    "LogRatioScorer",
     "PartialRewardLogitsProcessor",
     "RGTGError",
     "ReferenceScorer",
@@ -17,5 +24,6 @@ __all__ = [
     "RewardModelConfig",
     "Scorer",
     "Trace",
+    "VocabularyScorer",
     "__version__",
 ]

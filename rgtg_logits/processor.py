@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import RLock
 
 import torch
 from jaxtyping import Float, Int
@@ -11,11 +15,11 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from rgtg_logits.candidates import CandidateRule
-from rgtg_logits.errors import InvalidArgumentError, PaddingError, VocabularyError
+from rgtg_logits.errors import InvalidArgumentError, PaddingError
 from rgtg_logits.guidance import guide, spread, truncate
 from rgtg_logits.prefix import text_mask
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers import CausalScorer, Scorer
+from rgtg_logits.scorers import Scorer, make_scorer
 from rgtg_logits.trace import Trace
 
 
@@ -32,8 +36,8 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
     decoding, and one object for any number of calls.
 
     Args:
-        reward_model: A Hub id or a folder, a `RewardModel`, a transformers `…ForSequenceClassification` model with one
-            label, or any `Scorer`. A loaded model is used as it is.
+        reward_model: A Hub id or a folder, a `RewardModel` of any kind, a transformers `…ForSequenceClassification`
+            model with one label, or any `Scorer`. A loaded model is used as it is, on the device where it is.
         beta: Guidance strength in nats per unit of reward. 0 is the base model cut to the candidates, and costs no
             reward model call; 1 to 4 is typical for rewards with a spread of about one; with larger values the reward
             decides and the base model fades. It is 1/β of KL-regularised RLHF. `generate` applies its temperature T
@@ -42,8 +46,15 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             afterwards, which changes nothing as long as it is not smaller.
         top_p: Cut the candidates to this share of the base model's probability.
         min_p: Cut the candidates to those at least this fraction as probable as the best.
-        tokenizer: The base model's tokenizer. Its vocabulary is compared with the reward model's. Left out, token ids
-            are taken to mean the same in both.
+        tokenizer: The base model's tokenizer. Its vocabulary is compared with the reward model's: if a token has
+            another id there, or none, the reward model reads text (`RetokenizingScorer`). Left out, token ids are taken
+            to mean the same in both.
+        prompt_format: How the reward model wants prompt and answer put, which makes it read text: "chat" for its chat
+            template, or a function of both texts; see `RetokenizingScorer`.
+        on_overflow: What to do when a text is longer than the reward model can read: "error" (before the first token
+            if the prompt is too long already), or "truncate_left" to let it read the end alone.
+        max_tokens_per_forward: Most tokens (rows × columns) that the reward model reads in one forward, to bound memory
+            for many rows and candidates; results are unchanged.
         pad_token_id: The token that pads rows on the left; by default the tokenizer's, or else the reward model's.
         attention_mask: The prompt's mask, for prompts in which the pad token also leads the text (pad == bos). A
             processor that has one is for those prompts only.
@@ -60,6 +71,8 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         processor = PartialRewardLogitsProcessor("org/partial-rm", beta=1.5, top_k=20)
         model.generate(**inputs, do_sample=True, top_k=0, logits_processor=[processor])
         ```
+
+    One object may serve several threads; they take turns.
     """
 
     supports_continuous_batching = False
@@ -74,15 +87,22 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         top_p: float | None = None,
         min_p: float | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        prompt_format: str | Callable[[str, str], str] | None = None,
+        on_overflow: str = "error",
+        max_tokens_per_forward: int | None = None,
         pad_token_id: int | None = None,
         attention_mask: Int[Tensor, "prompts length"] | None = None,
         trace: Trace | None = None,
     ) -> None:
         self.beta = _checked_beta(beta)
         self.rule = CandidateRule(top_k=top_k, top_p=top_p, min_p=min_p)
-        self.scorer = _scorer(reward_model, tokenizer)
+        options = {"on_overflow": on_overflow, "max_tokens_per_forward": max_tokens_per_forward}
+        self.scorer = make_scorer(reward_model, tokenizer, prompt_format=prompt_format, **options)
         self.trace = trace
+        self.tokenizer = tokenizer
         self.attention_mask = attention_mask
+        self._prompt: _Prompt | None = None
+        self._lock = RLock()
         known = (pad_token_id, getattr(tokenizer, "pad_token_id", None), self.scorer.pad_token_id)
         self.pad_token_id = next((token for token in known if token is not None), None)
 
@@ -104,24 +124,114 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             ContextLengthError: If a prefix is longer than the reward model can read.
             NonFiniteRewardError: If a reward is NaN or infinite.
         """
-        candidates = self.rule.select(scores)
-        base = truncate(candidates)
-        guided, rewards = base, None
-        # One candidate is drawn whatever its reward, so there is nothing to ask.
-        if self.beta > 0 and candidates.ids.shape[1] > 1:
-            rewards = self.scorer.score(input_ids, self._text_mask(input_ids), candidates.ids)
-            guided = guide(candidates, rewards, self.beta)
-        if self.trace is not None:
-            self.trace.record(input_ids, candidates.ids, base, rewards, guided)
-        return spread(candidates, guided, like=scores)
+        with self._lock:
+            rows, mask = self._rows(input_ids)
+            candidates = self.rule.select(scores)
+            if scores.device.type == "cpu":
+                candidates = candidates.narrowed()
+            base = truncate(candidates)
+            guided, rewards = base, None
+            # One candidate is drawn whatever its reward, so there is nothing to ask.
+            if self.beta > 0 and candidates.ids.shape[1] > 1:
+                rewards = self.scorer.score(rows, mask, candidates.ids)
+                guided = guide(candidates, rewards, self.beta)
+            if self.trace is not None:
+                self.trace.record(rows, candidates.ids, base, rewards, guided)
+            return spread(candidates, guided, like=scores)
 
-    def _text_mask(self, rows: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
-        if rows.shape[1] == 0:
+    def for_prompt(
+        self,
+        prompt: Int[Tensor, "prompts length"] | str | Sequence[str],
+        attention_mask: Int[Tensor, "prompts length"] | None = None,
+        *,
+        start: int | None = None,
+    ) -> PartialRewardLogitsProcessor:
+        """This processor for prompts that `generate` does not show: `inputs_embeds`, and encoder-decoder base models.
+
+        Args:
+            prompt: What the reward model reads in front of every answer: token ids padded on the left, or texts.
+            attention_mask: 1 for text, 0 for padding in `prompt`; all text by default.
+            start: How many leading tokens of the rows that `generate` shows are not part of the answer (the decoder's
+                start token); by default as many as it shows first.
+
+        Returns:
+            A processor for these prompts, in this order, which shares reward model, cache and trace with this one.
+
+        Raises:
+            InvalidArgumentError: If texts are given and the tokenizer is unknown, or a mask does not fit.
+
+        Example:
+            ```python
+            processor = PartialRewardLogitsProcessor("org/partial-rm", tokenizer=tokenizer)
+            model.generate(inputs_embeds=embeddings, logits_processor=[processor.for_prompt(input_ids, attention_mask)])
+            ```
+        """
+        if not isinstance(prompt, Tensor):
+            prompt, attention_mask = _tokens(self.tokenizer, [prompt] if isinstance(prompt, str) else list(prompt))
+        mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
+        if mask.shape != prompt.shape:
+            raise InvalidArgumentError(
+                f"Expected attention_mask to have the shape {tuple(prompt.shape)} of the prompt, but got "
+                f"{tuple(mask.shape)}. Pass both as the tokenizer returned them."
+            )
+        bound = copy.copy(self)
+        bound._prompt = _Prompt(prompt, mask, start)
+        return bound
+
+    def _rows(self, input_ids: Int[Tensor, "batch shown"]) -> tuple[Int[Tensor, "batch length"], Tensor]:
+        """The rows that the reward model reads, and their mask."""
+        if self._prompt is not None:
+            rows, mask = self._prompt.followed_by(input_ids)
+            return rows, text_mask(rows, self.pad_token_id, mask)
+        if input_ids.shape[1] == 0:
             raise PaddingError(
                 "Expected the prompt's token ids, because the reward model reads the prompt, but generate was given "
-                "inputs_embeds alone. Pass input_ids as well."
+                "inputs_embeds alone. Pass processor.for_prompt(input_ids, attention_mask) as the logits processor."
             )
-        return text_mask(rows, self.pad_token_id, self.attention_mask)
+        return input_ids, text_mask(input_ids, self.pad_token_id, self.attention_mask)
+
+
+@dataclass
+class _Prompt:
+    """Prompts that are not in the rows.
+
+    Attributes:
+        ids: Their token ids.
+        mask: 1 for text, 0 for padding.
+        start: How many leading columns of the rows are not part of the answer; None before the first call.
+    """
+
+    ids: Int[Tensor, "prompts length"]
+    mask: Int[Tensor, "prompts length"]
+    start: int | None
+
+    def followed_by(self, rows: Int[Tensor, "batch shown"]) -> tuple[Int[Tensor, "batch length"], Tensor]:
+        """Prompt and answer of every row, and the prompts' mask."""
+        if self.start is None:
+            self.start = rows.shape[1]
+        prompts = self.ids.shape[0]
+        if rows.shape[0] % prompts or rows.shape[1] < self.start:
+            raise PaddingError(
+                f"Expected rows that answer the {prompts} prompts given to for_prompt and start with {self.start} "
+                f"tokens of the decoder, but got {rows.shape[0]} rows of {rows.shape[1]} tokens. Call for_prompt again "
+                "for other prompts."
+            )
+        repeated = self.ids.to(rows.device).repeat_interleave(rows.shape[0] // prompts, dim=0)
+        return torch.cat([repeated, rows[:, self.start :]], dim=1), self.mask
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase | None, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Token ids of texts, padded on the left, and their mask."""
+    if tokenizer is None:
+        raise InvalidArgumentError(
+            "Expected token ids as the prompt, because the processor was made without a tokenizer, but got text. "
+            "Pass tokenizer= to PartialRewardLogitsProcessor, or the ids to for_prompt."
+        )
+    rows = [tokenizer(text)["input_ids"] for text in texts]
+    width = max(len(row) for row in rows)
+    # What stands in the place of padding does not matter: the mask says so.
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
 
 
 def _checked_beta(beta: float) -> float:
@@ -131,32 +241,3 @@ def _checked_beta(beta: float) -> float:
             "Use 0 for no guidance; to lower a reward, change its sign in the reward model."
         )
     return float(beta)
-
-
-def _scorer(source: object, tokenizer: PreTrainedTokenizerBase | None) -> Scorer:
-    if isinstance(source, Scorer):
-        return source
-    if isinstance(source, (str, os.PathLike)):
-        source = RewardModel.from_pretrained(source)
-    elif isinstance(source, torch.nn.Module):
-        source = RewardModel(source)
-    if not isinstance(source, RewardModel):
-        raise InvalidArgumentError(
-            "Expected reward_model to be a Hub id, a folder, a RewardModel, a …ForSequenceClassification model or a "
-            f"Scorer, but got {type(source).__name__}."
-        )
-    _check_same_vocabulary(tokenizer, source)
-    return CausalScorer(source)
-
-
-def _check_same_vocabulary(tokenizer: PreTrainedTokenizerBase | None, reward_model: RewardModel) -> None:
-    if tokenizer is None or reward_model.tokenizer is None:
-        return
-    base, own = tokenizer.get_vocab(), reward_model.tokenizer.get_vocab()
-    if base != own:
-        differing = sum(own.get(token) != index for token, index in base.items())
-        raise VocabularyError(
-            f"Expected the base model and the reward model to share a vocabulary, but {differing} of {len(base)} "
-            f"tokens of the base model have another id, or none, in the reward model's vocabulary of {len(own)}. "
-            "Use a reward model trained from this base model's family."
-        )

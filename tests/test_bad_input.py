@@ -15,7 +15,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, RewardModel
+from rgtg_logits import CausalScorer, LogRatioScorer, PartialRewardLogitsProcessor, RewardModel, RewardModelConfig
 from rgtg_logits.errors import (
     CheckpointError,
     ContextLengthError,
@@ -147,10 +147,41 @@ def test_padding_rows_of_the_base_vocabulary_are_no_error():
     assert generate(processor, base=base, suppress_tokens=[61, 62, 63]).shape == (1, 6)
 
 
-def test_tokenizers_that_differ():
-    model, base = tiny_reward_model(vocab_size=300), tiny_tokenizer(["zebra zebra yak yak quiz quiz"] * 5)
-    with pytest.raises(VocabularyError, match=r"share a vocabulary, but \d+ of \d+ tokens .* another id, or none"):
-        PartialRewardLogitsProcessor(RewardModel(model, tiny_tokenizer()), tokenizer=base)
+@pytest.mark.parametrize("kind", ["vocabulary", "log_ratio"])
+def test_tokenizers_that_differ_where_next_tokens_are_scored(kind):
+    base = tiny_tokenizer(["zebra zebra yak yak quiz quiz"] * 5)
+    reward_model = RewardModel(tiny_base_model(vocab_size=300), tiny_tokenizer(), config=RewardModelConfig(kind=kind))
+    with pytest.raises(
+        VocabularyError, match=rf"of kind '{kind}' to share a vocabulary, .* but \d+ tokens .* another id"
+    ):
+        PartialRewardLogitsProcessor(reward_model, tokenizer=base)
+
+
+def test_a_prompt_format_without_the_base_tokenizer():
+    reward_model = RewardModel(tiny_reward_model(vocab_size=300), tiny_tokenizer())
+    with pytest.raises(InvalidArgumentError, match="Expected the base model's tokenizer, .* Pass tokenizer="):
+        PartialRewardLogitsProcessor(reward_model, prompt_format=lambda prompt, answer: prompt + answer)
+
+
+def test_options_for_a_scorer_that_has_its_own():
+    with pytest.raises(InvalidArgumentError, match="to be left out for a Scorer, .* Pass them to the scorer"):
+        PartialRewardLogitsProcessor(CausalScorer(RewardModel(tiny_reward_model())), on_overflow="truncate_left")
+
+
+def test_a_log_ratio_without_the_reference_that_it_names():
+    config = RewardModelConfig(kind="log_ratio", reference="org/sft")
+    with pytest.raises(InvalidArgumentError, match="Expected the reference model 'org/sft', .* pass it as reference="):
+        LogRatioScorer(RewardModel(tiny_base_model(), config=config))
+
+
+def test_a_prompt_for_other_rows():
+    processor = PartialRewardLogitsProcessor(tiny_reward_model())
+    with pytest.raises(PaddingError, match="answer the 2 prompts given to for_prompt .* but got 1 rows of 3 tokens"):
+        generate(processor.for_prompt(torch.tensor([[5, 6], [7, 8]]), start=0))
+    with pytest.raises(InvalidArgumentError, match=r"attention_mask to have the shape \(1, 2\) .* but got \(1, 3\)"):
+        processor.for_prompt(torch.tensor([[5, 6]]), torch.ones(1, 3))
+    with pytest.raises(InvalidArgumentError, match="made without a tokenizer, but got text. Pass tokenizer="):
+        processor.for_prompt("A film")
 
 
 def test_pad_token_needed_and_unknown():
@@ -169,7 +200,9 @@ def test_a_prompt_of_nothing_but_the_pad_token():
 def test_a_prompt_of_embeddings_alone():
     processor, base = PartialRewardLogitsProcessor(tiny_reward_model()), tiny_base_model()
     embeddings = base.get_input_embeddings()(torch.tensor([[5, 6]])).detach()
-    with pytest.raises(PaddingError, match=r"Expected the prompt's token ids, .* inputs_embeds alone"):
+    with pytest.raises(
+        PaddingError, match=r"Expected the prompt's token ids, .* inputs_embeds alone. Pass processor.for_prompt"
+    ):
         base.generate(inputs_embeds=embeddings, max_new_tokens=2, logits_processor=[processor])
 
 

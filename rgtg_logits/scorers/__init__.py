@@ -2,6 +2,16 @@
 
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.causal import CausalScorer
+from rgtg_logits.scorers.log_ratio import LogRatioScorer
+from rgtg_logits.scorers.make import make_scorer
 from rgtg_logits.scorers.reference import ReferenceScorer
+from rgtg_logits.scorers.vocabulary import VocabularyScorer
 
-__all__ = ["CausalScorer", "ReferenceScorer", "Scorer"]
+__all__ = [
+    "CausalScorer",
+    "LogRatioScorer",
+    "ReferenceScorer",
+    "Scorer",
+    "VocabularyScorer",
+    "make_scorer",
+]

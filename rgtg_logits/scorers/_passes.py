@@ -1,7 +1,7 @@
-"""The ways of running a reward model over [new prefix tokens | k candidates].
+"""The ways of running a reward model over [new prefix tokens | branches].
 
-A pass owns the cache of the last rows. It is told what changed (`Step`) and returns the last layer's state of every
-candidate. Which pass fits a model is found by `_probe`.
+A pass owns the cache of the last rows. It is told what changed (`Step`) and returns the last layer's state at the end
+of every branch. Which pass fits a model is found by `_probe`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers import Cache
 
 from rgtg_logits.prefix import PADDING, Plan
 from rgtg_logits.reward_model import RewardModel, positions
+from rgtg_logits.scorers._branches import Branches
 from rgtg_logits.scorers._kv_cache import PrefixCache
 from rgtg_logits.scorers._sibling_mask import sibling_mask
 
@@ -31,14 +32,14 @@ class Step:
     Attributes:
         plan: How the rows follow from those of the last step.
         keys: The rows, `PADDING` where padded, on the model's device.
-        candidates: The candidates, on the model's device.
+        branches: What may follow them, on the model's device.
         extends: Whether the plan keeps all of the last rows.
-        drawn: Which of its last candidates each row has grown by, if each has grown by just one of them.
+        drawn: Which of its last branches each row has grown by, if each has grown by just one token of them.
     """
 
     plan: Plan
     keys: Int[Tensor, "batch length"]
-    candidates: Int[Tensor, "batch k"]
+    branches: Branches
     extends: bool
     drawn: Int[Tensor, " batch"] | None = None
 
@@ -56,14 +57,20 @@ class Step:
 class Pass(ABC):
     """A way of running the model.
 
+    Args:
+        reward_model: The model.
+        max_tokens: Most tokens to run in one forward, so that memory is bounded; at least one per row are. None: all.
+
     Attributes:
         can_take_back: Whether tokens can be taken back from the cache after a step that was wrong.
     """
 
     can_take_back = False
 
-    def __init__(self, reward_model: RewardModel) -> None:
+    def __init__(self, reward_model: RewardModel, max_tokens: int | None = None) -> None:
         self.reward_model = reward_model
+        self._max_tokens = max_tokens
+        self.restart()
 
     @abstractmethod
     def restart(self) -> None:
@@ -79,23 +86,27 @@ class Pass(ABC):
         return cache.memory() if isinstance(cache, PrefixCache) else 0
 
     @abstractmethod
-    def run(self, step: Step) -> Float[Tensor, "batch k hidden"]:
-        """The last layer's state of each candidate, each behind its own row's prefix alone."""
+    def run(self, step: Step) -> Float[Tensor, "batch k state"]:
+        """The state at the end of each branch, each behind its own row's prefix alone."""
+
+    def _pieces(self, start: int, end: int, rows: int) -> list[slice]:
+        """Cuts `rows` rows of columns into pieces small enough for one forward."""
+        width = end - start if self._max_tokens is None else max(1, self._max_tokens // rows)
+        return [slice(first, min(first + width, end)) for first in range(start, end, max(1, width))]
 
 
 class SiblingPass(Pass):
-    """All candidates in one forward behind one copy of the prefix, told apart by the attention mask.
+    """All branches in one forward behind one copy of the prefix, told apart by the attention mask.
 
-    The candidate that is drawn need not be read again: its keys and values still lie behind the prefix, and are exactly
+    The token that is drawn need not be read again: its keys and values still lie behind the prefix, and are exactly
     those of the longer prefix, because it saw nothing but the prefix and itself.
     """
 
     can_take_back = True
 
-    def __init__(self, reward_model: RewardModel, *, full: bool, sliding: bool) -> None:
-        super().__init__(reward_model)
+    def __init__(self, reward_model: RewardModel, max_tokens: int | None = None, *, full: bool, sliding: bool) -> None:
         self._full, self._sliding = full, sliding
-        self.restart()
+        super().__init__(reward_model, max_tokens)
 
     def restart(self) -> None:
         self._cache = PrefixCache()
@@ -103,22 +114,31 @@ class SiblingPass(Pass):
     def take_back(self, length: int) -> None:
         self._cache.truncate(length)
 
-    def run(self, step: Step) -> Float[Tensor, "batch k hidden"]:
+    def run(self, step: Step) -> Float[Tensor, "batch k state"]:
         keep = self._recall(step)
-        length, k = step.keys.shape[1], step.candidates.shape[1]
-        text = step.text
-        position = positions(text)
-        after = (position[:, -1:] + 1).expand(-1, k)
-        hidden, _ = self.reward_model.hidden_states(
-            torch.cat([step.tokens[:, keep:], step.candidates], dim=1),
-            self._mask(text, k, queries=length - keep + k),
-            torch.cat([position[:, keep:], after], dim=1),
-            self._cache,
-            use_cache=True,
-        )
-        # What lies behind the prefix now are the candidates; the one that is drawn is found there by the next step.
+        (batch, length), text, branches = step.keys.shape, step.text, step.branches
+        after = text.sum(-1, keepdim=True) + branches.levels()
+        position = torch.cat([positions(text), after], dim=1)
+        tokens = torch.cat([step.tokens, branches.tokens], dim=1)
+        states = []
+        for piece in self._pieces(keep, tokens.shape[1], batch):
+            branching = max(0, piece.stop - max(piece.start, length))
+            state, _ = self.reward_model.hidden_states(
+                tokens[:, piece],
+                self._mask(text, branches, position, piece),
+                position[:, piece],
+                self._cache,
+                use_cache=True,
+                last=max(1, branching),
+            )
+            if branching:
+                states.append(state)
+        # What lies behind the prefix now are the branches; the one that is drawn is found there by the next step.
         self._cache.truncate(length)
-        return hidden[:, -k:]
+        nodes = torch.cat(states, dim=1) if len(states) > 1 else states[0]
+        if branches.leaves is None:
+            return nodes
+        return nodes.gather(1, branches.leaves[..., None].expand(-1, -1, nodes.shape[-1]))
 
     def _recall(self, step: Step) -> int:
         """Brings the cache to what it shares with the rows now, and says how many columns that is."""
@@ -134,8 +154,8 @@ class SiblingPass(Pass):
         self._cache.adopt(keep + step.drawn)
         return keep + 1
 
-    def _mask(self, text: Tensor, k: int, queries: int) -> Tensor | dict[str, Tensor]:
-        build = partial(sibling_mask, text, k, queries, dtype=self.reward_model.dtype)
+    def _mask(self, text: Tensor, branches: Branches, position: Tensor, piece: slice) -> Tensor | dict[str, Tensor]:
+        build = partial(sibling_mask, text, branches, position, piece, dtype=self.reward_model.dtype)
         masks = {}
         if self._full:
             masks["full_attention"] = build(window=None)
@@ -145,45 +165,63 @@ class SiblingPass(Pass):
 
 
 class ExpandPass(Pass):
-    """Each candidate on its own copy of the cache: exact wherever caching is, at k times the memory traffic.
+    """Each branch on its own copy of the cache: exact wherever caching is, at k times the memory traffic.
 
     Args:
         own: Let the model make its cache, because it holds more than keys and values. Such a cache cannot be taken
             back, so a rewind starts over.
     """
 
-    def __init__(self, reward_model: RewardModel, *, own: bool) -> None:
-        super().__init__(reward_model)
+    def __init__(self, reward_model: RewardModel, max_tokens: int | None = None, *, own: bool) -> None:
         self._own = own
-        self.restart()
+        super().__init__(reward_model, max_tokens)
 
     def restart(self) -> None:
         self._cache: Cache | None = None if self._own else PrefixCache()
 
-    def run(self, step: Step) -> Float[Tensor, "batch k hidden"]:
+    def run(self, step: Step) -> Float[Tensor, "batch k state"]:
         keep = self._recall(step)
-        (batch, k), text = step.candidates.shape, step.text
-        for start, end in self._chunks(keep, step.keys.shape[1]):
-            new = positions(text)[:, start:end]
-            _, self._cache = self._forward(step.tokens[:, start:end], text[:, :end], new, self._cache)
-        cache = copy.deepcopy(self._cache)
-        assert cache is not None
-        cache.reorder_cache(torch.arange(batch, device=text.device).repeat_interleave(k))
-        longer = torch.nn.functional.pad(text, (0, 1), value=1).repeat_interleave(k, dim=0)
-        hidden, _ = self._forward(step.candidates.reshape(-1, 1), longer, positions(longer)[:, -1:], cache)
-        return hidden.reshape(batch, k, -1)
+        (batch, length), text = step.keys.shape, step.text
+        for piece in self._steps(keep, length, batch):
+            new = positions(text)[:, piece]
+            _, self._cache = self._forward(step.tokens[:, piece], text[:, : piece.stop], new, self._cache, last=1)
+        paths, lengths = step.branches.paths()
+        k, depth = paths.shape[1:]
+        states = [self._branch(text, paths[:, piece], lengths[:, piece]) for piece in self._pieces(0, k, batch * depth)]
+        return torch.cat(states, dim=1)
 
-    def _chunks(self, keep: int, length: int) -> list[tuple[int, int]]:
+    def _branch(self, text: Tensor, paths: Tensor, lengths: Tensor) -> Float[Tensor, "batch k state"]:
+        """Runs some of the branches, each on a copy of the cache that is thrown away."""
+        batch, k, depth = paths.shape
+        cache = copy.deepcopy(self._cache) if text.shape[1] else None if self._own else PrefixCache()
+        if cache is not None and text.shape[1]:
+            cache.reorder_cache(torch.arange(batch, device=text.device).repeat_interleave(k))
+        longer = torch.nn.functional.pad(text, (0, depth), value=1).repeat_interleave(k, dim=0)
+        tokens, start, states = paths.reshape(batch * k, depth), text.shape[1], []
+        for piece in self._steps(start, start + depth, None):
+            new = positions(longer)[:, piece]
+            columns = slice(piece.start - start, piece.stop - start)
+            width = columns.stop - columns.start
+            state, cache = self._forward(tokens[:, columns], longer[:, : piece.stop], new, cache, last=width)
+            states.append(state)
+        along = torch.cat(states, dim=1)
+        ends = (lengths.reshape(-1, 1, 1) - 1).expand(-1, -1, along.shape[-1])
+        return along.gather(1, ends).reshape(batch, k, -1)
+
+    def _steps(self, start: int, end: int, rows: int | None) -> list[slice]:
         # Recurrent layers continue from their state one token at a time; given several, they start from nothing.
-        if self._own and keep > 0:
-            return [(start, start + 1) for start in range(keep, length)]
-        return [(keep, length)] if keep < length else []
+        if self._own and start > 0:
+            return [slice(column, column + 1) for column in range(start, end)]
+        # Only what a later piece may attend to can be cut, which is nothing where a state starts from nothing.
+        return self._pieces(start, end, rows) if rows and not self._own else [slice(start, end)] * (start < end)
 
-    def _forward(self, tokens: Tensor, mask: Tensor, position: Tensor, cache: Cache | None) -> tuple[Tensor, Cache]:
-        hidden, cache = self.reward_model.hidden_states(tokens, mask, position, cache, use_cache=True)
+    def _forward(
+        self, tokens: Tensor, mask: Tensor, position: Tensor, cache: Cache | None, *, last: int
+    ) -> tuple[Tensor, Cache]:
+        states, cache = self.reward_model.hidden_states(tokens, mask, position, cache, use_cache=True, last=last)
         if cache is None:
             raise TypeError("The model returns no cache.")
-        return hidden, cache
+        return states, cache
 
     def _recall(self, step: Step) -> int:
         keep = step.plan.keep
@@ -199,23 +237,29 @@ class ExpandPass(Pass):
 
 
 class RecomputePass(Pass):
-    """No cache: all candidates of a row behind k copies of its prefix, without padding."""
+    """No cache: all branches of a row behind copies of its prefix, without padding."""
 
     def restart(self) -> None:
         pass
 
-    def run(self, step: Step) -> Float[Tensor, "batch k hidden"]:
+    def run(self, step: Step) -> Float[Tensor, "batch k state"]:
+        paths, lengths = step.branches.paths()
         states = []
-        for row, candidates in zip(step.keys, step.candidates, strict=True):
-            prefix = row[row != PADDING].expand(candidates.shape[0], -1)
-            tokens = torch.cat([prefix, candidates[:, None]], dim=1)
-            mask = torch.ones_like(tokens)
-            hidden, _ = self.reward_model.hidden_states(tokens, mask, positions(mask))
-            states.append(hidden[:, -1])
+        for row, path, length in zip(step.keys, paths, lengths, strict=True):
+            prefix = row[row != PADDING]
+            pieces = self._pieces(0, path.shape[0], prefix.shape[0] + path.shape[1])
+            states.append(torch.cat([self._row(prefix, path[piece], length[piece]) for piece in pieces]))
         return torch.stack(states)
 
+    def _row(self, prefix: Tensor, paths: Tensor, lengths: Tensor) -> Float[Tensor, "k state"]:
+        # What fills up the shorter branches stands behind their end, where a causal model does not look.
+        tokens = torch.cat([prefix.expand(paths.shape[0], -1), paths], dim=1)
+        mask = torch.ones_like(tokens)
+        states, _ = self.reward_model.hidden_states(tokens, mask, positions(mask), last=paths.shape[1])
+        return states[torch.arange(paths.shape[0], device=states.device), lengths - 1]
 
-PASSES: dict[str, Callable[[RewardModel], Pass]] = {
+
+PASSES: dict[str, Callable[..., Pass]] = {
     "siblings": partial(SiblingPass, full=True, sliding=False),
     "siblings_sliding": partial(SiblingPass, full=False, sliding=True),
     "siblings_mixed": partial(SiblingPass, full=True, sliding=True),

@@ -1,8 +1,9 @@
 """Finds, on the loaded model and by numbers alone, the cheapest pass that is exact.
 
 Architectures differ in what they do with a custom mask or a cache, some silently, so names prove nothing. The probe
-asks each pass four questions on a small left-padded batch (a prompt, an extension by a candidate, permuted rows with
-other tokens, a rewind) and compares the states with those of plain uncached forwards on unpadded rows.
+asks each pass a few questions on a small left-padded batch (a prompt, an extension by a candidate, permuted rows with
+other tokens, a rewind; where needed also branches of several tokens behind rows with padding inside) and compares the
+states with those of plain uncached forwards on unpadded rows.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from rgtg_logits.errors import RewardModelError
 from rgtg_logits.prefix import PADDING, PrefixTracker
 from rgtg_logits.reward_model import RewardModel, positions
+from rgtg_logits.scorers._branches import Branches
 from rgtg_logits.scorers._passes import PASSES, Pass, Step
 
 LENGTH = 13
@@ -29,24 +31,29 @@ REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, Index
 
 
 @torch.no_grad()
-def choose_pass(reward_model: RewardModel) -> str:
+def choose_pass(reward_model: RewardModel, *, trees: bool = False) -> str:
     """Names the cheapest exact pass.
+
+    Args:
+        reward_model: The model.
+        trees: Whether it must also take branches of several tokens, and padding inside the rows.
 
     Raises:
         RewardModelError: If the model is not causal, or none is exact.
     """
     rows = _rows(reward_model)
     check_causal(reward_model, rows[0])
-    check_head(reward_model, rows[0])
+    if reward_model.kind == "causal":
+        check_head(reward_model, rows[0])
     with _small_window(reward_model):
-        return _cheapest(reward_model, rows)
+        return _cheapest(reward_model, rows, trees)
 
 
-def _cheapest(reward_model: RewardModel, rows: Int[Tensor, "2 length"]) -> str:
+def _cheapest(reward_model: RewardModel, rows: Int[Tensor, "2 length"], trees: bool) -> str:
     findings = {}
     for name in _suitable(reward_model):
         try:
-            error = probe(reward_model, PASSES[name](reward_model), rows)
+            error = probe(reward_model, PASSES[name](reward_model), rows, trees=trees)
         except torch.OutOfMemoryError:
             raise
         except REFUSALS as refusal:
@@ -94,32 +101,46 @@ def check_head(reward_model: RewardModel, row: Int[Tensor, " length"]) -> None:
         )
 
 
-def probe(reward_model: RewardModel, chosen: Pass, rows: Int[Tensor, "2 length"]) -> float:
-    """The relative error of a pass over four questions; the second row is padded on the left."""
+def probe(reward_model: RewardModel, chosen: Pass, rows: Int[Tensor, "2 length"], *, trees: bool = False) -> float:
+    """The relative error of a pass over its questions; the second row is padded on the left."""
     tracker, errors = PrefixTracker(), []
-    text = rows.clone()
-    text[1, :3] = PADDING
-    other = (text[:, -CANDIDATES:] + 1) % reward_model.vocab_size
-    drawn = torch.tensor([1, 0], device=rows.device)
-    longer = torch.cat([text, other.gather(1, drawn[:, None])], dim=1)
-    odd = torch.cat([longer.flip(0), other[:, :2]], dim=1)
-    questions = (
-        (text, other, None),
-        (longer, other, drawn),
-        (odd, other.flip(1), None),
-        (longer[:, :-2].flip(0), other, None),
-    )
-    for keys, candidates, slots in questions:
+    for keys, branches, drawn in _questions(rows, reward_model.vocab_size, trees):
         plan = tracker.plan(keys.cpu())
-        states = chosen.run(Step(plan, keys, candidates, extends=plan.keep == tracker.length, drawn=slots))
+        states = chosen.run(Step(plan, keys, branches, extends=plan.keep == tracker.length, drawn=drawn))
         tracker.remember(keys.cpu())
+        paths, lengths = branches.paths()
         for row in range(2):
             for slot in range(CANDIDATES):
-                alone = torch.cat([keys[row][keys[row] != PADDING], candidates[row, slot : slot + 1]])
+                path = paths[row, slot, : int(lengths[row, slot])]
+                alone = torch.cat([keys[row][keys[row] != PADDING], path])
                 errors.append(_relative_error(states[row, slot], _plain(reward_model, alone)[-1]))
     # In half precision a single routing flip of a mixture of experts may be large, so the typical error decides.
     half = torch.finfo(reward_model.dtype).bits < 32
     return float(torch.tensor(errors).median() if half else torch.tensor(errors).max())
+
+
+def _questions(
+    rows: Int[Tensor, "2 length"], vocab_size: int, trees: bool
+) -> Iterator[tuple[Tensor, Branches, Tensor | None]]:
+    """Rows one after the other, what may follow them, and which branch was drawn."""
+    text = rows.clone()
+    text[1, :3] = PADDING
+    other = (text[:, -CANDIDATES:] + 1) % vocab_size
+    drawn = torch.tensor([1, 0], device=rows.device)
+    longer = torch.cat([text, other.gather(1, drawn[:, None])], dim=1)
+    odd = torch.cat([longer.flip(0), other[:, :2]], dim=1)
+    yield text, Branches(other), None
+    yield longer, Branches(other), drawn
+    yield odd, Branches(other.flip(1)), None
+    yield longer[:, :-2].flip(0), Branches(other), None
+    if trees:
+        one, two, three = other[0].tolist()
+        tree = Branches.grow([[[one], [one, two, one], [three, two]], [[two, three], [two, one], [one]]])
+        tree = tree.to(rows.device)
+        torn = torch.cat([longer[:, :-2], other[:, :2]], dim=1)
+        torn[0, -2] = PADDING
+        yield torn, tree, None
+        yield torch.cat([torn, other], dim=1), tree, None
 
 
 @contextmanager

@@ -1,25 +1,34 @@
-"""The attention mask that lets k candidates share one prefix.
+"""The attention mask that lets the branches of a row share it.
 
-A forward over [new tokens of the prefix | k candidates] gives each candidate the state it would have as the only next
-token, if it sees the prefix and itself but none of its siblings, and stands at the position after the prefix.
+A forward over [new tokens of the prefix | tokens of the branches] gives each branch the state it would have as the only
+one, if its tokens see the prefix and those before them in their own branch, and stand at the positions that follow.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from rgtg_logits.scorers._branches import Branches
 
 
 def sibling_mask(
-    text: Int[Tensor, "batch length"], k: int, queries: int, *, window: int | None, dtype: torch.dtype
-) -> Float[Tensor, "batch 1 queries slots"]:
-    """Additive attention mask for the last `queries` tokens of [prefix | k candidates].
+    text: Int[Tensor, "batch length"],
+    branches: Branches,
+    position: Int[Tensor, "batch slots"],
+    queries: slice,
+    *,
+    window: int | None,
+    dtype: torch.dtype,
+) -> Float[Tensor, "batch 1 queries visible"]:
+    """Additive attention mask of some of the tokens of [prefix | branches].
 
     Args:
         text: 1 where the prefix is text, 0 where it is padding.
-        k: Number of candidates.
-        queries: New prefix tokens + k; those before are in the cache.
+        branches: What follows the prefix.
+        position: Position of every token in its own text.
+        queries: Which tokens ask; those before the first are in the cache, those behind the last are not yet.
         window: How many tokens back, itself included, a token sees; None for all.
         dtype: The type the model computes in, because sdpa wants mask and queries of one type.
 
@@ -27,19 +36,19 @@ def sibling_mask(
         0 where attention is allowed, the most negative finite number where not. Finite, because a padding token may
         see nothing, and a softmax over -inf alone is NaN. Additive, because eager attention takes a boolean mask wrong.
     """
-    length = text.shape[1]
-    allowed = _structure(length, k, queries, window, text.device)
-    visible = torch.nn.functional.pad(text.bool(), (0, k), value=True)
-    mask = torch.zeros(text.shape[0], 1, queries, length + k, dtype=dtype, device=text.device)
-    return mask.masked_fill_(~(allowed & visible[:, None])[:, None], torch.finfo(dtype).min)
-
-
-def _structure(
-    length: int, k: int, queries: int, window: int | None, device: torch.device
-) -> Bool[Tensor, "queries slots"]:
-    slot = torch.arange(length + k, device=device)
-    # Every candidate stands right behind the prefix, whatever slot it is stored in.
-    position = slot.clamp(max=length)
-    query, asking = position[-queries:, None], slot[-queries:, None]
-    allowed = (slot < length) & (position <= query) | (slot == asking)
-    return allowed if window is None else allowed & (position > query - window)
+    length, device = text.shape[1], text.device
+    slot = torch.arange(queries.stop, device=device)
+    asking = slot[queries, None]
+    allowed = ((slot < length) & (slot <= asking))[None]
+    if queries.stop > length:
+        first = max(queries.start, length)
+        own = branches.visible()[:, first - length : queries.stop - length, : queries.stop - length]
+        allowed = allowed.repeat(own.shape[0], 1, 1)
+        allowed[:, first - queries.start :, length:] = own
+    visible = torch.nn.functional.pad(text.bool(), (0, max(0, queries.stop - length)), value=True)
+    allowed = allowed & visible[:, None, : queries.stop]
+    if window is not None:
+        # By position, not by slot, because padding may lie between two tokens.
+        allowed &= position[:, None, : queries.stop] > position[:, queries, None] - window
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]

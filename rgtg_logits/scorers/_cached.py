@@ -1,0 +1,81 @@
+"""What the scorers that read one reward model through a cache have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from threading import RLock
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.scorers._reader import CachedReader, Question
+from rgtg_logits.scorers.base import Scorer
+
+
+class CachedScorer(Scorer):
+    """A scorer whose every step is one question to a `CachedReader`.
+
+    One object may serve several threads: they take turns, and each finds its own rows again, at the price of the cache.
+    """
+
+    def __init__(
+        self,
+        reward_model: RewardModel,
+        *,
+        path: str = "auto",
+        speculate: bool | None = None,
+        on_overflow: str = "error",
+        max_tokens_per_forward: int | None = None,
+        trees: bool = False,
+    ) -> None:
+        self.reward_model = reward_model
+        self.vocab_size = reward_model.vocab_size
+        self.pad_token_id = reward_model.pad_token_id
+        self.on_overflow = on_overflow
+        self._reader = CachedReader(
+            reward_model, path=path, speculate=speculate, on_overflow=on_overflow,
+            max_tokens_per_forward=max_tokens_per_forward, trees=trees,
+        )  # fmt: skip
+        self._lock = RLock()
+
+    @property
+    def path(self) -> str:
+        """How the model is run; see `CausalScorer`."""
+        return self._reader.path
+
+    def reset(self) -> None:
+        """Forgets all rows and frees the cache."""
+        with self._lock:
+            self._reader.reset()
+
+    def cache_bytes(self) -> int:
+        """Memory that the cache of the last rows holds."""
+        return self._reader.cache_bytes()
+
+    def score(
+        self,
+        rows: Int[Tensor, "batch length"],
+        attention_mask: Int[Tensor, "batch length"],
+        candidates: Int[Tensor, "batch k"],
+    ) -> Float[Tensor, "batch k"]:
+        """Scores every candidate in one forward; see `Scorer.score`.
+
+        Raises:
+            PaddingError: If a row is all padding.
+            VocabularyError: If the reward model does not have a token.
+            ContextLengthError: If a prefix and one candidate are longer than the reward model can read.
+            NonFiniteRewardError: If a reward is NaN or infinite.
+        """
+        with self._lock:
+            question = self._question(rows, attention_mask, candidates)
+            return self._reader.read(question).to(candidates.device)
+
+    @abstractmethod
+    def _question(
+        self,
+        rows: Int[Tensor, "batch length"],
+        attention_mask: Int[Tensor, "batch length"],
+        candidates: Int[Tensor, "batch k"],
+    ) -> Question:
+        """What to ask the model."""

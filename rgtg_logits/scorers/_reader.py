@@ -1,0 +1,333 @@
+"""Reads a reward model behind rows of token ids, one cached forward per question: what every fast scorer is made of.
+
+What is kept between questions is a memory of the last rows, never a step count: other prompts, permuted, duplicated,
+dropped or rolled-back rows cost a recomputation of what changed and nothing else.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rgtg_logits.errors import (
+    ContextLengthError,
+    InvalidArgumentError,
+    NonFiniteRewardError,
+    PaddingError,
+    VocabularyError,
+)
+from rgtg_logits.prefix import PADDING, Plan, PrefixTracker, cut_left
+from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.scorers._branches import Branches
+from rgtg_logits.scorers._passes import PASSES, Pass, Step
+from rgtg_logits.scorers._probe import choose_pass
+
+OVERFLOWS = ("error", "truncate_left")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a scorer wants to know.
+
+    Attributes:
+        keys: Token ids of the rows, `PADDING` where padded, on the model's device.
+        branches: What may follow each row, on the model's device.
+        asked: The candidates that the branches stand for, as the scorer was asked, on the model's device.
+        finished: Rows that nobody asks about.
+        values: From the state at the end of each branch, and `asked`, to rewards.
+    """
+
+    keys: Int[Tensor, "batch length"]
+    branches: Branches
+    asked: Int[Tensor, "batch k"]
+    finished: Tensor
+    values: Callable[[Float[Tensor, "rows branches state"], Int[Tensor, "rows k"]], Float[Tensor, "rows k"]]
+
+
+@dataclass(frozen=True)
+class _Last:
+    """The last step.
+
+    Attributes:
+        question: It.
+        running: Which of its rows were computed; None if all.
+        candidates: The branches of the computed rows, single tokens; None if their states are gone from the cache.
+        longest: Tokens of the longest prefix.
+        steady: Whether every row continued its own, and none stood for another.
+    """
+
+    question: Question
+    running: Int[Tensor, " running"] | None
+    candidates: Int[Tensor, "running k"] | None
+    longest: int
+    steady: bool
+
+
+class CachedReader:
+    """Answers questions about rows with one forward over [what is new of the rows | branches].
+
+    Args:
+        reward_model: The model.
+        path: One of `PASSES`, or "auto" for the cheapest that is exact.
+        speculate: Whether to take the ordinary step before looking at the rows, which keeps an accelerator busy; by
+            default everywhere but on a CPU, where looking is free.
+        on_overflow: "error", or "truncate_left" to leave out the beginning of a prefix that the model cannot read
+            whole.
+        max_tokens_per_forward: Most tokens to run in one forward; None for all that a question needs.
+        trees: Whether branches may have several tokens, and rows padding inside.
+
+    Raises:
+        InvalidArgumentError: If an argument is out of its range.
+        RewardModelError: If the model is not causal, or no path is exact on it.
+    """
+
+    def __init__(
+        self,
+        reward_model: RewardModel,
+        *,
+        path: str = "auto",
+        speculate: bool | None = None,
+        on_overflow: str = "error",
+        max_tokens_per_forward: int | None = None,
+        trees: bool = False,
+    ) -> None:
+        _check_options(path, on_overflow, max_tokens_per_forward)
+        self.reward_model = reward_model
+        self.path = choose_pass(reward_model, trees=trees) if path == "auto" else path
+        self.on_overflow = on_overflow
+        self._pass: Pass = PASSES[self.path](reward_model, max_tokens_per_forward)
+        self._speculates = reward_model.device.type != "cpu" if speculate is None else speculate
+        self._tracker = PrefixTracker()
+        self._last: _Last | None = None
+        self.bos = getattr(reward_model.tokenizer, "bos_token_id", None) or reward_model.text_config.bos_token_id
+        self._warned = False
+
+    def reset(self) -> None:
+        """Forgets all rows and frees the cache."""
+        self._tracker.forget()
+        self._pass.restart()
+        self._last = None
+
+    def cache_bytes(self) -> int:
+        """Memory that the cache of the last rows holds."""
+        return self._pass.cache_bytes()
+
+    @torch.no_grad()
+    def read(self, question: Question) -> Float[Tensor, "batch k"]:
+        """Rewards (float32, on the model's device); 0 in finished rows.
+
+        An accelerator is waited for once in an ordinary step, at its end, and twice when rows change places.
+
+        Raises:
+            PaddingError: If a row is all padding.
+            VocabularyError: If the reward model does not have a token.
+            ContextLengthError: If a prefix and one candidate are longer than the reward model can read.
+            NonFiniteRewardError: If a reward is NaN or infinite.
+        """
+        try:
+            rewards = self._guess(question)
+            return self._answer(question) if rewards is None else rewards
+        except BaseException:
+            # Interrupted in the middle, the cache may no longer match the rows remembered.
+            self.reset()
+            raise
+
+    def _guess(self, question: Question) -> Tensor | None:
+        """Speculates: takes the ordinary step before knowing that it is one, and looks afterwards.
+
+        The ordinary step: every row is as it was plus one of the candidates it was last asked about. To look first
+        would leave the device idle while the host reads the rows; one look at the end tells both whether the guess was
+        right and whether the rewards are finite. A wrong guess costs one forward.
+        """
+        last, keys, limit = self._last, question.keys, self.reward_model.max_length
+        if not self._speculates or not self._pass.can_take_back or not question.branches.single:
+            return None
+        if last is None or not last.steady or last.candidates is None:
+            return None
+        length = last.question.keys.shape[1]
+        if keys.shape != (last.question.keys.shape[0], length + 1) or (limit is not None and last.longest + 2 > limit):
+            return None
+        ours = question if last.running is None else _pick(question, last.running)
+        known = self.reward_model.vocab_size - 1
+        asked, tokens = ours.asked.clamp(max=known), ours.branches.tokens.clamp(max=known)
+        drawn = ours.keys[:, -1:] == last.candidates.to(keys.device)
+        plan = Plan(None, length)
+        step = Step(plan, ours.keys, Branches(tokens), extends=True, drawn=drawn.int().argmax(-1))
+        rewards = question.values(self._pass.run(step), asked)
+        ordinary = (keys[:, :-1] == last.question.keys).all() & drawn.any(-1).all()
+        ordinary &= (ours.asked == asked).all() & (ours.branches.tokens == tokens).all()
+        ordinary &= (question.finished == last.question.finished).all()
+        guessed, finite = torch.stack([ordinary, rewards.isfinite().all()]).tolist()
+        if not guessed:
+            self._pass.take_back(length)
+            self._last = replace(last, candidates=None)
+            return None
+        if not finite:
+            raise self._not_finite(step, ours, last.running)
+        self._tracker.remember(ours.keys)
+        self._last = _Last(question, last.running, tokens, last.longest + 1, steady=True)
+        return _whole(rewards, len(keys), last.running, None)
+
+    def _answer(self, question: Question) -> Tensor:
+        """Looks at the rows, plans, and takes whatever step follows."""
+        seen, device = _pick(question, None, device="cpu"), question.keys.device
+        self._check(seen)
+        if seen.finished.all():
+            return torch.zeros(question.asked.shape, device=device)
+        computed, copies = _computed(seen)
+        ours = seen if computed is None else _pick(seen, computed)
+        ours, longest, cut = self._fit(ours)
+        plan = self._tracker.plan(ours.keys)
+        extends = plan.keep == self._tracker.length
+        drawn = self._drawn(plan, ours.keys, extends) if ours.branches.single else None
+        step = Step(plan, ours.keys.to(device), ours.branches.to(device), extends=extends, drawn=drawn)
+        rewards = question.values(self._pass.run(step), ours.asked.to(device))
+        if not rewards.isfinite().all():
+            raise self._not_finite(step, ours, computed)
+        self._tracker.remember(ours.keys)
+        running = None if computed is None else computed.to(device)
+        candidates = step.branches.tokens if ours.branches.single else None
+        steady = plan.parents is None and copies is None and not cut
+        self._last = _Last(question, running, candidates, longest, steady)
+        return _whole(rewards, len(seen.keys), running, copies)
+
+    def _drawn(self, plan: Plan, seen: Tensor, extends: bool) -> Int[Tensor, " batch"] | None:
+        """Which of its last candidates each row has grown by, if all have grown by one."""
+        if not extends or self._last is None or self._last.candidates is None or seen.shape[1] != plan.keep + 1:
+            return None
+        siblings = self._last.candidates.cpu()
+        same = seen[:, -1:] == (siblings if plan.parents is None else siblings[plan.parents])
+        return same.int().argmax(-1).to(self.reward_model.device) if same.any(-1).all() else None
+
+    def _check(self, seen: Question) -> None:
+        empty = ((seen.keys == PADDING).all(-1) & seen.finished).nonzero()[:, 0].tolist()
+        if empty:
+            raise no_text(empty[0])
+        parts = (seen.keys, seen.branches.tokens, seen.asked)
+        largest = max(int(part.max()) for part in parts if part.numel())
+        if largest >= self.reward_model.vocab_size:
+            raise VocabularyError(
+                f"Expected token ids below {self.reward_model.vocab_size}, the size of the reward model's vocabulary, "
+                f"but got {largest}: the reward model does not share the base model's tokens. "
+                "Pass tokenizer= (the base model's tokenizer) to PartialRewardLogitsProcessor, with a RewardModel that "
+                "has its own."
+            )
+
+    def _fit(self, ours: Question) -> tuple[Question, int, bool]:
+        """The rows as far as the model can read them, tokens of the longest, and whether any was cut."""
+        limit, lengths = self.reward_model.max_length, (ours.keys != PADDING).sum(-1)
+        longest, depth = int(lengths.max()), ours.branches.depth
+        if limit is None or longest + depth <= limit:
+            return ours, longest, False
+        if self.on_overflow == "error":
+            raise ContextLengthError(
+                f"Expected prefixes of at most {limit} tokens, the context of the reward model, but a prefix and its "
+                f"candidate have {longest + depth}. Shorten the prompt, generate fewer tokens, use a reward model with "
+                "a longer context, or pass on_overflow='truncate_left' to let it read the end of the text alone."
+            )
+        self.warn_of_overflow(limit)
+        keys = cut_left(ours.keys, limit - depth, self.bos)
+        return replace(ours, keys=keys), int((keys != PADDING).sum(-1).max()), True
+
+    def warn_of_overflow(self, limit: int) -> None:
+        """Says once that the beginning of a text is left out."""
+        if not self._warned:
+            warnings.warn(
+                f"A text is longer than the {limit} tokens that the reward model can read: from here on it reads the "
+                "end alone (on_overflow='truncate_left').",
+                stacklevel=2,
+            )
+        self._warned = True
+
+    def _not_finite(self, step: Step, question: Question, running: Tensor | None) -> NonFiniteRewardError:
+        """Looks for the guilty token by itself, because through the shared pass its NaN reaches its siblings."""
+        alone, row, slot, reward = PASSES["recompute"](self.reward_model), 0, 0, float("nan")
+        asked = question.asked.to(step.keys.device)
+        for row in range(asked.shape[0]):
+            one = torch.tensor([row], device=asked.device)
+            states = alone.run(Step(Plan(None, 0), step.keys[one], step.branches.pick(one), extends=False))
+            rewards = question.values(states, asked[one])[0]
+            if not rewards.isfinite().all():
+                slot = int((~rewards.isfinite()).int().argmax())
+                reward = float(rewards[slot])
+                break
+        original = row if running is None else int(running[row])
+        return NonFiniteRewardError(
+            f"Expected finite rewards, but the reward of row {original} with token {int(asked[row, slot])} is "
+            f"{reward}. The reward model overflows or is damaged: load it in float32 or bfloat16, and check its "
+            "weights."
+        )
+
+
+def no_text(row: int) -> PaddingError:
+    """What to say of a row that is all padding."""
+    return PaddingError(
+        f"Expected text in every row, but row {row} holds only the padding token. If that token is also the start of "
+        "your text (pad == bos), pass the prompts' attention_mask= to PartialRewardLogitsProcessor. If the base model "
+        "is an encoder-decoder, pass processor.for_prompt(…), because its rows do not show the prompt."
+    )
+
+
+def _check_options(path: str, on_overflow: str, max_tokens_per_forward: int | None) -> None:
+    if path != "auto" and path not in PASSES:
+        raise InvalidArgumentError(f"Expected path to be 'auto' or one of {', '.join(PASSES)}, but got {path!r}.")
+    if on_overflow not in OVERFLOWS:
+        raise InvalidArgumentError(
+            f"Expected on_overflow to be one of {', '.join(OVERFLOWS)}, but got {on_overflow!r}. Use 'error' to be "
+            "told of texts that the reward model cannot read whole."
+        )
+    bound = max_tokens_per_forward
+    if bound is not None and not (isinstance(bound, int) and bound >= 1):
+        raise InvalidArgumentError(
+            f"Expected max_tokens_per_forward to be 1 or more, or None, but got {bound!r}. "
+            "Leave it out unless memory runs short."
+        )
+
+
+def _computed(seen: Question) -> tuple[Tensor | None, Tensor | None]:
+    """The rows to compute (None: all), and for each running row which of those it equals (None: each is its own)."""
+    running = (~seen.finished).nonzero()[:, 0]
+    everything = torch.cat([seen.keys, seen.branches.columns(), seen.asked], dim=1)[running]
+    copies = _copies(everything)
+    if copies is None:
+        return (running if len(running) < len(seen.keys) else None), None
+    first, inverse = copies
+    return running[first], torch.stack([running, inverse])
+
+
+def _copies(rows: Int[Tensor, "batch columns"]) -> tuple[Tensor, Tensor] | None:
+    """The first of each set of equal rows, and for every row which of those it equals; None if all rows differ."""
+    if len(rows) == 1:
+        return None
+    distinct, inverse = rows.unique(dim=0, return_inverse=True)
+    if len(distinct) == len(rows):
+        return None
+    first = torch.full((len(distinct),), len(rows)).scatter_reduce_(0, inverse, torch.arange(len(rows)), "amin")
+    # In order of appearance, so that rows that stay distinct keep their places in the cache.
+    order = first.argsort()
+    return first[order], order.argsort()[inverse]
+
+
+def _pick(question: Question, rows: Tensor | None, device: str | None = None) -> Question:
+    """A question about some of the rows, perhaps on another device."""
+    keys, branches, asked, finished = question.keys, question.branches, question.asked, question.finished
+    if rows is not None:
+        keys, branches, asked, finished = keys[rows], branches.pick(rows), asked[rows], finished[rows]
+    if device is not None:
+        target = torch.device(device)
+        keys, branches, asked, finished = keys.to(target), branches.to(target), asked.to(target), finished.to(target)
+    return replace(question, keys=keys, branches=branches, asked=asked, finished=finished)
+
+
+def _whole(rewards: Tensor, batch: int, running: Tensor | None, copies: Tensor | None) -> Tensor:
+    """Puts the rewards of the computed rows where they belong; those of finished rows are 0."""
+    if running is None:
+        return rewards
+    if copies is not None:
+        running, rewards = copies[0].to(rewards.device), rewards[copies[1].to(rewards.device)]
+    return torch.zeros(batch, rewards.shape[1], device=rewards.device).index_copy(0, running, rewards)

@@ -1,0 +1,91 @@
+"""Rewards of next tokens from language models that were trained to be policies: log-probabilities and their ratios."""
+
+from __future__ import annotations
+
+from threading import RLock
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.scorers.base import Scorer
+from rgtg_logits.scorers.vocabulary import LogProbabilityScorer
+
+
+class LogRatioScorer(Scorer):
+    r"""Scores prefixes by log π(prefix), or by log π(prefix) − log π_ref(prefix), in nats.
+
+    - One model: an autoregressive reward model (GenARM, arXiv 2410.08193), whose reward of a prefix is the sum of the
+      log-probabilities of its tokens.
+    - Two models: a policy trained by DPO (arXiv 2305.18290) and the reference that it started from. With beta =
+      1/β_dpo this is the exact implicit reward, and guidance moves any base model as DPO moved the reference.
+
+    A reward is a total, fixed up to a constant per row: what is returned is the total less that of the row itself,
+    which is the one new term, log π(v | row) − log π_ref(v | row). So a step is one cached single-token forward of each
+    model, and k may be the whole vocabulary.
+
+    Args:
+        policy: A model of kind "log_ratio"; its token ids are taken to be those of the rows.
+        reference: The reference model, of the same kind and vocabulary; None for log π alone.
+        path: See `CausalScorer`, for this and the other options.
+        speculate: Whether to take the ordinary step before looking at the rows.
+        on_overflow: "error" or "truncate_left".
+        max_tokens_per_forward: Most tokens in one forward.
+
+    Raises:
+        InvalidArgumentError: If an argument is out of its range, or the checkpoint names a reference and none is given.
+        RewardModelError: If a model is not causal, has no logits, or no path is exact on it.
+    """
+
+    def __init__(
+        self,
+        policy: RewardModel,
+        reference: RewardModel | None = None,
+        *,
+        path: str = "auto",
+        speculate: bool | None = None,
+        on_overflow: str = "error",
+        max_tokens_per_forward: int | None = None,
+    ) -> None:
+        if reference is None and policy.config.reference is not None:
+            raise InvalidArgumentError(
+                f"Expected the reference model {policy.config.reference!r}, against which the policy was trained, but "
+                "got none. Load it with RewardModel.from_pretrained(…, kind='log_ratio') and pass it as reference=."
+            )
+        self._scorers = [
+            LogProbabilityScorer(
+                model, path=path, speculate=speculate, on_overflow=on_overflow,
+                max_tokens_per_forward=max_tokens_per_forward,
+            )
+            for model in (policy, reference) if model is not None
+        ]  # fmt: skip
+        self.reward_model, self.reference = policy, reference
+        self.vocab_size = min(scorer.vocab_size or 0 for scorer in self._scorers)
+        self.pad_token_id = policy.pad_token_id
+        self._lock = RLock()
+
+    @property
+    def path(self) -> str:
+        """How the policy is run; see `CausalScorer`."""
+        return self._scorers[0].path
+
+    def reset(self) -> None:
+        """Forgets all rows and frees the caches."""
+        for scorer in self._scorers:
+            scorer.reset()
+
+    def cache_bytes(self) -> int:
+        """Memory that the caches of the last rows hold."""
+        return sum(scorer.cache_bytes() for scorer in self._scorers)
+
+    def score(
+        self,
+        rows: Int[Tensor, "batch length"],
+        attention_mask: Int[Tensor, "batch length"],
+        candidates: Int[Tensor, "batch k"],
+    ) -> Float[Tensor, "batch k"]:
+        """Scores every candidate; see `Scorer.score` and, for the errors, `CausalScorer.score`."""
+        with self._lock:
+            policy, *reference = (scorer.score(rows, attention_mask, candidates) for scorer in self._scorers)
+        return policy - reference[0] if reference else policy

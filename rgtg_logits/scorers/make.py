@@ -1,0 +1,76 @@
+"""From whatever a user calls a reward model to the scorer for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rgtg_logits.errors import InvalidArgumentError, VocabularyError
+from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.scorers.base import Scorer
+from rgtg_logits.scorers.causal import CausalScorer
+from rgtg_logits.scorers.log_ratio import LogRatioScorer
+from rgtg_logits.scorers.vocabulary import VocabularyScorer
+
+_DEFAULTS = {"on_overflow": "error", "max_tokens_per_forward": None}
+
+
+def make_scorer(
+    source: object,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    prompt_format: str | Callable[[str, str], str] | None = None,
+    **options: Any,
+) -> Scorer:
+    """The scorer for a reward model beside a base model's tokenizer; see `PartialRewardLogitsProcessor`."""
+    if isinstance(source, Scorer):
+        if prompt_format is not None or options != _DEFAULTS:
+            raise InvalidArgumentError(
+                "Expected prompt_format, on_overflow and max_tokens_per_forward to be left out for a Scorer, which has "
+                "its own. Pass them to the scorer."
+            )
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        source = RewardModel.from_pretrained(source)
+    elif isinstance(source, torch.nn.Module):
+        source = RewardModel(source)
+    if not isinstance(source, RewardModel):
+        raise InvalidArgumentError(
+            "Expected reward_model to be a Hub id, a folder, a RewardModel, a …ForSequenceClassification model or a "
+            f"Scorer, but got {type(source).__name__}."
+        )
+    differing = _differing(tokenizer, source)
+    if differing or prompt_format is not None:
+        raise VocabularyError(
+            f"Expected the base model and a reward model of kind {source.kind!r} to share a vocabulary, because it "
+            f"scores its own next tokens, but {differing} tokens of the base model have another id there, or none. "
+            "Use a reward model trained from this base model's family, without prompt_format."
+        )
+    if source.kind == "causal":
+        return CausalScorer(source, **options)
+    if source.kind == "vocabulary":
+        return VocabularyScorer(source, **options)
+    named = source.config.reference
+    reference = None if named is None else RewardModel.from_pretrained(named, kind="log_ratio")
+    return LogRatioScorer(source, reference, **options)
+
+
+def _differing(tokenizer: PreTrainedTokenizerBase | None, reward_model: RewardModel) -> int:
+    """How many tokens of the base model have another id in the reward model, or none."""
+    if tokenizer is None or reward_model.tokenizer is None:
+        return 0
+    base, own = tokenizer.get_vocab(), reward_model.tokenizer.get_vocab()
+    return sum(own.get(token) != index for token, index in base.items())
+
+
+def _needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    if tokenizer is None:
+        raise InvalidArgumentError(
+            "Expected the base model's tokenizer, because with prompt_format the reward model reads text, but got "
+            "none. Pass tokenizer= to PartialRewardLogitsProcessor."
+        )
+    return tokenizer

@@ -1,0 +1,66 @@
+"""Rewards of next tokens from a language model whose logits are rewards: one cached single-token step, whatever k."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rgtg_logits.prefix import PADDING
+from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.scorers._branches import Branches
+from rgtg_logits.scorers._cached import CachedScorer
+from rgtg_logits.scorers._reader import Question
+
+
+class VocabularyScorer(CachedScorer):
+    """Scores next tokens by the logits of a causal language model: the logit of v behind a prefix is r(prefix, v).
+
+    Such models (FaRMA, arXiv 2502.04517; RAD with a head over the vocabulary) give the rewards of all next tokens at
+    once, so a step is one cached forward over one token, and k may be the whole vocabulary.
+
+    Args:
+        reward_model: A model of kind "vocabulary"; its token ids are taken to be those of the rows.
+        path: See `CausalScorer`, for this and the other options.
+        speculate: Whether to take the ordinary step before looking at the rows.
+        on_overflow: "error" or "truncate_left".
+        max_tokens_per_forward: Most tokens in one forward.
+
+    Raises:
+        InvalidArgumentError: If an argument is out of its range.
+        RewardModelError: If the model is not causal, has no logits, or no path is exact on it.
+    """
+
+    def __init__(
+        self,
+        reward_model: RewardModel,
+        *,
+        path: str = "auto",
+        speculate: bool | None = None,
+        on_overflow: str = "error",
+        max_tokens_per_forward: int | None = None,
+    ) -> None:
+        known = min(reward_model.vocab_size, reward_model.num_next_tokens)
+        super().__init__(
+            reward_model, path=path, speculate=speculate, on_overflow=on_overflow,
+            max_tokens_per_forward=max_tokens_per_forward,
+        )  # fmt: skip
+        self.vocab_size = known
+
+    def _question(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> Question:
+        device = self.reward_model.device
+        keys = torch.where(attention_mask.bool(), rows, PADDING).to(device)
+        finished = ~attention_mask[:, -1].bool().to(device)
+        # The last token of a row is the one branch to read. When another follows it, it need not be read again.
+        last = Branches(keys[:, -1:].clamp(min=0))
+        return Question(keys[:, :-1], last, candidates.to(device), finished, self._values)
+
+    def _values(self, logits: Float[Tensor, "rows 1 vocab"], asked: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
+        return logits[:, 0].float().gather(-1, asked.to(logits.device))
+
+
+class LogProbabilityScorer(VocabularyScorer):
+    """Scores next tokens by their log-probability, in nats: log π(v | prefix)."""
+
+    def _values(self, logits: Float[Tensor, "rows 1 vocab"], asked: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
+        return logits[:, 0].float().log_softmax(-1).gather(-1, asked.to(logits.device))

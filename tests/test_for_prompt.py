@@ -1,0 +1,105 @@
+"""Prompts that `generate` does not show to a processor: embeddings, and encoder-decoder base models."""
+
+import pytest
+import torch
+from oracle import Oracle, Recorder
+from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration, set_seed
+
+from rgtg_logits import PartialRewardLogitsProcessor, RewardModel
+from rgtg_logits.testing import EOS, PAD, VOCAB_SIZE, tiny_base_model, tiny_reward_model, tiny_tokenizer
+
+PROMPTS = [[7, 3, 9, 11, 4, 20, 31], [5, 8], [2, 13, 40, 41]]
+MODES = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "top_k": 0},
+    "beams": {"num_beams": 3},
+    "return_sequences": {"do_sample": True, "top_k": 0, "num_return_sequences": 2},
+}
+
+
+def padded(prompts):
+    width = max(map(len, prompts))
+    ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
+    return ids, (ids != PAD).long()
+
+
+class Shown(Recorder):
+    """A recorder that shows the oracle rows with their prompts, as the reward model should read them."""
+
+    def __init__(self, processor, prompts, start):
+        super().__init__(processor)
+        self.ids, self.start = padded(prompts)[0], start
+
+    def __call__(self, input_ids, scores):
+        output = super().__call__(input_ids, scores)
+        prompts = self.ids.repeat_interleave(len(input_ids) // len(self.ids), dim=0)
+        self.calls[-1] = (torch.cat([prompts, input_ids[:, self.start :]], dim=1), *self.calls[-1][1:])
+        return output
+
+
+def check(base, start, arguments, **prompt):
+    model = tiny_reward_model()
+    ids, mask = padded(PROMPTS)
+    processor = PartialRewardLogitsProcessor(model, beta=0.7, top_k=5).for_prompt(ids, mask)
+    oracle = Oracle(model, beta=0.7, top_k=5, pad=PAD, eos=EOS)
+    for _ in range(2):  # One object, called again.
+        recorder = Shown(processor, PROMPTS, start)
+        with torch.no_grad():
+            base.generate(
+                attention_mask=mask, pad_token_id=PAD, suppress_tokens=[PAD], max_new_tokens=7,
+                logits_processor=[recorder], **prompt, **arguments,
+            )  # fmt: skip
+        assert recorder.calls[0][0].shape[1] == ids.shape[1]
+        assert oracle.check(recorder.calls, PROMPTS)[0] >= 12
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_embeddings(mode):
+    base = tiny_base_model()
+    check(base, 0, MODES[mode], inputs_embeds=base.get_input_embeddings()(padded(PROMPTS)[0]).detach())
+
+
+def t5():
+    set_seed(0)
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=VOCAB_SIZE, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, pad_token_id=PAD,
+            eos_token_id=EOS, decoder_start_token_id=PAD, initializer_factor=3.0,
+        )
+    ).eval()  # fmt: skip
+
+
+def bart():
+    set_seed(0)
+    return BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=VOCAB_SIZE, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+            decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, pad_token_id=PAD, bos_token_id=2,
+            eos_token_id=EOS, decoder_start_token_id=EOS, forced_eos_token_id=None, init_std=0.5,
+        )
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("model", [t5, bart])
+def test_encoder_decoders(model, mode):
+    check(model(), 1, MODES[mode], input_ids=padded(PROMPTS)[0])
+
+
+def test_text():
+    tokenizer, model = tiny_tokenizer(), tiny_reward_model(vocab_size=300)
+    processor = PartialRewardLogitsProcessor(RewardModel(model, tokenizer), tokenizer=tokenizer, top_k=5)
+    texts = ["the film was good", "a plot"]
+    inputs = tokenizer(texts, return_tensors="pt", padding=True)
+    scores, shown = torch.randn(2, 300), torch.empty(2, 0, dtype=torch.long)
+    direct = processor.for_prompt(inputs["input_ids"], inputs["attention_mask"])(shown, scores)
+    assert torch.allclose(processor.for_prompt(texts)(shown, scores), direct, atol=1e-4)
+    assert torch.allclose(processor(inputs["input_ids"], scores), direct, atol=1e-4)
+
+
+def test_the_original_is_as_it_was():
+    processor = PartialRewardLogitsProcessor(tiny_reward_model(), top_k=5)
+    rows, scores = torch.tensor([[5, 6, 7]]), torch.randn(1, VOCAB_SIZE)
+    before = processor(rows, scores)
+    processor.for_prompt(torch.tensor([[9, 9, 9]]))(rows, scores)
+    assert torch.equal(processor(rows, scores), before)

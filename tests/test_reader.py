@@ -1,0 +1,249 @@
+"""The cached reader beyond one token per branch: trees, padding inside rows, bounded memory, equal rows, overflow."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, ReferenceScorer, RewardModel
+from rgtg_logits.errors import ContextLengthError, InvalidArgumentError
+from rgtg_logits.prefix import PADDING, cut_left, dropped, text_mask
+from rgtg_logits.scorers._branches import Branches
+from rgtg_logits.scorers._reader import CachedReader, Question
+from rgtg_logits.testing import PAD, TINY, VOCAB_SIZE, check_scorer, tiny_base_model, tiny_reward_model
+
+TOKENS = st.integers(2, VOCAB_SIZE - 1)
+CONTINUATIONS = st.lists(st.lists(st.integers(2, 5), min_size=1, max_size=4), min_size=3, max_size=3)
+
+
+@given(st.lists(CONTINUATIONS, min_size=1, max_size=3))
+def test_a_tree_holds_what_it_was_grown_from(continuations):
+    branches = Branches.grow(continuations)
+    paths, lengths = branches.paths()
+    assert branches.depth == max(len(path) for row in continuations for path in row)
+    visible, levels = branches.visible(), branches.levels()
+    for row, expected in enumerate(continuations):
+        distinct = {tuple(path[: end + 1]) for path in expected for end in range(len(path))}
+        assert len(distinct) <= branches.tokens.shape[1]
+        for slot, path in enumerate(expected):
+            assert paths[row, slot, : int(lengths[row, slot])].tolist() == path
+            leaf = int(branches.leaves[row, slot])
+            seen = visible[row, leaf].nonzero()[:, 0]
+            assert branches.tokens[row, seen].tolist() == path
+            assert levels[row, seen].tolist() == list(range(len(path)))
+
+
+@pytest.fixture(scope="module", params=TINY)
+def reader(request):
+    return CachedReader(RewardModel(tiny_reward_model(request.param)), trees=True)
+
+
+def ask(reader, keys, continuations):
+    branches = Branches.grow(continuations)
+    finished = torch.zeros(len(keys), dtype=torch.bool)
+    return reader.read(Question(keys, branches, branches.leaves, finished, lambda s, _: reader.reward_model.rewards(s)))
+
+
+def alone(reader, keys, continuations):
+    """Each branch behind its row's text, without cache, batch and padding."""
+    rewards = [
+        [
+            reader.reward_model.score_tokens(torch.tensor([[t for t in row if t != PADDING] + path]))[0, -1]
+            for path in paths
+        ]
+        for row, paths in zip(keys.tolist(), continuations, strict=True)
+    ]
+    return torch.tensor(rewards)
+
+
+def test_trees_keep_a_cheap_path(reader):
+    model_type = reader.reward_model.text_config.model_type
+    siblings = {"llama", "gpt2", "qwen3", "mistral", "gemma2"}
+    assert reader.path.startswith("siblings") == (model_type in siblings)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+def test_trees_behind_rows_with_padding_inside(reader, data):
+    rows = torch.tensor(data.draw(st.lists(st.lists(TOKENS, min_size=6, max_size=6), min_size=2, max_size=2)))
+    rows[1, : data.draw(st.integers(0, 3))] = PADDING
+    for _ in range(3):
+        new = torch.tensor(data.draw(st.lists(st.lists(TOKENS, min_size=3, max_size=3), min_size=2, max_size=2)))
+        for row in range(2):
+            new[row, : data.draw(st.integers(0, 2))] = PADDING
+        rows = torch.cat([rows[:, : rows.shape[1] - data.draw(st.integers(0, 3))], new], dim=1)
+        continuations = data.draw(st.lists(CONTINUATIONS, min_size=2, max_size=2))
+        assert torch.allclose(ask(reader, rows, continuations), alone(reader, rows, continuations), atol=1e-4)
+
+
+def test_a_row_without_any_token_yet(reader):
+    keys, continuations = torch.tensor([[PADDING, PADDING], [7, 8]]), [[[5], [6, 9]], [[5], [9]]]
+    assert torch.allclose(ask(reader, keys, continuations), alone(reader, keys, continuations), atol=1e-4)
+    none = torch.empty(2, 0, dtype=torch.long)
+    assert torch.allclose(ask(reader, none, continuations), alone(reader, none, continuations), atol=1e-4)
+
+
+# Bounded memory
+
+
+def forwards(reward_model, act):
+    """Tokens that the model reads in each forward while `act` runs."""
+    sizes = []
+    hook = reward_model.backbone.register_forward_pre_hook(
+        lambda _, args, __: sizes.append(args[0].numel()), with_kwargs=True
+    )
+    try:
+        act()
+    finally:
+        hook.remove()
+    return sizes
+
+
+@pytest.mark.parametrize("path", ["auto", "expand", "expand_own", "recompute"])
+@pytest.mark.parametrize("limit", [1, 7, 30])
+def test_a_bound_on_the_tokens_of_a_forward_changes_nothing(path, limit):
+    reward_model = RewardModel(tiny_reward_model())
+    bounded = CausalScorer(reward_model, path=path, max_tokens_per_forward=limit)
+    check_scorer(bounded, ReferenceScorer(reward_model), rounds=2)
+
+
+def test_a_bound_on_the_tokens_of_a_forward_is_kept():
+    reward_model = RewardModel(tiny_reward_model())
+    rows, candidates = torch.randint(2, VOCAB_SIZE, (4, 20)), torch.randint(2, VOCAB_SIZE, (4, 9))
+    for limit in (4, 10, 40):
+        scorer = CausalScorer(reward_model, max_tokens_per_forward=limit)
+        assert max(forwards(reward_model, lambda s=scorer: s.score(rows, text_mask(rows, PAD), candidates))) <= limit
+
+
+def test_a_bound_keeps_what_was_drawn():
+    """Also in pieces, the drawn candidate is not read again."""
+    reward_model, read = RewardModel(tiny_reward_model()), []
+    scorer = CausalScorer(reward_model, max_tokens_per_forward=2)
+    rows, candidates = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[7, 8, 9]])
+    scorer.score(rows, torch.ones_like(rows), candidates)
+    hook = reward_model.backbone.register_forward_pre_hook(
+        lambda _, args, __: read.append(args[0].numel()), with_kwargs=True
+    )
+    drawn = torch.cat([rows, candidates[:, :1]], dim=1)
+    scorer.score(drawn, torch.ones_like(drawn), candidates)
+    hook.remove()
+    assert sum(read) == 3
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.5])
+def test_a_bound_that_is_none(value):
+    with pytest.raises(InvalidArgumentError, match=f"Expected max_tokens_per_forward to be 1 or more, .* got {value}"):
+        CausalScorer(RewardModel(tiny_reward_model()), max_tokens_per_forward=value)
+
+
+# Equal rows
+
+
+def test_equal_rows_are_computed_once():
+    reward_model = RewardModel(tiny_reward_model())
+    scorer, reference = CausalScorer(reward_model), ReferenceScorer(reward_model)
+    rows = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]]).repeat_interleave(3, dim=0)
+    candidates = torch.tensor([[7, 8, 9], [5, 6, 7]]).repeat_interleave(3, dim=0)
+    mask = torch.ones_like(rows)
+    assert forwards(reward_model, lambda: scorer.score(rows, mask, candidates)) == [2 * (4 + 3)]
+    # The rows part: each is computed, and what is new of it is its three candidates.
+    parted = torch.cat([rows, candidates.gather(1, torch.tensor([[0], [1], [2], [2], [1], [0]]))], dim=1)
+    ask = lambda one: one.score(parted, torch.ones_like(parted), candidates)  # noqa: E731
+    assert forwards(reward_model, lambda: ask(scorer)) == [6 * 3]
+    assert torch.allclose(ask(scorer), ask(reference), atol=1e-4)
+
+
+def test_equal_rows_with_other_candidates_are_not_equal():
+    reward_model = RewardModel(tiny_reward_model())
+    rows, candidates = torch.tensor([[3, 4, 5]] * 2), torch.tensor([[7, 8], [8, 9]])
+    got, wanted = (
+        one(reward_model).score(rows, torch.ones_like(rows), candidates) for one in (CausalScorer, ReferenceScorer)
+    )
+    assert torch.allclose(got, wanted, atol=1e-4)
+
+
+def test_the_first_step_of_beams_reads_one_row_per_prompt():
+    model = tiny_reward_model()
+    processor = PartialRewardLogitsProcessor(model, top_k=5)
+    ids = torch.randint(2, VOCAB_SIZE, (2, 10))
+    base, arguments = tiny_base_model(), {"num_beams": 4, "max_new_tokens": 4, "logits_processor": [processor]}
+    with torch.no_grad():
+        read = forwards(
+            RewardModel(model), lambda: base.generate(ids, attention_mask=torch.ones_like(ids), **arguments)
+        )
+    assert read[0] == 2 * (10 + 5)
+    assert max(read[1:]) <= 8 * 5
+
+
+# Texts longer than the context
+
+
+@given(st.integers(1, 300), st.integers(1, 100))
+def test_how_much_is_dropped(length, limit):
+    drop = dropped(length, limit)
+    assert 0 <= drop and length - drop <= limit
+    assert drop == 0 or length - drop > limit - max(1, limit // 4)
+    assert drop <= dropped(length + 1, limit)
+
+
+def test_cutting_keeps_the_start_token():
+    keys = torch.tensor([[PADDING, *range(1, 10)], [*range(1, 11)], [PADDING] * 8 + [1, 2]])
+    assert cut_left(keys, 8, bos=1).tolist() == [
+        [PADDING, 1, 4, 5, 6, 7, 8, 9], [1, 4, 5, 6, 7, 8, 9, 10], [PADDING] * 6 + [1, 2],
+    ]  # fmt: skip
+    assert cut_left(keys, 8, bos=None)[1].tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("path", ["auto", "expand", "expand_own", "recompute"])
+def test_truncation_is_exact_for_what_it_keeps(path):
+    model = tiny_reward_model("gpt2", max_position_embeddings=24, n_positions=24, bos_token_id=5)
+    reward_model = RewardModel(model)
+    scorer = CausalScorer(reward_model, path=path, on_overflow="truncate_left")
+    rows = torch.randint(6, VOCAB_SIZE, (2, 18))
+    rows[0, 0], rows[1, :3] = 5, PAD
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(14):
+            candidates = torch.randint(6, VOCAB_SIZE, (2, 3))
+            got = scorer.score(rows, text_mask(rows, PAD), candidates)
+            for row in range(2):
+                text = [token for token in rows[row].tolist() if token != PAD]
+                drop = dropped(len(text), 23)
+                kept = [5, *text[1 + drop :]] if text[0] == 5 else text[drop:]
+                for slot in range(3):
+                    wanted = reward_model.score_tokens(torch.tensor([[*kept, int(candidates[row, slot])]]))[0, -1]
+                    assert abs(float(got[row, slot] - wanted)) < 1e-4
+            rows = torch.cat([rows, candidates[:, :1]], dim=1)
+    assert sum("longer than the 24 tokens" in str(warning.message) for warning in caught) == 1
+
+
+def test_truncation_rebuilds_the_cache_once_in_a_quarter_of_the_context():
+    reward_model = RewardModel(tiny_reward_model(max_position_embeddings=64))
+    scorer, read = CausalScorer(reward_model, on_overflow="truncate_left"), []
+    rows = torch.randint(2, VOCAB_SIZE, (1, 60))
+    hook = reward_model.backbone.register_forward_pre_hook(
+        lambda _, args, __: read.append(args[0].numel()), with_kwargs=True
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(40):
+            scorer.score(rows, torch.ones_like(rows), torch.tensor([[2, 3]]))
+            rows = torch.cat([rows, torch.tensor([[2]])], dim=1)
+    hook.remove()
+    assert sum(tokens > 10 for tokens in read) == 1 + 3
+
+
+def test_overflow_is_an_error_by_default():
+    scorer = CausalScorer(RewardModel(tiny_reward_model(max_position_embeddings=24)))
+    rows = torch.randint(2, VOCAB_SIZE, (1, 24))
+    with pytest.raises(ContextLengthError, match=r"at most 24 tokens, .* have 25. .* on_overflow='truncate_left'"):
+        scorer.score(rows, torch.ones_like(rows), torch.tensor([[2, 3]]))
+
+
+def test_an_unknown_way_to_overflow():
+    with pytest.raises(
+        InvalidArgumentError, match="Expected on_overflow to be one of error, truncate_left, but got 'x'"
+    ):
+        CausalScorer(RewardModel(tiny_reward_model()), on_overflow="x")
