@@ -7,6 +7,7 @@ from rgtg_logits.scorers import (
     CausalScorer,
     LogRatioScorer,
     ReferenceScorer,
+    RetokenizingScorer,
     Scorer,
     VocabularyScorer,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "PartialRewardLogitsProcessor",
     "RGTGError",
     "ReferenceScorer",
+    "RetokenizingScorer",
     "RewardModel",
     "RewardModelConfig",
     "Scorer",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from inspect import signature
 from typing import Any, cast
 
@@ -29,6 +31,7 @@ class Body(ABC):
         self.model = model
         self.backbone = cast(PreTrainedModel, model.base_model)
         self._reader = reader
+        self._call: Callable[..., Any] = reader
         self._parameters = signature(reader.forward).parameters
         caches = [name for name in ("past_key_values", "cache_params") if name in self._parameters]
         self._cache_name = caches[0] if caches and "use_cache" in self._parameters else None
@@ -40,6 +43,12 @@ class Body(ABC):
         # Offloaded weights are on no device until accelerate's hook brings them to the one where it runs the layer.
         device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
         return cast(Tensor, embeddings.weight).device if device is None else torch.device(device)
+
+    def compiled(self, **options: Any) -> Body:
+        """The same, with a forward compiled by `torch.compile`."""
+        twin = copy.copy(self)
+        twin._call = torch.compile(self._reader, **options)
+        return twin
 
     @abstractmethod
     def states(
@@ -62,7 +71,7 @@ class Body(ABC):
             arguments[self._cache_name] = cache
         if position_ids is not None:
             arguments["position_ids"] = position_ids
-        return self._reader(input_ids, **{name: value for name, value in arguments.items() if name in self._parameters})
+        return self._call(input_ids, **{name: value for name, value in arguments.items() if name in self._parameters})
 
     def _cache_of(self, output: Any) -> Cache | None:
         cache = getattr(output, self._cache_name) if self._cache_name else None

@@ -12,7 +12,7 @@ from threading import RLock
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CompileConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from rgtg_logits.candidates import CandidateRule
 from rgtg_logits.errors import InvalidArgumentError, PaddingError
@@ -55,6 +55,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             if the prompt is too long already), or "truncate_left" to let it read the end alone.
         max_tokens_per_forward: Most tokens (rows × columns) that the reward model reads in one forward, to bound memory
             for many rows and candidates; results are unchanged.
+        compile: Whether to compile the reward model's step (on a GPU, a recorded graph); see `ReaderOptions`.
         pad_token_id: The token that pads rows on the left; by default the tokenizer's, or else the reward model's.
         attention_mask: The prompt's mask, for prompts in which the pad token also leads the text (pad == bos). A
             processor that has one is for those prompts only.
@@ -90,14 +91,17 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         prompt_format: str | Callable[[str, str], str] | None = None,
         on_overflow: str = "error",
         max_tokens_per_forward: int | None = None,
+        compile: bool | CompileConfig = False,
         pad_token_id: int | None = None,
         attention_mask: Int[Tensor, "prompts length"] | None = None,
         trace: Trace | None = None,
     ) -> None:
         self.beta = _checked_beta(beta)
         self.rule = CandidateRule(top_k=top_k, top_p=top_p, min_p=min_p)
-        options = {"on_overflow": on_overflow, "max_tokens_per_forward": max_tokens_per_forward}
-        self.scorer = make_scorer(reward_model, tokenizer, prompt_format=prompt_format, **options)
+        self.scorer = make_scorer(
+            reward_model, tokenizer, prompt_format=prompt_format, on_overflow=on_overflow,
+            max_tokens_per_forward=max_tokens_per_forward, compile=compile,
+        )  # fmt: skip
         self.trace = trace
         self.tokenizer = tokenizer
         self.attention_mask = attention_mask
@@ -131,8 +135,10 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
                 candidates = candidates.narrowed()
             base = truncate(candidates)
             guided, rewards = base, None
-            # One candidate is drawn whatever its reward, so there is nothing to ask.
-            if self.beta > 0 and candidates.ids.shape[1] > 1:
+            if self.beta > 0 and candidates.ids.shape[1] == 1:
+                # One candidate is drawn whatever its reward, so there is nothing to ask.
+                self.scorer.observe(rows, mask)
+            elif self.beta > 0:
                 rewards = self.scorer.score(rows, mask, candidates.ids)
                 guided = guide(candidates, rewards, self.beta)
             if self.trace is not None:

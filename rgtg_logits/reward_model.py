@@ -10,6 +10,7 @@ so that it loads without this library: kind "causal" is a `…ForSequenceClassif
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rgtg_logits._bodies import ClassifierBody, LanguageModelBody, token_scores
+from rgtg_logits._bodies import Body, ClassifierBody, LanguageModelBody, token_scores
 from rgtg_logits._checkpoint import ADAPTER_FILE, check_decoder, check_labels, load_checkpoint
 from rgtg_logits._config import RewardModelConfig, read_config
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
@@ -75,7 +76,7 @@ class RewardModel:
         stored = getattr(inner.config, "rgtg", None)
         self.config = config or (RewardModelConfig.from_dict(stored) if stored else RewardModelConfig())
         check_decoder(inner.config, type(inner).__name__)
-        self._body = ClassifierBody(inner) if self.kind == "causal" else LanguageModelBody(inner)
+        self._body: Body = ClassifierBody(inner) if self.kind == "causal" else LanguageModelBody(inner)
         if self.kind == "causal":
             check_labels(inner.config, type(inner).__name__)
         self.backbone = self._body.backbone
@@ -255,6 +256,12 @@ class RewardModel:
             "log_ratio", it is the logits of the next token as the model's own forward returns them.
         """
         return self._body.states(input_ids, attention_mask, position_ids, cache, use_cache=use_cache, last=last)
+
+    def compiled(self, **options: Any) -> RewardModel:
+        """The same model, on the same weights, with a forward compiled by `torch.compile(…, **options)`."""
+        twin = copy.copy(self)
+        twin._body = self._body.compiled(**options)
+        return twin
 
     def rewards(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape"]:
         """Reads rewards (float32, the model's own unit) from states of the last layer.

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
+from transformers import CompileConfig
 
 from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, ReferenceScorer, RewardModel
 from rgtg_logits.errors import ContextLengthError, InvalidArgumentError
@@ -183,7 +185,8 @@ def test_the_first_step_of_beams_reads_one_row_per_prompt():
 @given(st.integers(1, 300), st.integers(1, 100))
 def test_how_much_is_dropped(length, limit):
     drop = dropped(length, limit)
-    assert 0 <= drop and length - drop <= limit
+    assert drop >= 0
+    assert length - drop <= limit
     assert drop == 0 or length - drop > limit - max(1, limit // 4)
     assert drop <= dropped(length + 1, limit)
 
@@ -247,3 +250,52 @@ def test_an_unknown_way_to_overflow():
         InvalidArgumentError, match="Expected on_overflow to be one of error, truncate_left, but got 'x'"
     ):
         CausalScorer(RewardModel(tiny_reward_model()), on_overflow="x")
+
+
+# Compiled steps
+
+
+@pytest.fixture
+def graphs():
+    """How many graphs were compiled so far."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "mistral", "gpt2"])
+def test_a_compiled_step_is_exact_and_compiled_once(graphs, model_type):
+    reward_model = RewardModel(tiny_reward_model(model_type))
+    # The compiler proper is tested more slowly below; what it is given is the same.
+    scorer = CausalScorer(
+        reward_model, compile=CompileConfig(backend="eager", mode=None, dynamic=False, fullgraph=True)
+    )
+    reference, rows = ReferenceScorer(reward_model), torch.randint(2, VOCAB_SIZE, (2, 5))
+    rows[1, :2] = PAD
+    for step in range(20):
+        candidates = torch.randint(2, VOCAB_SIZE, (2, 4))
+        got, wanted = (one.score(rows, text_mask(rows, PAD), candidates) for one in (scorer, reference))
+        assert torch.allclose(got, wanted, atol=1e-4)
+        assert graphs() == min(step, 1)
+        rows = torch.cat([rows, candidates[:, step % 4, None]], dim=1)
+    check_scorer(scorer, reference, rounds=2)
+
+
+def test_a_compiled_step_is_compiled_again_when_its_cache_doubles(graphs):
+    reward_model = RewardModel(tiny_reward_model(max_position_embeddings=1024))
+    scorer = CausalScorer(reward_model, compile=CompileConfig(backend="eager", mode=None, dynamic=False))
+    rows, sizes = torch.randint(2, VOCAB_SIZE, (1, 120)), []
+    for _ in range(150):
+        candidates = torch.randint(2, VOCAB_SIZE, (1, 3))
+        scorer.score(rows, torch.ones_like(rows), candidates)
+        sizes.append(scorer.cache_bytes())
+        rows = torch.cat([rows, candidates[:, :1]], dim=1)
+    assert graphs() == len(set(sizes)) == 2
+
+
+@pytest.mark.slow
+def test_the_compiler_proper(graphs):
+    reward_model = RewardModel(tiny_reward_model())
+    check_scorer(CausalScorer(reward_model, compile=True), ReferenceScorer(reward_model), rounds=2)
+    assert graphs() >= 2

@@ -5,12 +5,14 @@ from rgtg_logits.scorers.causal import CausalScorer
 from rgtg_logits.scorers.log_ratio import LogRatioScorer
 from rgtg_logits.scorers.make import make_scorer
 from rgtg_logits.scorers.reference import ReferenceScorer
+from rgtg_logits.scorers.retokenizing import RetokenizingScorer
 from rgtg_logits.scorers.vocabulary import VocabularyScorer
 
 __all__ = [
     "CausalScorer",
     "LogRatioScorer",
     "ReferenceScorer",
+    "RetokenizingScorer",
     "Scorer",
     "VocabularyScorer",
     "make_scorer",

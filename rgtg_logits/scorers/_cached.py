@@ -7,9 +7,10 @@ from threading import RLock
 
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers._reader import CachedReader, Question
+from rgtg_logits.scorers._reader import CachedReader, Question, ReaderOptions
 from rgtg_logits.scorers.base import Scorer
 
 
@@ -19,24 +20,11 @@ class CachedScorer(Scorer):
     One object may serve several threads: they take turns, and each finds its own rows again, at the price of the cache.
     """
 
-    def __init__(
-        self,
-        reward_model: RewardModel,
-        *,
-        path: str = "auto",
-        speculate: bool | None = None,
-        on_overflow: str = "error",
-        max_tokens_per_forward: int | None = None,
-        trees: bool = False,
-    ) -> None:
+    def __init__(self, reward_model: RewardModel, *, trees: bool = False, **options: Unpack[ReaderOptions]) -> None:
         self.reward_model = reward_model
         self.vocab_size = reward_model.vocab_size
         self.pad_token_id = reward_model.pad_token_id
-        self.on_overflow = on_overflow
-        self._reader = CachedReader(
-            reward_model, path=path, speculate=speculate, on_overflow=on_overflow,
-            max_tokens_per_forward=max_tokens_per_forward, trees=trees,
-        )  # fmt: skip
+        self._reader = CachedReader(reward_model, trees=trees, **options)
         self._lock = RLock()
 
     @property

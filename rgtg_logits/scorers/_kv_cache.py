@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -22,21 +24,50 @@ class _GrowingLayer(DynamicLayer):
     key_buffer: Tensor
     value_buffer: Tensor
     is_initialized: bool
+    is_static = False
+    slots: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if self.slots is not None:
+            self.key_buffer.index_copy_(-2, self.slots, key_states)
+            self.value_buffer.index_copy_(-2, self.slots, value_states)
+            return self.key_buffer, self.value_buffer
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if not self.is_initialized:
             self.dtype, self.device = key_states.dtype, key_states.device
-            self.key_buffer, self.value_buffer = _room(key_states, end), _room(value_states, end)
+            self._hold(self._room(key_states, end), self._room(value_states, end))
             self.is_initialized = True
-        elif end > self.key_buffer.shape[-2]:
-            self.key_buffer = _grown(self.key_buffer, start, end)
-            self.value_buffer = _grown(self.value_buffer, start, end)
+        self.reserve(start, end)
         self.key_buffer[..., start:end, :] = key_states
         self.value_buffer[..., start:end, :] = value_states
         self.show(end)
         return self.keys, self.values
+
+    def reserve(self, filled: int, length: int) -> None:
+        """Makes room for `length` slots, of which the first `filled` hold something."""
+        if length <= self.key_buffer.shape[-2]:
+            return
+        keys, values = self._room(self.key_buffer, length), self._room(self.value_buffer, length)
+        keys[..., :filled, :] = self.key_buffer[..., :filled, :]
+        values[..., :filled, :] = self.value_buffer[..., :filled, :]
+        self._hold(keys, values)
+
+    def _room(self, states: Tensor, length: int) -> Tensor:
+        shape = list(states.shape)
+        # At least half a block is free, because growing for each step would copy the prefix as often as concatenating.
+        # A compiled step is compiled again for each size, so those double.
+        blocks = -(-(length + BLOCK // 2) // BLOCK)
+        shape[-2] = BLOCK * (1 << (blocks - 1).bit_length() if self.is_static else blocks)
+        # What is masked must still be finite, because 0 times NaN is NaN.
+        return states.new_zeros(shape) if self.is_static else states.new_empty(shape)
+
+    def _hold(self, keys: Tensor, values: Tensor) -> None:
+        self.key_buffer, self.value_buffer = keys, values
+        if self.is_static:
+            # A recorded graph writes to the same memory every time.
+            torch._dynamo.mark_static_address(keys)
+            torch._dynamo.mark_static_address(values)
 
     def show(self, length: int) -> None:
         """Makes the first `length` slots the cache; what lies behind stays in the buffers until overwritten."""
@@ -45,7 +76,7 @@ class _GrowingLayer(DynamicLayer):
     def reorder_cache(self, beam_idx: Int[Tensor, " batch"]) -> None:
         length = self.get_seq_length()
         rows = beam_idx.to(self.device)
-        self.key_buffer, self.value_buffer = self.key_buffer[rows], self.value_buffer[rows]
+        self._hold(self.key_buffer[rows], self.value_buffer[rows])
         self.show(length)
 
     def adopt(self, slots: Int[Tensor, " batch"]) -> None:
@@ -57,17 +88,10 @@ class _GrowingLayer(DynamicLayer):
         self.show(length + 1)
 
 
-def _room(states: Tensor, length: int) -> Tensor:
-    shape = list(states.shape)
-    # At least half a block is free, because growing for each step would copy the prefix as often as concatenating.
-    shape[-2] = -(-(length + BLOCK // 2) // BLOCK) * BLOCK
-    return states.new_empty(shape)
+class _StaticLayer(_GrowingLayer):
+    """One whose buffers keep their shape and address as long as they can."""
 
-
-def _grown(buffer: Tensor, filled: int, length: int) -> Tensor:
-    room = _room(buffer, length)
-    room[..., :filled, :] = buffer[..., :filled, :]
-    return room
+    is_static = True
 
 
 class PrefixCache(Cache):
@@ -75,10 +99,13 @@ class PrefixCache(Cache):
 
     All layers keep every token, sliding ones too: the mask says who sees what, and a prefix can be taken back to any
     length.
+
+    Args:
+        static: Whether steps may be taken in place (`in_place`), for a compiled forward.
     """
 
-    def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=_GrowingLayer)
+    def __init__(self, *, static: bool = False) -> None:
+        super().__init__(layer_class_to_replicate=_StaticLayer if static else _GrowingLayer)
 
     def reorder_cache(self, beam_idx: Int[Tensor, " batch"]) -> None:
         """Makes row i the former row `beam_idx[i]`, what lies behind the end included."""
@@ -99,6 +126,26 @@ class PrefixCache(Cache):
         """Appends to row i the token that still lies in slot `slots[i]`, behind the end."""
         for layer in self._layers:
             layer.adopt(slots)
+
+    @contextmanager
+    def in_place(self, length: int, new: int) -> Iterator[int]:
+        """While it lasts, a forward writes `new` tokens behind the first `length` slots and sees whole buffers.
+
+        So nothing that it touches changes its shape from step to step. Yields how many slots it sees.
+        """
+        for layer in self._layers:
+            layer.reserve(length, length + new)
+        slots = torch.arange(length, length + new, device=self._layers[0].device)
+        size = self._layers[0].key_buffer.shape[-2]
+        for layer in self._layers:
+            layer.slots = slots
+            layer.show(size)
+        try:
+            yield size
+        finally:
+            for layer in self._layers:
+                layer.slots = None
+                layer.show(length)
 
     def memory(self) -> int:
         """Bytes held."""

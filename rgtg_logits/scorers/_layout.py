@@ -42,7 +42,7 @@ class Layout:
         return torch.tensor(rows, dtype=torch.long).reshape(len(rows), -1)
 
     def _parent(self, index: int, text: Sequence[int]) -> tuple[int, int]:
-        """The last row that shares the most with a text, its own if that is as good, and how many columns are shared."""
+        """The last row that shares the most with a text (its own, if as good), and how many columns are shared."""
         columns = [_shared(row, text) for row in self._rows]
         if not columns:
             return 0, 0

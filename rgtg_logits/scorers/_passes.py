@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -60,6 +60,7 @@ class Pass(ABC):
     Args:
         reward_model: The model.
         max_tokens: Most tokens to run in one forward, so that memory is bounded; at least one per row are. None: all.
+        compiled: The same model with a compiled forward, for passes whose steps keep their shape. None: not compiled.
 
     Attributes:
         can_take_back: Whether tokens can be taken back from the cache after a step that was wrong.
@@ -67,9 +68,12 @@ class Pass(ABC):
 
     can_take_back = False
 
-    def __init__(self, reward_model: RewardModel, max_tokens: int | None = None) -> None:
+    def __init__(
+        self, reward_model: RewardModel, max_tokens: int | None = None, compiled: RewardModel | None = None
+    ) -> None:
         self.reward_model = reward_model
         self._max_tokens = max_tokens
+        self._compiled = compiled
         self.restart()
 
     @abstractmethod
@@ -104,12 +108,12 @@ class SiblingPass(Pass):
 
     can_take_back = True
 
-    def __init__(self, reward_model: RewardModel, max_tokens: int | None = None, *, full: bool, sliding: bool) -> None:
+    def __init__(self, *arguments: Any, full: bool, sliding: bool) -> None:
         self._full, self._sliding = full, sliding
-        super().__init__(reward_model, max_tokens)
+        super().__init__(*arguments)
 
     def restart(self) -> None:
-        self._cache = PrefixCache()
+        self._cache = PrefixCache(static=self._compiled is not None)
 
     def take_back(self, length: int) -> None:
         self._cache.truncate(length)
@@ -120,8 +124,11 @@ class SiblingPass(Pass):
         after = text.sum(-1, keepdim=True) + branches.levels()
         position = torch.cat([positions(text), after], dim=1)
         tokens = torch.cat([step.tokens, branches.tokens], dim=1)
+        pieces = self._pieces(keep, tokens.shape[1], batch)
+        if self._compiled is not None and keep == length and len(pieces) == 1 and length > 0:
+            return self._in_place(self._compiled, text, branches, position)
         states = []
-        for piece in self._pieces(keep, tokens.shape[1], batch):
+        for piece in pieces:
             branching = max(0, piece.stop - max(piece.start, length))
             state, _ = self.reward_model.hidden_states(
                 tokens[:, piece],
@@ -135,10 +142,25 @@ class SiblingPass(Pass):
                 states.append(state)
         # What lies behind the prefix now are the branches; the one that is drawn is found there by the next step.
         self._cache.truncate(length)
-        nodes = torch.cat(states, dim=1) if len(states) > 1 else states[0]
-        if branches.leaves is None:
-            return nodes
-        return nodes.gather(1, branches.leaves[..., None].expand(-1, -1, nodes.shape[-1]))
+        return _ends(torch.cat(states, dim=1) if len(states) > 1 else states[0], branches)
+
+    def _in_place(
+        self, compiled: RewardModel, text: Tensor, branches: Branches, position: Tensor
+    ) -> Float[Tensor, "batch k state"]:
+        """The step that reads nothing but branches, in shapes that stay the same, so that it is compiled once."""
+        length, nodes = text.shape[1], branches.tokens.shape[1]
+        piece = slice(length, length + nodes)
+        with self._cache.in_place(length, nodes) as size:
+            states, _ = compiled.hidden_states(
+                _packed(branches.tokens),
+                self._mask(text, branches, position, piece, size),
+                _packed(position[:, piece]),
+                self._cache,
+                use_cache=True,
+                last=nodes,
+            )
+        # A recorded graph writes its next result into the same memory.
+        return _ends(states.clone(), branches)
 
     def _recall(self, step: Step) -> int:
         """Brings the cache to what it shares with the rows now, and says how many columns that is."""
@@ -154,14 +176,28 @@ class SiblingPass(Pass):
         self._cache.adopt(keep + step.drawn)
         return keep + 1
 
-    def _mask(self, text: Tensor, branches: Branches, position: Tensor, piece: slice) -> Tensor | dict[str, Tensor]:
-        build = partial(sibling_mask, text, branches, position, piece, dtype=self.reward_model.dtype)
+    def _mask(
+        self, text: Tensor, branches: Branches, position: Tensor, piece: slice, size: int | None = None
+    ) -> Tensor | dict[str, Tensor]:
+        build = partial(sibling_mask, text, branches, position, piece, size=size, dtype=self.reward_model.dtype)
         masks = {}
         if self._full:
             masks["full_attention"] = build(window=None)
         if self._sliding:
             masks["sliding_attention"] = build(window=self.reward_model.sliding_window)
         return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def _packed(slice_: Int[Tensor, "batch some"]) -> Int[Tensor, "batch some"]:
+    """The same with strides of its own shape: a compiled forward asks for equal strides even where there is one row."""
+    return slice_.flatten().reshape(slice_.shape)
+
+
+def _ends(nodes: Float[Tensor, "batch nodes state"], branches: Branches) -> Float[Tensor, "batch k state"]:
+    """The states at the ends of the branches."""
+    if branches.leaves is None:
+        return nodes
+    return nodes.gather(1, branches.leaves[..., None].expand(-1, -1, nodes.shape[-1]))
 
 
 class ExpandPass(Pass):
@@ -172,9 +208,9 @@ class ExpandPass(Pass):
             back, so a rewind starts over.
     """
 
-    def __init__(self, reward_model: RewardModel, max_tokens: int | None = None, *, own: bool) -> None:
+    def __init__(self, *arguments: Any, own: bool) -> None:
         self._own = own
-        super().__init__(reward_model, max_tokens)
+        super().__init__(*arguments)
 
     def restart(self) -> None:
         self._cache: Cache | None = None if self._own else PrefixCache()

@@ -9,10 +9,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import CompileConfig
 
 from rgtg_logits.errors import (
     ContextLengthError,
@@ -68,17 +70,41 @@ class _Last:
     steady: bool
 
 
+class ReaderOptions(TypedDict, total=False):
+    """How a scorer runs its reward model.
+
+    Attributes:
+        path: One of the names that `CausalScorer` explains, or "auto" for the cheapest that is exact; the default.
+        speculate: Whether to take the ordinary step before looking at the rows, which keeps an accelerator busy; by
+            default everywhere but on a CPU, where looking is free.
+        on_overflow: What to do with a text longer than the model can read: "error", the default, or "truncate_left" to
+            let it read the end alone (and a start token), which it says once. The beginning is left out in steps of a
+            quarter of the context, so that the cache is rebuilt rarely.
+        max_tokens_per_forward: Most tokens (rows × columns, at least one per row) in one forward, to bound memory;
+            results are unchanged. None, the default: all that a step needs.
+        compile: Whether to compile the ordinary step with `torch.compile`, as transformers compiles `generate` with a
+            static cache: on a GPU a step becomes one launch of a recorded graph, which is what a small model waits for.
+            The first steps are slow, and those at which the cache doubles. A `CompileConfig` of transformers says how;
+            off by default. Results are unchanged. Only the paths named "siblings…" can.
+    """
+
+    path: str
+    speculate: bool | None
+    on_overflow: str
+    max_tokens_per_forward: int | None
+    compile: bool | CompileConfig
+
+
 class CachedReader:
     """Answers questions about rows with one forward over [what is new of the rows | branches].
 
     Args:
         reward_model: The model.
-        path: One of `PASSES`, or "auto" for the cheapest that is exact.
-        speculate: Whether to take the ordinary step before looking at the rows, which keeps an accelerator busy; by
-            default everywhere but on a CPU, where looking is free.
-        on_overflow: "error", or "truncate_left" to leave out the beginning of a prefix that the model cannot read
-            whole.
-        max_tokens_per_forward: Most tokens to run in one forward; None for all that a question needs.
+        path: See `ReaderOptions`, for this and the other options.
+        speculate: Whether to take the ordinary step before looking at the rows.
+        on_overflow: "error" or "truncate_left".
+        max_tokens_per_forward: Most tokens in one forward.
+        compile: Whether to compile the ordinary step.
         trees: Whether branches may have several tokens, and rows padding inside.
 
     Raises:
@@ -94,13 +120,14 @@ class CachedReader:
         speculate: bool | None = None,
         on_overflow: str = "error",
         max_tokens_per_forward: int | None = None,
+        compile: bool | CompileConfig = False,
         trees: bool = False,
     ) -> None:
         _check_options(path, on_overflow, max_tokens_per_forward)
         self.reward_model = reward_model
         self.path = choose_pass(reward_model, trees=trees) if path == "auto" else path
         self.on_overflow = on_overflow
-        self._pass: Pass = PASSES[self.path](reward_model, max_tokens_per_forward)
+        self._pass: Pass = PASSES[self.path](reward_model, max_tokens_per_forward, _compiled(reward_model, compile))
         self._speculates = reward_model.device.type != "cpu" if speculate is None else speculate
         self._tracker = PrefixTracker()
         self._last: _Last | None = None
@@ -262,6 +289,14 @@ class CachedReader:
             f"{reward}. The reward model overflows or is damaged: load it in float32 or bfloat16, and check its "
             "weights."
         )
+
+
+def _compiled(reward_model: RewardModel, compile: bool | CompileConfig) -> RewardModel | None:
+    if not compile:
+        return None
+    # As in generate: "reduce-overhead" records a CUDA graph, so that a step is one launch.
+    options = CompileConfig(dynamic=False) if compile is True else compile
+    return reward_model.compiled(**options.to_dict())
 
 
 def no_text(row: int) -> PaddingError:

@@ -20,6 +20,7 @@ def sibling_mask(
     queries: slice,
     *,
     window: int | None,
+    size: int | None = None,
     dtype: torch.dtype,
 ) -> Float[Tensor, "batch 1 queries visible"]:
     """Additive attention mask of some of the tokens of [prefix | branches].
@@ -30,6 +31,7 @@ def sibling_mask(
         position: Position of every token in its own text.
         queries: Which tokens ask; those before the first are in the cache, those behind the last are not yet.
         window: How many tokens back, itself included, a token sees; None for all.
+        size: How many slots to cover, if more than are visible.
         dtype: The type the model computes in, because sdpa wants mask and queries of one type.
 
     Returns:
@@ -50,5 +52,7 @@ def sibling_mask(
     if window is not None:
         # By position, not by slot, because padding may lie between two tokens.
         allowed &= position[:, None, : queries.stop] > position[:, queries, None] - window
+    if size is not None:
+        allowed = torch.nn.functional.pad(allowed, (0, size - allowed.shape[-1]), value=False)
     mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]

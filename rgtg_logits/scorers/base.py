@@ -47,3 +47,9 @@ class Scorer(ABC):
             Finite rewards of prefix + candidate, higher is better, in the scorer's own unit; fixed up to a constant
             per row.
         """
+
+    def observe(self, rows: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]) -> None:
+        """Is shown rows that nobody needs a reward of, because only one next token is left.
+
+        For scorers that tell prompt from answer by which rows follow from which. By default nothing happens.
+        """

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rgtg_logits.prefix import PADDING
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers._branches import Branches
 from rgtg_logits.scorers._cached import CachedScorer
-from rgtg_logits.scorers._reader import Question
+from rgtg_logits.scorers._reader import Question, ReaderOptions
 
 
 class CausalScorer(CachedScorer):
@@ -30,33 +31,16 @@ class CausalScorer(CachedScorer):
 
     Args:
         reward_model: The model; its token ids are taken to be those of the rows.
-        path: One of the names above, or "auto" for the cheapest that is exact.
-        speculate: Whether to take the ordinary step before looking at the rows, which keeps an accelerator busy; by
-            default everywhere but on a CPU, where looking is free.
-        on_overflow: What to do with a text longer than the model can read: "error", or "truncate_left" to let it read
-            the end alone (and a start token), which it says once. The beginning is left out in steps of a quarter of
-            the context, so that the cache is rebuilt rarely.
-        max_tokens_per_forward: Most tokens (rows × columns, at least one per row) in one forward, to bound memory.
-            Results are unchanged.
+        options: `path` (one of the names above), `speculate`, `on_overflow`, `max_tokens_per_forward`, `compile`; see
+            `ReaderOptions`.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range.
         RewardModelError: If the model is not causal, or no path is exact on it.
     """
 
-    def __init__(
-        self,
-        reward_model: RewardModel,
-        *,
-        path: str = "auto",
-        speculate: bool | None = None,
-        on_overflow: str = "error",
-        max_tokens_per_forward: int | None = None,
-    ) -> None:
-        super().__init__(
-            reward_model, path=path, speculate=speculate, on_overflow=on_overflow,
-            max_tokens_per_forward=max_tokens_per_forward,
-        )  # fmt: skip
+    def __init__(self, reward_model: RewardModel, **options: Unpack[ReaderOptions]) -> None:
+        super().__init__(reward_model, **options)
 
     def _question(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> Question:
         device = self.reward_model.device

@@ -6,9 +6,11 @@ from threading import RLock
 
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.scorers._reader import ReaderOptions
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.vocabulary import LogProbabilityScorer
 
@@ -28,10 +30,7 @@ class LogRatioScorer(Scorer):
     Args:
         policy: A model of kind "log_ratio"; its token ids are taken to be those of the rows.
         reference: The reference model, of the same kind and vocabulary; None for log π alone.
-        path: See `CausalScorer`, for this and the other options.
-        speculate: Whether to take the ordinary step before looking at the rows.
-        on_overflow: "error" or "truncate_left".
-        max_tokens_per_forward: Most tokens in one forward.
+        options: How to run them; see `ReaderOptions`.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range, or the checkpoint names a reference and none is given.
@@ -39,27 +38,15 @@ class LogRatioScorer(Scorer):
     """
 
     def __init__(
-        self,
-        policy: RewardModel,
-        reference: RewardModel | None = None,
-        *,
-        path: str = "auto",
-        speculate: bool | None = None,
-        on_overflow: str = "error",
-        max_tokens_per_forward: int | None = None,
+        self, policy: RewardModel, reference: RewardModel | None = None, **options: Unpack[ReaderOptions]
     ) -> None:
         if reference is None and policy.config.reference is not None:
             raise InvalidArgumentError(
                 f"Expected the reference model {policy.config.reference!r}, against which the policy was trained, but "
                 "got none. Load it with RewardModel.from_pretrained(…, kind='log_ratio') and pass it as reference=."
             )
-        self._scorers = [
-            LogProbabilityScorer(
-                model, path=path, speculate=speculate, on_overflow=on_overflow,
-                max_tokens_per_forward=max_tokens_per_forward,
-            )
-            for model in (policy, reference) if model is not None
-        ]  # fmt: skip
+        models = [policy] if reference is None else [policy, reference]
+        self._scorers = [LogProbabilityScorer(model, **options) for model in models]
         self.reward_model, self.reference = policy, reference
         self.vocab_size = min(scorer.vocab_size or 0 for scorer in self._scorers)
         self.pad_token_id = policy.pad_token_id

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import Unpack
 
 from rgtg_logits.errors import InvalidArgumentError, VocabularyError
 from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.scorers._reader import ReaderOptions
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.causal import CausalScorer
 from rgtg_logits.scorers.log_ratio import LogRatioScorer
+from rgtg_logits.scorers.retokenizing import RetokenizingScorer
 from rgtg_logits.scorers.vocabulary import VocabularyScorer
 
-_DEFAULTS = {"on_overflow": "error", "max_tokens_per_forward": None}
+_DEFAULTS = ReaderOptions(on_overflow="error", max_tokens_per_forward=None, compile=False)
+"""What a processor passes on when the user says nothing."""
 
 
 def make_scorer(
@@ -24,14 +27,14 @@ def make_scorer(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     prompt_format: str | Callable[[str, str], str] | None = None,
-    **options: Any,
+    **options: Unpack[ReaderOptions],
 ) -> Scorer:
     """The scorer for a reward model beside a base model's tokenizer; see `PartialRewardLogitsProcessor`."""
     if isinstance(source, Scorer):
         if prompt_format is not None or options != _DEFAULTS:
             raise InvalidArgumentError(
-                "Expected prompt_format, on_overflow and max_tokens_per_forward to be left out for a Scorer, which has "
-                "its own. Pass them to the scorer."
+                "Expected prompt_format, on_overflow, max_tokens_per_forward and compile to be left out for a Scorer, "
+                "which has its own. Pass them to the scorer."
             )
         return source
     if isinstance(source, (str, os.PathLike)):
@@ -44,14 +47,16 @@ def make_scorer(
             f"Scorer, but got {type(source).__name__}."
         )
     differing = _differing(tokenizer, source)
+    if source.kind == "causal":
+        if prompt_format is None and not differing:
+            return CausalScorer(source, **options)
+        return RetokenizingScorer(source, _needed(tokenizer), prompt_format=prompt_format, **options)
     if differing or prompt_format is not None:
         raise VocabularyError(
             f"Expected the base model and a reward model of kind {source.kind!r} to share a vocabulary, because it "
             f"scores its own next tokens, but {differing} tokens of the base model have another id there, or none. "
             "Use a reward model trained from this base model's family, without prompt_format."
         )
-    if source.kind == "causal":
-        return CausalScorer(source, **options)
     if source.kind == "vocabulary":
         return VocabularyScorer(source, **options)
     named = source.config.reference

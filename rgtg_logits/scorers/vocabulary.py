@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import Unpack
 
 from rgtg_logits.prefix import PADDING
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers._branches import Branches
 from rgtg_logits.scorers._cached import CachedScorer
-from rgtg_logits.scorers._reader import Question
+from rgtg_logits.scorers._reader import Question, ReaderOptions
 
 
 class VocabularyScorer(CachedScorer):
@@ -21,30 +22,16 @@ class VocabularyScorer(CachedScorer):
 
     Args:
         reward_model: A model of kind "vocabulary"; its token ids are taken to be those of the rows.
-        path: See `CausalScorer`, for this and the other options.
-        speculate: Whether to take the ordinary step before looking at the rows.
-        on_overflow: "error" or "truncate_left".
-        max_tokens_per_forward: Most tokens in one forward.
+        options: How to run it; see `ReaderOptions`.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range.
         RewardModelError: If the model is not causal, has no logits, or no path is exact on it.
     """
 
-    def __init__(
-        self,
-        reward_model: RewardModel,
-        *,
-        path: str = "auto",
-        speculate: bool | None = None,
-        on_overflow: str = "error",
-        max_tokens_per_forward: int | None = None,
-    ) -> None:
+    def __init__(self, reward_model: RewardModel, **options: Unpack[ReaderOptions]) -> None:
         known = min(reward_model.vocab_size, reward_model.num_next_tokens)
-        super().__init__(
-            reward_model, path=path, speculate=speculate, on_overflow=on_overflow,
-            max_tokens_per_forward=max_tokens_per_forward,
-        )  # fmt: skip
+        super().__init__(reward_model, **options)
         self.vocab_size = known
 
     def _question(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> Question:
