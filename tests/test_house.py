@@ -13,6 +13,7 @@ FLOORS = {
     "errors": 0,
     "candidates": 1, "guidance": 1.5, "prefix": 1, "trace": 1, "card": 1,
     "_checkpoint": 1, "reward_model": 2,
+    "scorers._prompts": 1, "scorers._chat": 1, "scorers._text": 2,
     "scorers.base": 2, "scorers._kv_cache": 2, "scorers._sibling_mask": 2,
     "scorers._passes": 2.5, "scorers._probe": 2.6, "scorers.reference": 3, "scorers.causal": 3, "scorers": 3.5,
     "processor": 4, "testing": 4,
