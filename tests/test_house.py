@@ -11,7 +11,7 @@ PACKAGE = Path(rgtg_logits.__file__).parent
 
 FLOORS = {
     "errors": 0,
-    "candidates": 1, "guidance": 1.5, "prefix": 1, "trace": 1, "card": 1,
+    "candidates": 1, "guidance": 1.5, "prefix": 1, "trace": 1, "card": 1, "_tiny_tokenizers": 1,
     "_checkpoint": 1, "reward_model": 2,
     "scorers._prompts": 1, "scorers._chat": 1, "scorers._text": 2,
     "scorers.base": 2, "scorers._kv_cache": 2, "scorers._sibling_mask": 2,
