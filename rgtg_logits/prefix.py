@@ -162,6 +162,6 @@ class PrefixTracker:
 def _common_prefix(one: Tensor, other: Tensor) -> Tensor:
     """Length of the common prefix along the last axis."""
     same: Bool[Tensor, "*shape length"] = one == other
-    padded = torch.cat([~same, torch.ones_like(same[..., :1])], dim=-1)
+    padded = torch.nn.functional.pad(~same, (0, 1), value=True)
     # argmax finds the first mismatch; the column of ones stands for "none".
     return padded.to(torch.uint8).argmax(-1)

@@ -6,20 +6,32 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     set_seed,
 )
 
+from rgtg_logits._tiny_tokenizers import TOKENIZER_KINDS, tiny_tokenizer
 from rgtg_logits.prefix import text_mask
 from rgtg_logits.scorers import Scorer
+
+__all__ = [
+    "EOS",
+    "PAD",
+    "TINY",
+    "TOKENIZER_KINDS",
+    "VOCAB_SIZE",
+    "check_scorer",
+    "tiny_base_model",
+    "tiny_config",
+    "tiny_reward_model",
+    "tiny_tokenizer",
+    "tiny_vocabulary_model",
+]
 
 VOCAB_SIZE = 61
 PAD, EOS = 0, 1
@@ -104,28 +116,6 @@ def tiny_vocabulary_model(model_type: str = "llama", *, seed: int = 1, **changes
             if parameter.dim() > 1:
                 parameter.normal_(std=0.2)
     return model
-
-
-def tiny_tokenizer(texts: list[str] | None = None, *, vocab_size: int = 300) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer trained on a few sentences; pads on the left."""
-    texts = texts or ["the film was good and the end was bad", "a good plot, a bad cast, and the music was good"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|pad|>", "<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|pad|>",
-        eos_token="<|endoftext|>",
-        bos_token="<|endoftext|>",
-        padding_side="left",
-    )
 
 
 def check_scorer(

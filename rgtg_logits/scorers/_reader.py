@@ -42,6 +42,7 @@ class Question:
         asked: The candidates that the branches stand for, as the scorer was asked, on the model's device.
         finished: Rows that nobody asks about.
         values: From the state at the end of each branch, and `asked`, to rewards.
+        own_ids: Whether `asked` are token ids of the model.
     """
 
     keys: Int[Tensor, "batch length"]
@@ -49,6 +50,7 @@ class Question:
     asked: Int[Tensor, "batch k"]
     finished: Tensor
     values: Callable[[Float[Tensor, "rows branches state"], Int[Tensor, "rows k"]], Float[Tensor, "rows k"]]
+    own_ids: bool = True
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,7 @@ class CachedReader:
         empty = ((seen.keys == PADDING).all(-1) & seen.finished).nonzero()[:, 0].tolist()
         if empty:
             raise no_text(empty[0])
-        parts = (seen.keys, seen.branches.tokens, seen.asked)
+        parts = (seen.keys, seen.branches.tokens, *([seen.asked] if seen.own_ids else []))
         largest = max(int(part.max()) for part in parts if part.numel())
         if largest >= self.reward_model.vocab_size:
             raise VocabularyError(

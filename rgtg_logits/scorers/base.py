@@ -53,3 +53,4 @@ class Scorer(ABC):
 
         For scorers that tell prompt from answer by which rows follow from which. By default nothing happens.
         """
+        return None

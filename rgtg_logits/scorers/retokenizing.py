@@ -123,7 +123,8 @@ class RetokenizingScorer(CachedScorer):
             [[tokens[common:] for tokens in row] for row, common in zip(fitting, shared, strict=True)]
         )
         finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
-        return Question(keys.to(device), branches.to(device), candidates.to(device), finished, self._values)
+        asked = candidates.to(device)
+        return Question(keys.to(device), branches.to(device), asked, finished, self._values, own_ids=False)
 
     def _values(self, states: Float[Tensor, "rows k state"], _: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
         return self.reward_model.rewards(states)

@@ -1,0 +1,309 @@
+"""The text side of rewards: where prompts end, and a row's text in the tokens of a reward model."""
+
+import re
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LogitsProcessor
+
+from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.scorers._prompts import PromptMemory
+from rgtg_logits.scorers._text import BaseText, Retokenizer
+from rgtg_logits.testing import EOS, PAD, TOKENIZER_KINDS, tiny_base_model, tiny_tokenizer
+
+PROMPTS = [[7, 3, 9, 11, 4, 20, 31], [5, 8], [2, 13, 40, 41]]
+MODES = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "num_return_sequences": 3},
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+    "beam_sampling": {"num_beams": 3, "do_sample": True},
+}
+
+
+class Splitting(LogitsProcessor):
+    """Splits the rows of every call and compares with the prompts that it knows."""
+
+    def __init__(self, memory):
+        self.memory, self.prompts, self.calls = memory, [], 0
+
+    def __call__(self, input_ids, scores):
+        repeat = len(input_ids) // len(self.prompts)
+        texts = [row[next((i for i, token in enumerate(row) if token != PAD), 0) :] for row in input_ids.tolist()]
+        expected = [len(prompt) for prompt in self.prompts for _ in range(repeat)]
+        assert self.memory.split(texts) == expected
+        self.calls += 1
+        return scores
+
+
+def generate(processor, prompts, base, **arguments):
+    processor.prompts = prompts
+    width = max(map(len, prompts))
+    ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
+    options = {"max_new_tokens": 6, "pad_token_id": PAD, "suppress_tokens": [PAD], "top_k": 0, **arguments}
+    with torch.no_grad():
+        output = base.generate(
+            input_ids=ids, attention_mask=(ids != PAD).long(), logits_processor=[processor], **options
+        )
+    return output.tolist()
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny_base_model()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_prompts_are_found_in_every_mode_and_in_repeated_calls(base, mode):
+    processor = Splitting(PromptMemory())
+    for prompts in (PROMPTS, PROMPTS[:2], [[9, 9, 9]], PROMPTS):
+        generate(processor, prompts, base, **MODES[mode])
+    assert processor.calls >= 16
+
+
+def test_prompts_are_found_in_assisted_decoding(base):
+    processor = Splitting(PromptMemory())
+    generate(processor, PROMPTS[:1], base, assistant_model=tiny_base_model(seed=3), max_new_tokens=12)
+    generate(processor, [[7, 3, 9, 7, 3, 9, 7]], base, prompt_lookup_num_tokens=3, max_new_tokens=12)
+    assert processor.calls >= 24
+
+
+def test_a_conversation_that_goes_on_is_a_new_prompt(base):
+    processor = Splitting(PromptMemory())
+    prompt = PROMPTS[0]
+    for turn in range(3):
+        answer = generate(processor, [prompt], base, eos_token_id=None)[0]
+        assert len(answer) == len(prompt) + 6
+        prompt = [*answer, 30 + turn]
+
+
+def test_a_prompt_that_is_another_plus_one_token_in_one_batch():
+    memory = PromptMemory()
+    assert memory.split([[5, 8], [5, 8, 9]]) == [2, 3]
+    assert memory.split([[5, 8, 9], [5, 8, 9, 4]]) == [2, 3]
+
+
+def test_the_ambiguous_case_is_taken_for_a_continuation():
+    memory = PromptMemory()
+    memory.split([[5, 8]])
+    assert memory.split([[5, 8, 9]]) == [2]
+    assert memory.split([[5, 8, 9, 4, 6]]) == [5]
+
+
+def test_tokens_are_not_confused_with_others_that_have_the_same_bytes():
+    memory = PromptMemory()
+    assert memory.split([[1]]) == [1]
+    assert memory.split([[1 << 32, 0]]) == [2]
+    assert memory.split([[1, 0]]) == [1]
+
+
+def test_what_was_not_seen_for_long_is_forgotten_and_the_last_rows_never():
+    memory = PromptMemory(capacity=3)
+    memory.split([[1, 1]])
+    memory.split([[2, 2]])
+    memory.split([[1, 1, 5]])
+    assert memory.split([[3, 3]]) == [2]
+    assert memory.split([[2, 2, 5]]) == [3], "the prompt [2, 2] was forgotten"
+    rows = [[token, token] for token in range(10, 20)]
+    assert memory.split(rows) == [2] * 10
+    assert memory.split([[*row, 5] for row in rows]) == [2] * 10
+
+
+def test_a_capacity_of_nothing():
+    with pytest.raises(InvalidArgumentError, match="Expected capacity to be a positive number of prefixes, but got 0"):
+        PromptMemory(0)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_random_histories_of_prompts(data):
+    """Every new prompt and every new turn has a token of its own, so that none looks like another text's answer."""
+    memory, running = PromptMemory(), {}
+    for number in range(data.draw(st.integers(1, 6))):
+        if running and data.draw(st.booleans()):
+            history = data.draw(st.sampled_from(sorted(running)))
+            turn = [200 + number, *data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=5))]
+            prompt = [*running[history][-1][0], *turn]
+        else:
+            prompt = [100 + number, *data.draw(st.lists(st.integers(0, 3), min_size=3, max_size=5))]
+        running[number] = [(prompt, len(prompt))]
+        for _ in range(data.draw(st.integers(1, 5))):
+            shown = data.draw(st.lists(st.sampled_from(running[number]), min_size=1, max_size=4))
+            assert memory.split([row for row, _ in shown]) == [length for _, length in shown]
+            seen = [([*row, data.draw(st.integers(0, 3))], length) for row, length in shown]
+            running[number] = shown + seen
+
+
+SENTENCES = [
+    "the film was good",
+    " the  film was bad,  but we'll see. They're 12345 francs!\n\n  def f(x):\n\treturn x\r\n",
+    "the café's crème brûlée, na\u0131ve e\u0301 o\u0308\u0323 a\u00a0b\u2003c",
+    "映画は良かったです。電影很好看，結局不好 한국어 텍스트",
+    "😀👩‍👩‍👧 liked it 🎬🎬 \ufffd \U0001f1eb\U0001f1f7",
+    "ﬁne ½ ① Å ㎏ ئۇيغۇر नमस्ते สวัสดี 'twas'll 'LL don’t",
+]
+
+
+@cache
+def tokenizer(kind, adds_bos=False, adds_eos=False):
+    return tiny_tokenizer(kind=kind, vocab_size=420, adds_bos=adds_bos, adds_eos=adds_eos)
+
+
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
+BYTES = {chr(byte): byte for byte in PRINTABLE} | {chr(256 + index): byte for index, byte in enumerate(OTHERS)}
+"""The byte that each character of a byte-level token stands for; the table is GPT-2's."""
+
+
+def byte_text(base, row):
+    tokens = (base.convert_ids_to_tokens(token) for token in row if token > 4)
+    data = b"".join(bytes(BYTES[char] for char in token) for token in tokens)
+    return data.decode("utf-8", errors="replace").rstrip("\ufffd")
+
+
+def slow_text(base, row):
+    """The text of a row, one token left out at a time while it ends within a character."""
+    said = [token for token in row if token not in base.added_tokens_decoder]
+    texts = [base.decode(said[: max(0, len(said) - missing)], skip_special_tokens=True) for missing in range(4)]
+    if not texts[0].endswith("\ufffd"):
+        return texts[0]
+    return max((re.sub("\ufffd+$", "", text) for text in texts), key=len)
+
+
+def slow_tokens(own, text, adds_eos, closed=False):
+    ids = own(text)["input_ids"]
+    if adds_eos:
+        assert ids[-1] == EOS
+        ids = ids[:-1]
+    while closed and ids[-1:] == [EOS]:
+        ids = ids[:-1]
+    return ids + [EOS] * closed
+
+
+ROWS = st.one_of(
+    st.lists(st.integers(0, 350), max_size=12),
+    st.tuples(st.sampled_from(SENTENCES), st.integers(0, 60)),
+    st.text(max_size=12),
+    st.text(st.sampled_from(" \n\t'sera1,.é\u0301中\u00a0"), max_size=16),
+)
+
+
+def as_tokens(drawn, base):
+    if isinstance(drawn, list):
+        return [token % len(base) for token in drawn]
+    if isinstance(drawn, tuple):
+        return base(drawn[0], add_special_tokens=False)["input_ids"][: drawn[1]]
+    return base(drawn, add_special_tokens=False)["input_ids"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_tokens_are_those_of_the_whole_text_from_scratch(data):
+    kinds = st.sampled_from(sorted(TOKENIZER_KINDS))
+    adds_bos, adds_eos = data.draw(st.booleans()), data.draw(st.booleans())
+    base, own = tokenizer(data.draw(kinds)), tokenizer(data.draw(kinds), adds_bos, adds_eos)
+    prompts, answers = ([as_tokens(data.draw(ROWS), base) for _ in range(2)] for _ in range(2))
+    candidates = [[EOS, PAD, *data.draw(st.lists(st.integers(0, len(base) - 1), min_size=1, max_size=6))]] * 2
+    encoded = Retokenizer(base, own).encode(prompts, answers, candidates)
+    for prompt, answer, row in zip(prompts, answers, encoded, strict=True):
+        so_far = slow_text(base, prompt + answer)
+        assert row.own == row.candidates[1] == slow_tokens(own, so_far, adds_eos)
+        assert row.candidates[0] == slow_tokens(own, so_far, adds_eos, closed=True)
+        for token, ids in zip(candidates[0][1:], row.candidates[1:], strict=True):
+            closed = token == EOS
+            text = so_far if closed else slow_text(base, [*prompt, *answer, token])
+            assert ids == slow_tokens(own, text, adds_eos, closed)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_texts_of_byte_level_rows_are_their_bytes(data):
+    base = tokenizer(data.draw(st.sampled_from(["gpt2", "llama3", "qwen2"])))
+    rows = [as_tokens(data.draw(ROWS), base) for _ in range(3)]
+    assert BaseText(base).read(rows) == [byte_text(base, row) for row in rows]
+
+
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS)
+def test_prompt_and_answer_make_the_whole_text_wherever_a_row_is_cut(kind):
+    base = tokenizer(kind)
+    reader = BaseText(base)
+    for sentence in SENTENCES:
+        row = base(sentence, add_special_tokens=False)["input_ids"]
+        whole = reader.read([row])[0]
+        for cut in range(1, len(row)):
+            prompt = reader.read([row[:cut]])[0]
+            assert prompt + reader.answer(prompt, whole) == whole
+
+
+def test_the_answer_keeps_its_first_space_and_its_first_character():
+    base = tokenizer("llama2")
+    prompt, answer = (base(text, add_special_tokens=False)["input_ids"] for text in ("the film", "was"))
+    seen = []
+    Retokenizer(base, tokenizer("gpt2"), lambda *texts: seen.append(texts) or "x").encode([prompt], [answer], [[5]])
+    assert seen[0] == ("the film", " was")
+    half = [base.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in "中".encode()]
+    seen.clear()
+    retokenizer = Retokenizer(base, tokenizer("gpt2"), lambda *texts: seen.append(texts) or "x")
+    retokenizer.encode([[*prompt, half[0]]], [half[1:]], [[5]])
+    assert seen[0] == ("the film", "中")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama2"])
+def test_half_a_character_adds_nothing_and_takes_nothing_away(kind):
+    base, own = tokenizer(kind), tokenizer("llama3")
+    row = [byte_token(base, kind, byte) for byte in "a 中é".encode()]
+    halves = [byte_token(base, kind, byte) for byte in "中".encode()[:2]]
+    assert BaseText(base).read([row, [*row, halves[0]], [*row, *halves]]) == ["a 中é"] * 3
+    encoded = Retokenizer(base, own).encode([row], [halves[:1]], [halves[1:]])[0]
+    assert encoded.own == encoded.candidates[0] == own("a 中é")["input_ids"]
+
+
+def byte_token(base, kind, byte):
+    if kind == "llama2":
+        return base.convert_tokens_to_ids(f"<0x{byte:02X}>")
+    return base.convert_tokens_to_ids(next(char for char, value in BYTES.items() if value == byte))
+
+
+def test_every_end_of_text_token_counts_and_other_special_tokens_say_nothing():
+    base, own = tokenizer("gpt2"), tokenizer("llama3", adds_bos=True)
+    prompt, answer = (base(text)["input_ids"] for text in ("the film", " was good"))
+    encoded = Retokenizer(base, own, eos_token_ids=[4]).encode([prompt], [answer], [[EOS, 4, 3, PAD, 10_000]])[0]
+    assert encoded.own == own("the film was good")["input_ids"]
+    assert encoded.candidates == [[*encoded.own, EOS]] * 2 + [encoded.own] * 3
+
+
+def test_a_reward_model_without_an_end_of_text_token_reads_the_text_so_far():
+    own = tiny_tokenizer(kind="llama3")
+    own.eos_token = None
+    encoded = Retokenizer(tokenizer("gpt2"), own).encode([[70]], [[71]], [[EOS]])[0]
+    assert encoded.candidates == [encoded.own]
+
+
+def test_no_rows_and_rows_without_text():
+    retokenizer = Retokenizer(tokenizer("gpt2"), tokenizer("llama2"))
+    assert retokenizer.encode([], [], []) == []
+    assert retokenizer.encode([[PAD]], [[]], [[PAD, EOS]])[0].own == []
+    assert retokenizer.encode([[PAD]], [[]], [[PAD, EOS]])[0].candidates == [[], [EOS]]
+
+
+def test_a_format_of_the_users_own():
+    base, own = tokenizer("llama2"), tokenizer("gpt2", adds_bos=True, adds_eos=True)
+    prompt, answer = base("Was it good?")["input_ids"], base("Yes")["input_ids"]
+    retokenizer = Retokenizer(base, own, lambda prompt, answer: f"Q: {prompt}\nA:{answer}")
+    encoded = retokenizer.encode([prompt], [answer], [[EOS, *base.convert_tokens_to_ids(["▁the"])]])[0]
+    closed = own("Q: Was it good?\nA: Yes")["input_ids"]
+    assert closed[-1] == EOS
+    assert encoded.own == closed[:-1]
+    assert encoded.candidates == [closed, own("Q: Was it good?\nA: Yes the")["input_ids"][:-1]]
+
+
+def test_a_format_that_is_none():
+    with pytest.raises(
+        InvalidArgumentError, match='Expected prompt_format to be None, "chat" or a function .*but got 7'
+    ):
+        Retokenizer(tokenizer("gpt2"), tokenizer("gpt2"), 7)
+    retokenizer = Retokenizer(tokenizer("gpt2"), tokenizer("gpt2"), lambda prompt, answer: None)
+    with pytest.raises(InvalidArgumentError, match="Expected prompt_format to return the text .* returned NoneType"):
+        retokenizer.encode([[70]], [[71]], [[72]])
