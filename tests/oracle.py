@@ -1,7 +1,20 @@
-"""Guidance done the slow, obviously right way: no cache, one unpadded row per candidate, no code of the package."""
+"""Guidance done the slow, obviously right way: no cache, no padding, no code of the package."""
+
+from collections import defaultdict
 
 import torch
 from transformers import LogitsProcessor
+
+REMEMBERED = 100_000
+"""How many rewards are remembered before all are forgotten, so that long runs do not fill the memory."""
+
+
+def padded(prompts, pad):
+    """The arguments of `generate` for prompts of several lengths, padded on the left."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 class Recorder(LogitsProcessor):
@@ -17,52 +30,148 @@ class Recorder(LogitsProcessor):
         output = self.processor(input_ids, scores)
         assert torch.equal(before, scores), "the scores were edited in place"
         assert output.data_ptr() != scores.data_ptr()
+        assert not output.isnan().any()
         self.calls.append((input_ids.clone(), before, output.clone()))
         return output
 
 
-class Oracle:
-    """Recomputes calls from a transformers reward model; rewards are remembered by text only to save time."""
+class Rewards:
+    """Rewards of texts, each read from start to end; remembered by text only to save time.
 
-    def __init__(self, reward_model, *, beta, top_k, pad, eos):
-        self.model, self.beta, self.top_k, self.pad, self.eos = reward_model, beta, top_k, pad, eos
+    Texts of one length share a forward, which needs no padding.
+
+    Args:
+        source: A transformers reward model, or a function from token ids (texts, length) to rewards (texts,).
+    """
+
+    def __init__(self, source):
+        self.read = _reader(source) if isinstance(source, torch.nn.Module) else source
         self.known = {}
 
-    @torch.no_grad()
-    def reward(self, text):
+    def __getitem__(self, text):
         if text not in self.known:
-            state = self.model.base_model(torch.tensor([text])).last_hidden_state[0, -1]
-            self.known[text] = float(self.model.score(state))
+            self.learn([text])
         return self.known[text]
 
-    def expected(self, prefix, scores):
-        finite = (scores > -torch.inf).nonzero()[:, 0].tolist()
-        candidates = sorted(finite, key=lambda token: -scores[token])[: self.top_k]
-        rewards = torch.tensor([self.reward((*prefix, token)) for token in candidates], dtype=torch.float64)
-        log_probs = (scores[candidates].double().log_softmax(-1) + self.beta * rewards).log_softmax(-1)
-        return dict(zip(candidates, log_probs.tolist(), strict=True))
+    @torch.no_grad()
+    def learn(self, texts):
+        if len(self.known) > REMEMBERED:
+            self.known.clear()
+        lengths = defaultdict(dict)
+        for text in texts:
+            if text not in self.known:
+                lengths[len(text)][text] = None
+        for new in lengths.values():
+            self.known.update(zip(new, self.read(torch.tensor(list(new))).tolist(), strict=True))
+
+
+def _reader(model):
+    return lambda tokens: model.score(model.base_model(tokens).last_hidden_state[:, -1])[:, 0]
+
+
+class Oracle:
+    """Recomputes calls.
+
+    Args:
+        rewards: A transformers reward model, a function from token ids (texts, length) to rewards, or `Rewards`.
+        eos: The token that ends a row, or several.
+    """
+
+    def __init__(self, rewards, *, beta, top_k, pad, eos, top_p=None, min_p=None):
+        self.rewards = rewards if isinstance(rewards, Rewards) else Rewards(rewards)
+        self.beta, self.top_k, self.top_p, self.min_p = beta, top_k, top_p, min_p
+        self.ends = {pad, *([eos] if isinstance(eos, int) else eos)}
+        self.unanswerable = 0
 
     def check(self, calls, prompts, *, tolerance=1e-4):
         """Compares every unfinished row of every call; returns how many rows were compared, and the worst error."""
-        compared, worst = 0, 0.0
-        for rows, scores, output in calls:
+        rows = list(self.unfinished(calls, prompts))
+        self.rewards.learn([(*text, token) for text, scores, got in rows for token in support(got)])
+        worst = 0.0
+        for text, scores, got in rows:
+            expected = self.expected(text, scores, support(got))
+            error = max(abs(float(got[token]) - value) for token, value in expected.items())
+            assert error <= tolerance, f"row {text}: {error}"
+            worst = max(worst, error)
+        return len(rows), worst
+
+    def unfinished(self, calls, prompts):
+        """Text, scores and answer of each row that has not finished."""
+        length = self.length(calls)
+        for rows, all_scores, output in calls:
             repeat = rows.shape[0] // len(prompts)
             for index, row in enumerate(rows.tolist()):
-                prompt = prompts[index // repeat]
-                start = rows.shape[1] - (len(row) - self.length(calls)) - len(prompt)
-                text, generated = row[start:], row[self.length(calls) :]
+                prompt = list(prompts[index // repeat])
+                text, generated = row[length - len(prompt) :], row[length:]
                 assert text[: len(prompt)] == prompt
-                if self.eos in generated:
+                if self.ends.intersection(generated):
                     continue
-                expected = self.expected(tuple(text), scores[index])
-                got = output[index]
-                assert (got > -torch.inf).nonzero()[:, 0].tolist() == sorted(expected)
-                error = max(abs(float(got[token]) - value) for token, value in expected.items())
-                assert error <= tolerance, f"row {index} at length {len(row)}: {error}"
-                compared, worst = compared + 1, max(worst, error)
-        return compared, worst
+                if self.says_nothing(all_scores[index]):
+                    self.unanswerable += 1
+                    assert not {*support(output[index])} - {*support(all_scores[index])}
+                    continue
+                yield tuple(text), all_scores[index], output[index]
+
+    def says_nothing(self, scores):
+        """Whether more tokens than can be candidates score the same.
+
+        Prompt lookup shows such rows to find out which tokens are forbidden. What the others are answered is free.
+        """
+        finite = scores[scores > -torch.inf]
+        return finite.numel() > self.top_k and bool((finite == finite[0]).all())
+
+    def expected(self, prefix, scores, tokens=None):
+        """Guided log-probabilities of the candidates.
+
+        Args:
+            tokens: The candidates, where scores that tie or lie within rounding of a threshold leave a choice; it is
+                checked that they are a right choice.
+        """
+        best = scores[scores > -torch.inf].double().sort(descending=True).values[: self.top_k]
+        fewest, most = self.numbers(best.softmax(-1))
+        if tokens is None:
+            tokens = scores.double().topk(fewest).indices.tolist()
+        assert fewest <= len(tokens) <= most, f"{len(tokens)} candidates, but {fewest} to {most} are right"
+        chosen = scores[tokens].double()
+        assert torch.equal(chosen.sort(descending=True).values, best[: len(tokens)]), f"{tokens} are not the best"
+        rewards = torch.tensor([self.rewards[(*prefix, token)] for token in tokens], dtype=torch.float64)
+        log_probs = (chosen.log_softmax(-1) + self.beta * rewards).log_softmax(-1)
+        return dict(zip(tokens, log_probs.tolist(), strict=True))
+
+    def numbers(self, probability, margin=1e-5):
+        """The fewest and the most candidates that `top_p` and `min_p` may leave, up to rounding."""
+        before = probability.cumsum(-1) - probability
+        numbers = []
+        for slack in (-margin, margin):
+            kept = torch.ones_like(probability, dtype=torch.bool)
+            if self.top_p is not None:
+                kept &= before < self.top_p + slack
+            if self.min_p is not None:
+                kept &= probability >= (self.min_p - slack) * probability[0]
+            numbers.append(max(1, int(kept.sum())))
+        return numbers
 
     @staticmethod
     def length(calls):
         """The padded length of the prompts."""
         return calls[0][0].shape[1]
+
+
+def support(log_probs):
+    """The tokens that can be drawn."""
+    return (log_probs > -torch.inf).nonzero()[:, 0].tolist()
+
+
+def count_reads(module, act):
+    """What `act` returns, and rows × columns that each forward of `module` read meanwhile."""
+    reads = []
+
+    def note(_module, args, kwargs):
+        reads.append((args[0] if args else kwargs["input_ids"]).numel())
+
+    hook = module.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        result = act()
+    finally:
+        hook.remove()
+    return result, reads
