@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rgtg_logits.errors import InvalidArgumentError
@@ -76,6 +76,15 @@ class CandidateRule:
         if self.top_p is not None or self.min_p is not None:
             best = best.masked_fill(~self._kept(best), float("-inf"))
         return Candidates(torch.where(best == float("-inf"), ids[:, :1], ids), best)
+
+    def undecided(self, scores: Float[Tensor, "batch vocab"]) -> Bool[Tensor, "batch 1"]:
+        """Rows whose tokens all score the same, and are more than `top_k`: nothing says which are the candidates.
+
+        No language model gives such scores. Prompt lookup does, to learn which tokens a processor forbids.
+        """
+        allowed = scores > float("-inf")
+        level = ((scores == scores.amax(-1, keepdim=True)) | ~allowed).all(-1, keepdim=True)
+        return level & (allowed.sum(-1, keepdim=True) > self.top_k)
 
     def _kept(self, best: Float[Tensor, "batch k"]) -> Tensor:
         probability = best.softmax(-1)

@@ -120,7 +120,9 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             scores: The base model's logits or log-probabilities; not edited.
 
         Returns:
-            Log-probabilities renormalised over the candidates, -inf elsewhere; a new tensor.
+            Log-probabilities renormalised over the candidates, -inf elsewhere; a new tensor. Scores that are all equal
+            name no candidates: they come back unguided, as log-probabilities, so that prompt lookup, which asks with
+            such scores which tokens are forbidden, keeps its drafts.
 
         Raises:
             PaddingError: If padding cannot be told from text.
@@ -130,8 +132,11 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         """
         with self._lock:
             rows, mask = self._rows(input_ids)
-            candidates = self.rule.select(scores)
+            candidates, undecided = self.rule.select(scores), self.rule.undecided(scores)
+            # Looking is free on a CPU; an accelerator would have to be waited for.
             if scores.device.type == "cpu":
+                if undecided.all():
+                    return scores.log_softmax(-1)
                 candidates = candidates.narrowed()
             base = truncate(candidates)
             guided, rewards = base, None
@@ -143,7 +148,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
                 guided = guide(candidates, rewards, self.beta)
             if self.trace is not None:
                 self.trace.record(rows, candidates.ids, base, rewards, guided)
-            return spread(candidates, guided, like=scores)
+            return torch.where(undecided, scores.log_softmax(-1), spread(candidates, guided, like=scores))
 
     def for_prompt(
         self,

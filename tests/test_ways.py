@@ -217,11 +217,6 @@ def test_inside_a_context(base, recorder, oracle, context):
     assert oracle.check(recorder.calls, RAGGED, tolerance=0.3 if context == "autocast" else 1e-4)[0] >= NEW
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the cache keeps tensors that were made in the context and cannot be used outside: "
-    "run the reward model with autocast and inference mode off",
-)
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_outside_again_after_a_context(base, recorder, oracle, context):
     with CONTEXTS[context]():

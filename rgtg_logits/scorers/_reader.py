@@ -146,7 +146,6 @@ class CachedReader:
         """Memory that the cache of the last rows holds."""
         return self._pass.cache_bytes()
 
-    @torch.no_grad()
     def read(self, question: Question) -> Float[Tensor, "batch k"]:
         """Rewards (float32, on the model's device); 0 in finished rows.
 
@@ -159,8 +158,11 @@ class CachedReader:
             NonFiniteRewardError: If a reward is NaN or infinite.
         """
         try:
-            rewards = self._guess(question)
-            return self._answer(question) if rewards is None else rewards
+            # The cache outlives the call, and so must not take after the caller's inference mode or autocast.
+            device = question.keys.device.type
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+                rewards = self._guess(question)
+                return self._answer(question) if rewards is None else rewards
         except BaseException:
             # Interrupted in the middle, the cache may no longer match the rows remembered.
             self.reset()
