@@ -103,7 +103,7 @@ MODES = {
 
 def generate(processor, tokenizer, texts=TEXTS, **arguments):
     recorder, base = Recorder(processor), tiny_base_model(vocab_size=len(tokenizer))
-    inputs = tokenizer(texts, return_tensors="pt", padding=True)
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
     torch.manual_seed(1)
     with torch.no_grad():
         base.generate(
@@ -176,7 +176,7 @@ def test_assisted_decoding():
     model, tokenizer = reward_model(), base_tokenizer()
     processor = PartialRewardLogitsProcessor(model, tokenizer=tokenizer, prompt_format=template, beta=0.7, top_k=5)
     base, draft = (tiny_base_model(vocab_size=len(tokenizer), seed=seed) for seed in (0, 3))
-    inputs = tokenizer(TEXTS[:1], return_tensors="pt")
+    inputs = tokenizer(TEXTS[:1], return_tensors="pt", return_token_type_ids=False)
     plain = {**inputs, "max_new_tokens": 10, "suppress_tokens": [PAD], "logits_processor": [processor]}
     with torch.no_grad():
         alone = base.generate(**plain)
