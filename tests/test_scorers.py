@@ -37,6 +37,15 @@ def test_the_probe_finds_the_cheapest_exact_path(model_type, scorer):
     assert model_type != "jamba" or scorer.path in ("expand_own", "recompute")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_probe_finds_the_same_path_in_half_precision(model_type, seed, dtype):
+    """Where rounding is as large as what a wrong mask does to most states."""
+    model = tiny_reward_model(model_type, seed=seed)
+    paths = [CausalScorer(RewardModel(one)).path for one in (model, model.to(dtype))]
+    assert paths[0] == paths[1] == PATHS.get(model_type, paths[1])
+
+
 @pytest.mark.parametrize("model_type", ["mistral", "gemma2"])
 def test_a_large_window_is_probed_as_a_small_one(model_type):
     reward_model = RewardModel(tiny_reward_model(model_type, sliding_window=16))
