@@ -234,7 +234,9 @@ def measure(item: Measurement, base: PreTrainedModel, reward_model: RewardModel,
     device = torch.device(settings.device)
     generator = torch.Generator().manual_seed(settings.seed)
     shape = (item.batch_size, item.prompt_length)
-    prompts = torch.randint(3, base.config.vocab_size, shape, generator=generator).to(device)
+    # Base models may have more padding rows than the reward model can read.
+    known = min(base.config.get_text_config().vocab_size, reward_model.vocab_size)
+    prompts = torch.randint(3, known, shape, generator=generator).to(device)
     processor = _processor(item.arm, reward_model, settings.top_k)
     clock, timer = _Clock(device), _Timer(processor, reward_model.backbone, device)
     # Recomputing takes minutes for what the others do in seconds, and each of its steps costs the same.
