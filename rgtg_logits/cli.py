@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from rgtg_logits.benchmark import ARMS, BenchmarkSettings, run_benchmark
+from rgtg_logits.check import CheckSettings, run_check
 from rgtg_logits.demo import run_demo
 from rgtg_logits.errors import RGTGError
 
@@ -52,6 +53,42 @@ def train(context: typer.Context) -> None:
             'Run: pip install "rgtg_logits[train]".'
         ) from error
     body(context.args)
+
+
+@app.command()
+def check(
+    base: Annotated[str, typer.Argument(help="Base model: Hub id or folder.", show_default=False)],
+    reward_model: Annotated[str, typer.Argument(help="Reward model: Hub id or folder.", show_default=False)],
+    beta: Annotated[float, typer.Option(help="Guidance strength in nats per unit of reward.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Number of candidates per token.")] = 20,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16 or auto. By default float32 on a CPU, else auto.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... By default a GPU if there is one.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="What to continue; may be given several times.")] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="Preference pairs, for prefix accuracy: json, jsonl, csv, parquet or Hub id.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate, which must fit into the contexts.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Also write everything found, as JSON.")] = None,
+) -> None:
+    """Checks a base model and a reward model of yours: do they fit, is guidance exact, what does it cost?
+
+    Ends with status 0 if nothing failed, 1 if something is not exact or would fail, 2 if a model cannot be loaded.
+    """
+    options = {} if prompt is None else {"prompts": tuple(prompt)}
+    settings = CheckSettings(
+        beta=beta, top_k=top_k, dtype=dtype, device=device, pairs=pairs, max_new_tokens=max_new_tokens, seed=seed,
+        **options,
+    )  # fmt: skip
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        report = run_check(base, reward_model, settings, progress)
+    Console().print(report.table())
+    if output is not None:
+        report.save(output)
+    raise typer.Exit(1 if report.failed else 0)
 
 
 @app.command()

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rgtg_logits import RewardModel
+from rgtg_logits.testing import tiny_base_model, tiny_reward_model, tiny_tokenizer
+
 COMMAND = Path(sys.executable).with_name("rgtg")
 
 
@@ -17,7 +20,7 @@ def rgtg(*arguments):
 def test_help_names_every_command():
     result = rgtg("--help")
     assert result.returncode == 0
-    assert all(name in result.stdout for name in ("demo", "train", "benchmark"))
+    assert all(name in result.stdout for name in ("demo", "train", "check", "benchmark"))
 
 
 def test_a_mistake_ends_in_one_message():
@@ -32,6 +35,17 @@ def test_benchmark_prints_a_table_and_writes_json(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "replicated" in result.stdout
     assert len(json.loads((tmp_path / "cost.json").read_text())["measurements"]) == 5
+
+
+def test_check_ends_with_its_status(tmp_path):
+    tiny_base_model(vocab_size=300).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    short = tiny_reward_model(vocab_size=300, max_position_embeddings=40)
+    RewardModel(short, tiny_tokenizer()).save_pretrained(tmp_path / "rm")
+    arguments = ("check", tmp_path / "base", tmp_path / "rm", "--prompt", "the film was good", "--max-new-tokens")
+    fits, too_long = rgtg(*arguments, 8), rgtg(*arguments, 80)
+    assert (fits.returncode, too_long.returncode) == (0, 1), fits.stderr + too_long.stderr
+    assert "Nothing failed" in fits.stdout and "failed: context: prompt + new." in too_long.stdout
 
 
 def test_train_has_the_arguments_of_trl():

@@ -1,0 +1,94 @@
+"""What was found about a pair of models: one line each, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+STYLES = {"ok": "green", "note": "yellow", "fail": "bold red"}
+"""The colour of each status."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        topic: What it belongs to, such as "tokens".
+        name: What was looked at.
+        status: "ok", "note" (it works, but is worth knowing) or "fail" (something is not exact, or would fail).
+        value: What was found.
+        advice: What to do about it.
+        figures: The numbers behind it, in the units that `value` names; None for what is not a finite number.
+    """
+
+    topic: str
+    name: str
+    status: str
+    value: str
+    advice: str = ""
+    figures: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Everything that was found.
+
+    Attributes:
+        settings: What was asked for.
+        machine: Versions of torch and transformers.
+        findings: In the order of the report.
+    """
+
+    settings: Mapping[str, Any]
+    machine: Mapping[str, str]
+    findings: Sequence[Finding]
+
+    @property
+    def failed(self) -> list[Finding]:
+        """What is not exact, or would fail."""
+        return [finding for finding in self.findings if finding.status == "fail"]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything as JSON; the file appears whole or not at all, and folders on the way are made."""
+        text = json.dumps({"passed": not self.failed, **asdict(self)}, indent=1, allow_nan=False)
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(text)
+        partial.replace(target)
+
+    def table(self) -> Group:
+        """The findings by topic, each with what to do about it, and one line that sums up."""
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in ("", "", "check", "found"):
+            table.add_column(column, no_wrap=column == "", overflow="fold")
+        topic = None
+        for finding in self.findings:
+            if topic not in (None, finding.topic):
+                table.add_section()
+            # Text and not str, because tokens such as [PAD] would be taken for markup.
+            found = Text(finding.value)
+            if finding.advice:
+                found.append(f"\n→ {finding.advice}", style="dim")
+            heading = Text(finding.topic if finding.topic != topic else "", style="bold")
+            topic = finding.topic
+            table.add_row(heading, Text(finding.status, style=STYLES[finding.status]), Text(finding.name), found)
+        return Group(table, self.summary())
+
+    def summary(self) -> Text:
+        """One line."""
+        count, notes = len(self.findings), sum(finding.status == "note" for finding in self.findings)
+        if not self.failed:
+            return Text(f"Nothing failed: {count} checks, {notes} with a note.", style=STYLES["ok"])
+        names = ", ".join(f"{finding.topic}: {finding.name}" for finding in self.failed)
+        return Text(f"{len(self.failed)} of {count} checks failed: {names}.", style=STYLES["fail"])

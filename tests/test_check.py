@@ -1,0 +1,417 @@
+"""`rgtg check`: right pairs pass, and each way to be wrong is found under its own name."""
+
+import json
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import BertConfig, BertForSequenceClassification
+from typer.testing import CliRunner
+
+from rgtg_logits import CausalScorer, ReferenceScorer, RewardModel, RewardModelConfig
+from rgtg_logits.check import CheckReport, CheckSettings, Finding, ModelPair, check_models
+from rgtg_logits.check.cost import describe_path, measure_cost
+from rgtg_logits.check.exactness import ReshapedScorer, tolerance
+from rgtg_logits.check.pairs import PERCENTS, prefix_accuracy, read_pairs
+from rgtg_logits.check.run import _prefix_accuracy
+from rgtg_logits.cli import app, main
+from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.testing import PAD, tiny_base_model, tiny_reward_model, tiny_tokenizer
+
+SIZE = 300
+PROMPTS = ("the film was", "a good plot, a bad cast and")
+QUICK = CheckSettings(prompts=PROMPTS, top_k=5, max_new_tokens=10)
+ZEBRA = ["zebra zebra yak yak quiz quiz"] * 5
+
+
+def reward_model(model_type="llama", tokenizer=None, objective="partial_bt", **changes):
+    model = tiny_reward_model(model_type, vocab_size=SIZE, **changes)
+    return RewardModel(model, tokenizer or tiny_tokenizer(), config=RewardModelConfig(objective=objective))
+
+
+def pair(reader=None, tokenizer=None, rows=SIZE):
+    return ModelPair(tiny_base_model(vocab_size=rows), tokenizer or tiny_tokenizer(), reader or reward_model())
+
+
+def statuses(findings, status):
+    return {finding.name for finding in findings if finding.status == status}
+
+
+def named(findings, name):
+    return next(finding for finding in findings if finding.name == name)
+
+
+def test_a_right_pair():
+    findings = check_models(pair(), QUICK)
+    assert statuses(findings, "ok") == {finding.name for finding in findings}
+    assert [topic for topic in dict.fromkeys(finding.topic for finding in findings)] == [
+        "models", "tokens", "context", "exactness", "guidance", "cost",
+    ]  # fmt: skip
+    rewards = named(findings, "cached = uncached").figures
+    assert 0 < rewards["worst"] < rewards["tolerance"] < 1e-3 * rewards["spread"]
+    assert 0 < named(findings, "guided draws").figures["worst"] < 1e-5
+    assert 0.1 < named(findings, "strength").figures["shift"] < 1
+
+
+@pytest.mark.parametrize(
+    ("model_type", "dtype"), [("llama", torch.bfloat16), ("llama", torch.float16), ("jamba", torch.bfloat16)]
+)
+def test_half_precision_is_judged_by_its_own_rounding(model_type, dtype):
+    reader = reward_model(model_type)
+    reader.model.to(dtype)
+    findings = check_models(pair(reader), QUICK)
+    assert statuses(findings, "fail") == set()
+    assert (named(findings, "path").status == "note") == (model_type == "jamba")
+    coarse = named(findings, "cached = uncached").figures
+    assert coarse["tolerance"] > 0.01 * coarse["spread"]
+    assert named(findings, "rounding").advice == "Run again with --dtype float32 for a strict test."
+
+
+class Forgetful(CausalScorer):
+    """Loses the beginning of long texts."""
+
+    def score(self, rows, attention_mask, candidates):
+        wrong = rows.clone()
+        wrong[:, :4] = 5 if rows.shape[1] > 14 else wrong[:, :4]
+        return super().score(wrong, attention_mask, candidates)
+
+
+class Crowded(ReferenceScorer):
+    """Lets the number of rows into the rewards."""
+
+    def score(self, rows, attention_mask, candidates):
+        return super().score(rows, attention_mask, candidates) * (1 + 0.01 * len(rows))
+
+
+class Blind(ReferenceScorer):
+    """Reads padding as text."""
+
+    def score(self, rows, attention_mask, candidates):
+        finished = attention_mask[:, -1:]
+        return super().score(rows, torch.ones_like(attention_mask), candidates) * finished
+
+
+class Imprecise(ReferenceScorer):
+    """Errs by a thousandth of the spread of rewards."""
+
+    def score(self, rows, attention_mask, candidates):
+        rewards = super().score(rows, attention_mask, candidates)
+        return rewards + 1e-3 * rewards.std(-1, keepdim=True) * (-1.0) ** torch.arange(rewards.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("scorer", "dtype", "wrong"),
+    [
+        (Forgetful, torch.float32, {"cached = uncached", "padded = bare", "guided draws"}),
+        (Forgetful, torch.bfloat16, {"cached = uncached", "padded = bare", "guided draws"}),
+        (Crowded, torch.float32, {"random rows", "cached = uncached", "batch = alone"}),
+        (Blind, torch.float32, {"random rows", "cached = uncached", "padded = bare", "guided draws"}),
+    ],
+)
+def test_a_wrong_scorer_fails(scorer, dtype, wrong):
+    models = pair()
+    models.reward_model.model.to(dtype)
+    findings = check_models(models, QUICK, scorer=scorer(models.reward_model))
+    assert statuses(findings, "fail") == wrong
+    assert ("Broken law: " in named(findings, "random rows").value) == ("random rows" in wrong)
+    assert "Do not use this pair" in named(findings, "cached = uncached").advice
+
+
+def test_a_small_error_fails_in_float32():
+    models = pair()
+    findings = check_models(models, QUICK, scorer=Imprecise(models.reward_model))
+    assert statuses(findings, "fail") == {"random rows", "cached = uncached"}
+    assert named(findings, "path").value.startswith("Imprecise") and named(findings, "time").status == "note"
+
+
+def test_rounding():
+    assert tolerance(2.0, 5.0, 0.0, torch.float32) == pytest.approx(2e-4)
+    # A common reward so large that its last digit is seen among the candidates.
+    assert tolerance(0.1, 1000.0, 0.0, torch.float32) == pytest.approx(4 * 2**-23 * 1000)
+    assert tolerance(2.0, 4.0, 0.0, torch.bfloat16) == 4 * 2**-7 * 4
+    # The model's own noise counts, but a model that does not stand padding excuses nothing.
+    assert tolerance(2.0, 5.0, 1e-4, torch.float32) == pytest.approx(4e-4)
+    assert tolerance(2.0, 5.0, 1.0, torch.float32) == pytest.approx(2e-3)
+
+
+def test_another_batch_shape_changes_nothing_but_rounding():
+    reader = reward_model("gpt2")
+    rows, mask = torch.randint(2, SIZE, (3, 7)), torch.ones(3, 7, dtype=torch.long)
+    mask[1, :4], mask[2, -2:] = 0, 0
+    candidates = torch.randint(2, SIZE, (3, 4))
+    got, wanted = (kind(reader).score(rows, mask, candidates) for kind in (ReshapedScorer, ReferenceScorer))
+    assert torch.allclose(got, wanted, atol=1e-5) and (got[2] == 0).all() and (got[:2] != 0).all()
+
+
+# What does not fit
+
+
+def test_an_encoder():
+    config = BertConfig(
+        vocab_size=SIZE, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_labels=1
+    )
+    findings = check_models(pair(RewardModel(BertForSequenceClassification(config), tiny_tokenizer())), QUICK)
+    assert statuses(findings, "fail") == {"scorer"}
+    assert "it is an encoder" in named(findings, "scorer").value
+
+
+def test_another_vocabulary():
+    findings = check_models(pair(reward_model(tokenizer=tiny_tokenizer(ZEBRA))), QUICK)
+    assert statuses(findings, "fail") == {"vocabulary"} and named(findings, "scorer").status == "note"
+    figures = named(findings, "vocabulary").figures
+    assert 0 < figures["differing_tokens"] < figures["base_tokens"]
+
+
+def test_embeddings_that_do_not_hold_the_vocabulary():
+    reader = RewardModel(tiny_reward_model(vocab_size=290), tiny_tokenizer())
+    finding = pair(reader).check_vocabulary()
+    assert finding.status == "fail" and "reads ids below 290 only" in finding.value
+
+
+def test_padding_rows():
+    models = pair(rows=SIZE + 4)
+    finding = models.check_vocabulary()
+    assert finding.status == "note" and "4 padding rows" in finding.value
+    arms = measure_cost(models, CausalScorer(models.reward_model), top_k=3, seed=0)
+    # Random models draw padding rows, which random prompts do not hold.
+    assert [finding.status for finding in arms] in (["ok", "ok"], ["note"])
+
+
+def test_a_context_that_is_too_short():
+    short = pair(reward_model(max_position_embeddings=16))
+    findings = check_models(short, QUICK)
+    assert statuses(findings, "fail") == {"prompt + new"}
+    assert named(findings, "prompt + new").figures == {"limit": 16, "prompt": 9, "new": 10}
+    # What fits is checked all the same.
+    assert named(findings, "cached = uncached").status == "ok"
+    tiny = check_models(pair(reward_model(max_position_embeddings=6)), QUICK)
+    assert statuses(tiny, "fail") == {"prompt + new", "random rows", "guided text"}
+    assert "at most 6 tokens" in named(tiny, "guided text").value
+    assert "not measured: the context is too short" in named(tiny, "time").value
+
+
+def test_a_context_shorter_than_the_base_models():
+    finding = pair(reward_model(max_position_embeddings=64)).check_context([[1, 2]], 62)
+    assert finding.status == "note" and "at most 64 (RM 64, base 128); asked for 2 + 62" in finding.value
+    assert pair(reward_model("bloom")).check_context([[1]], 127).value.startswith("at most 128 (RM no limit")
+
+
+def tokenizer_with(**changes):
+    tokenizer = tiny_tokenizer()
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "value"),
+    [
+        ({}, "ok", "token 0, '<|pad|>'"),
+        ({"pad_token": "<|endoftext|>", "bos_token": None}, "ok", "token 1, '<|endoftext|>', also the end-of-text"),
+        ({"pad_token": "<|endoftext|>"}, "note", "which also opens texts"),
+        ({"pad_token": None}, "note", "token 0, '<|pad|>', named by the reward model only"),
+    ],
+)
+def test_pad_tokens(changes, status, value):
+    finding = pair(tokenizer=tokenizer_with(**changes)).check_padding()[0]
+    assert finding.status == status and value in finding.value and bool(finding.advice) == (status == "note")
+
+
+def test_no_pad_token_at_all():
+    bare = tokenizer_with(pad_token=None)
+    findings = check_models(pair(reward_model("gpt2", bare, pad_token_id=None), bare), QUICK)
+    assert statuses(findings, "fail") == set() and "neither tokenizer names" in named(findings, "padding").value
+
+
+def test_padding_on_the_wrong_side():
+    assert "padding_side = 'left'" in pair(tokenizer=tokenizer_with(padding_side="right")).check_padding()[1].advice
+
+
+@pytest.mark.parametrize(("objective", "word"), [(None, "not stated"), ("full_bt", "untrained"), ("other", "other")])
+def test_objectives_that_say_nothing_of_prefixes(objective, word):
+    finding = named(pair(reward_model(objective=objective)).describe(), "kind, objective")
+    assert finding.status == "note" and word in finding.value and "rgtg train" in finding.advice
+
+
+def test_a_reward_that_is_not_finite():
+    models = pair()
+    scorer = CausalScorer(models.reward_model)
+    with torch.no_grad():
+        models.reward_model.model.model.embed_tokens.weight[2:] = float("nan")
+    findings = check_models(models, QUICK, scorer=scorer)
+    assert {"random rows", "guided text"} <= statuses(findings, "fail")
+    assert "Expected finite rewards" in named(findings, "guided text").value
+
+
+def test_a_head_that_says_nothing():
+    models = pair()
+    torch.nn.init.zeros_(models.reward_model.head.weight)
+    findings = check_models(models, QUICK)
+    assert statuses(findings, "fail") == set() and statuses(findings, "note") == {"strength"}
+
+
+@pytest.mark.parametrize("path", ["siblings", "expand", "recompute"])
+def test_every_path_is_explained(path):
+    finding = describe_path(CausalScorer(reward_model(), path=path))
+    assert finding.value.startswith(f"{path}: ") and (finding.status == "ok") == (path == "siblings")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"beta": 0.0}, {"beta": float("nan")}, {"top_k": 1}, {"prompts": ()}, {"prompts": ("a", " ")},
+                {"dtype": "int8"}, {"max_new_tokens": 0}],
+)  # fmt: skip
+def test_settings_out_of_range(changes):
+    with pytest.raises(InvalidArgumentError, match=f"Expected {next(iter(changes))} to be .*, but got"):
+        CheckSettings(**changes)
+
+
+# Preference pairs
+
+ROWS = [
+    {"prompt": "the film ", "chosen": "was good and the music was good", "rejected": "was bad"},
+    {"prompt": "the cast ", "chosen": "a", "rejected": "and the end was bad, bad, bad"},
+    {"prompt": "", "chosen": "good", "rejected": "good and good"},
+]
+
+
+def test_prefix_accuracy_is_that_of_the_trainer():
+    data = pytest.importorskip("rgtg_logits.train.data")
+    reader = reward_model()
+    rows = [*ROWS, {"chosen": "", "rejected": "bad"}, {"chosen": "same", "rejected": "same"}]
+    found = prefix_accuracy(reader, rows)
+    wins = []
+    for row in ROWS:
+        texts = [row["prompt"] + row[column] + "<|endoftext|>" for column in ("chosen", "rejected")]
+        batch = reader.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+        rewards = reader.score_tokens(batch["input_ids"], batch["attention_mask"])
+        lengths = data.pair_lengths(batch["input_ids"], batch["attention_mask"])
+        wins.append(data.prefix_wins(rewards[:1], rewards[1:], lengths))
+    assert data.PERCENTS == PERCENTS
+    assert list(found.accuracy.values()) == pytest.approx(torch.cat(wins).mean(0).tolist())
+    assert 0 < sum(found.accuracy.values()) < len(PERCENTS)
+    assert (found.pairs, found.cut, found.left_out) == (3, 0, 2)
+
+
+def test_pairs_longer_than_the_context():
+    found = prefix_accuracy(reward_model(max_position_embeddings=8), ROWS)
+    assert (found.pairs, found.cut) == (3, 2)
+
+
+def test_prefix_accuracy_of_a_reward_that_sees_nothing():
+    models = pair()
+    torch.nn.init.zeros_(models.reward_model.head.weight)
+    finding = _prefix_accuracy(models, ROWS)
+    assert finding.status == "note" and finding.value.startswith("0.50 / 0.50") and "guessing" in finding.advice
+
+
+def test_pairs_of_messages():
+    tokenizer = tokenizer_with(chat_template="{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    turns = {name: [{"role": "assistant", "content": ROWS[0][name]}] for name in ("chosen", "rejected")}
+    turns["prompt"] = [{"role": "user", "content": "the film "}]
+    texts = {name: f"user: the film \nassistant: {ROWS[0][name]}\n" for name in ("chosen", "rejected")}
+    reader, plain = reward_model(tokenizer=tokenizer), reward_model(tokenizer=tokenizer_with(eos_token=None))
+    assert prefix_accuracy(reader, [turns]).accuracy == prefix_accuracy(plain, [texts]).accuracy
+    with pytest.raises(InvalidArgumentError, match=r"got a prompt of type list .* for a tokenizer without one"):
+        prefix_accuracy(reward_model(), [turns])
+
+
+def test_no_usable_pair():
+    with pytest.raises(InvalidArgumentError, match="all 1 are empty or the same"):
+        prefix_accuracy(reward_model(), [{"chosen": "a", "rejected": "a"}])
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
+def test_files_of_pairs(tmp_path, suffix):
+    datasets = pytest.importorskip("datasets")
+    data, path = datasets.Dataset.from_list(ROWS), tmp_path / f"pairs.{suffix}"
+    getattr(data, f"to_{suffix.removesuffix('l')}")(path)
+    assert [row["chosen"] for row in read_pairs(str(path), 2)] == [row["chosen"] for row in ROWS[:2]]
+
+
+def test_pairs_that_cannot_be_read(tmp_path):
+    pytest.importorskip("datasets")
+    with pytest.raises(InvalidArgumentError, match=r"nothing.json' does not exist. Check --pairs"):
+        read_pairs(str(tmp_path / "nothing.json"), 2)
+    (tmp_path / "odd.jsonl").write_text('{"good": "a", "bad": "b"}\n')
+    with pytest.raises(InvalidArgumentError, match=r"the columns chosen and rejected .* but got 'good', 'bad'. Rename"):
+        read_pairs(str(tmp_path / "odd.jsonl"), 2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidArgumentError, match=r"but reading it failed: .* Check --pairs"):
+        read_pairs(str(tmp_path / "empty"), 2)
+
+
+def test_pairs_without_the_package_that_reads_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InvalidArgumentError, match="Expected the package datasets, .* Run: pip install datasets"):
+        read_pairs("pairs.json", 2)
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    tiny_base_model(vocab_size=SIZE).save_pretrained(folder / "base")
+    tiny_tokenizer().save_pretrained(folder / "base")
+    reward_model().save_pretrained(folder / "right")
+    reward_model(objective=None, max_position_embeddings=12).save_pretrained(folder / "short")
+    reward_model(tokenizer=tiny_tokenizer(ZEBRA)).save_pretrained(folder / "zebra")
+    return folder
+
+
+def run(folders, name, *options):
+    prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    arguments = ["check", folders / "base", folders / name, *prompts, "--top-k", 5, "--max-new-tokens", 10, *options]
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "100"})
+
+
+def test_status_0_a_table_and_a_file(folders, tmp_path):
+    result = run(folders, "right", "--output", tmp_path / "new" / "report.json", "--beta", 2)
+    assert result.exit_code == 0, result.output
+    for words in ("LlamaForSequenceClassification", "siblings: one forward per token", "beta 2 moves", "× plain"):
+        assert words in result.stdout
+    assert "Nothing failed: 15 checks, 0 with a note." in result.stdout
+    report = json.loads((tmp_path / "new" / "report.json").read_text())
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.json"]
+    assert report["passed"] and report["settings"]["beta"] == 2 and report["machine"]["torch"] == torch.__version__
+    assert {finding["status"] for finding in report["findings"]} == {"ok"} and len(report["findings"]) == 15
+
+
+@pytest.mark.parametrize(("name", "line"), [("short", "context: prompt + new"), ("zebra", "tokens: vocabulary")])
+def test_status_1(folders, tmp_path, name, line):
+    result = run(folders, name, "--output", tmp_path / "report.json")
+    assert result.exit_code == 1, result.output
+    assert f"checks failed: {line}." in result.stdout and "→" in result.stdout
+    assert not json.loads((tmp_path / "report.json").read_text())["passed"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--beta", "0"], "InvalidArgumentError: Expected beta to be a finite guidance strength above 0"),
+        (["--device", "abacus"], "InvalidArgumentError: Expected a device of this machine"),
+        (["--pairs", "nothing.csv"], "InvalidArgumentError: Expected"),
+    ],
+)
+def test_status_2(folders, monkeypatch, capsys, options, message):
+    monkeypatch.setattr(sys, "argv", ["rgtg", "check", str(folders / "base"), str(folders / "right"), *options])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_pairs_from_the_command_line(folders, tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    result = run(folders, "zebra", "--pairs", tmp_path / "pairs.jsonl")
+    assert result.exit_code == 1 and "10 / 25 / 50 / 75 / 100 % of the answer" in " ".join(result.stdout.split())
+
+
+def test_tokens_are_not_markup():
+    report = CheckReport({}, {}, [Finding("tokens", "padding", "note", "token 3, '[PAD]'", "Pass [/bold].")])
+    console = Console(record=True, width=100)
+    console.print(report.table())
+    assert "'[PAD]'" in (text := console.export_text()) and "→ Pass [/bold]." in text
+    assert "Nothing failed: 1 checks, 1 with a note." in text and PAD == 0
