@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import nn
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import cached_file, find_adapter_config_file
 
+from rgtg_logits._classifiers import classifier_class
 from rgtg_logits._config import read_config
 from rgtg_logits.errors import CheckpointError, RewardModelError, RGTGError
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_FILE = "rgtg.json"
 """Holds, beside an adapter, what `config.rgtg` holds in a whole checkpoint."""
+HUB_ARGUMENTS = ("token", "cache_dir", "force_download", "local_files_only", "proxies", "subfolder")
+"""Arguments that say where files are found."""
+HEADS = ("score", "classifier", "lm_head", "embed_out")
+"""What transformers calls the last layer of sequence classifiers and of language models."""
 
 
 def load_checkpoint(
@@ -33,7 +43,7 @@ def load_checkpoint(
     Args:
         name: A Hub id or a folder.
         kind: How its rewards are read, if not as the checkpoint says.
-        options: How to load the weights, for `from_pretrained`.
+        options: How to load the weights, for `from_pretrained` of models.
         hub: Where to find them, for every `from_pretrained`.
 
     Returns:
@@ -46,9 +56,8 @@ def load_checkpoint(
     read_config(None, kind)
     _check_exists(name)
     try:
-        adapter = find_adapter_config_file(name, **_without(hub, "trust_remote_code")) is not None
-        model, stored = (_load_adapter if adapter else _load_whole)(name, kind, options, hub)
-        return model, AutoTokenizer.from_pretrained(name, **hub), stored
+        adapter = find_adapter_config_file(name, **hub) is not None
+        return (_load_adapter if adapter else _load_whole)(name, kind, options, hub)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, RGTGError):
             raise
@@ -62,25 +71,43 @@ def load_checkpoint(
 
 def _load_whole(
     name: str, kind: str | None, options: dict[str, Any], hub: dict[str, Any]
-) -> tuple[nn.Module, dict[str, Any] | None]:
-    config = AutoConfig.from_pretrained(name, **hub)
+) -> tuple[nn.Module, PreTrainedTokenizerBase, dict[str, Any] | None]:
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
     stored = getattr(config, "rgtg", None)
     kind = read_config(stored, kind).kind
     _check_architecture(config, name, kind)
-    loader = AutoModelForSequenceClassification if kind == "causal" else AutoModelForCausalLM
-    model, info = loader.from_pretrained(name, use_safetensors=True, output_loading_info=True, **options, **hub)
-    if info["missing_keys"]:
-        raise CheckpointError(
-            f"Expected {name!r} to hold every weight of {type(model).__name__}, but it lacks "
-            f"{', '.join(sorted(info['missing_keys']))}. Such weights would be random: train the model first "
-            "(rgtg train), or name a checkpoint with a trained head."
-        )
-    return model, stored
+    model, missing = _load_weights(name, config, kind, options, hub)
+    if missing:
+        raise _untrained(name, type(model).__name__, missing)
+    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub), stored
+
+
+def _load_weights(
+    name: str, config: Any, kind: str, options: dict[str, Any], hub: dict[str, Any]
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and the names of the weights that the checkpoint lacks."""
+    loader: Any = AutoModelForCausalLM
+    if kind == "causal":
+        built = type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        loader = classifier_class(config) if built else AutoModelForSequenceClassification
+    if "quantization_config" in options:
+        options = {**options, "quantization_config": _sparing_heads(options["quantization_config"])}
+    model, info = loader.from_pretrained(
+        name,
+        config=config,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **options,
+        **hub,
+    )
+    _warn_of_mixing(name, getattr(model.config, "quantization_config", None))
+    return model, set(info["missing_keys"])
 
 
 def _load_adapter(
     name: str, kind: str | None, options: dict[str, Any], hub: dict[str, Any]
-) -> tuple[nn.Module, dict[str, Any] | None]:
+) -> tuple[nn.Module, PreTrainedTokenizerBase, dict[str, Any] | None]:
     """Loads a PEFT adapter on its base model; what `config.rgtg` says of a whole checkpoint lies beside it."""
     try:
         import peft  # noqa: PLC0415  (only adapters need it)
@@ -89,26 +116,101 @@ def _load_adapter(
             f"Expected the package peft, because {name!r} is an adapter, but it is not installed. "
             "Run: pip install peft."
         ) from error
-    files = partial(
-        cached_file, name, _raise_exceptions_for_missing_entries=False, **_without(hub, "trust_remote_code")
-    )
+    files = partial(cached_file, name, _raise_exceptions_for_missing_entries=False, **hub)
+    weights, file = files(ADAPTER_WEIGHTS), files(ADAPTER_FILE)
     # peft would go on to a pickled file.
-    if files(ADAPTER_WEIGHTS) is None:
+    if weights is None:
         raise CheckpointError(
             f"Expected the adapter {name!r} to hold its weights in {ADAPTER_WEIGHTS}, but it does not, and pickled "
             "weights are never loaded. Save it again with a current peft."
         )
-    file = files(ADAPTER_FILE)
+    adapter = peft.PeftConfig.from_pretrained(name, **hub)
     stored = None if file is None else json.loads(Path(file).read_text())
-    if read_config(stored, kind).kind == "causal":
-        loader, options = peft.AutoPeftModelForSequenceClassification, {"num_labels": 1, **options}
-    else:
-        loader = peft.AutoPeftModelForCausalLM
-    return loader.from_pretrained(name, use_safetensors=True, **options, **hub), stored
+    kind = _adapter_kind(name, adapter, stored, kind)
+    base = adapter.base_model_name_or_path
+    base_hub = {**hub, "revision": adapter.revision, "subfolder": ""}
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False, **base_hub)
+    if kind == "causal":
+        config.num_labels = 1
+    check_decoder(config, base)
+    model, missing = _load_weights(base, config, kind, options, base_hub)
+    source, source_hub = (name, hub) if files("tokenizer_config.json") else (base, base_hub)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **source_hub)
+    missing |= _make_room(model, len(tokenizer))
+    with safe_open(weights, "pt") as held:
+        names = held.keys()
+    missing -= {key.removeprefix("base_model.model.").replace(".modules_to_save", "") for key in names}
+    if missing:
+        raise _untrained(name, f"{type(model).__name__} that {base!r} does not", missing)
+    # In the type of the base model, and not in float32 as for training.
+    return peft.PeftModel.from_pretrained(model, name, autocast_adapter_dtype=False, **hub), tokenizer, stored
 
 
-def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key != name}
+def _adapter_kind(name: str, adapter: Any, stored: dict[str, Any] | None, kind: str | None) -> str:
+    """How the rewards of an adapted model are read, if that fits what the adapter was trained for."""
+    wanted, task = read_config(stored, kind).kind, adapter.task_type
+    if wanted == "causal" and task == "CAUSAL_LM":
+        raise CheckpointError(
+            f"Expected {name!r} to be an adapter of task type SEQ_CLS, which holds a scalar head, but it is one of a "
+            "language model (CAUSAL_LM). If that model's next-token logits are rewards, pass kind='vocabulary' to "
+            "RewardModel.from_pretrained, or kind='log_ratio' if it is a model of GenARM or DPO; if not, train the "
+            "adapter with task_type='SEQ_CLS'."
+        )
+    if wanted != "causal" and task == "SEQ_CLS":
+        raise CheckpointError(
+            f"Expected {name!r} to be an adapter of task type CAUSAL_LM, whose logits the kind {wanted!r} reads, but "
+            "it is of SEQ_CLS. Load it with kind='causal'."
+        )
+    return wanted
+
+
+def _make_room(model: PreTrainedModel, tokens: int) -> set[str]:
+    """Gives a tokenizer that was extended for the adapter its embeddings; the weights that are random then."""
+    if tokens <= model.get_input_embeddings().weight.shape[0]:
+        return set()
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if any(parameter is layer.weight for layer in layers if layer is not None)
+    }
+
+
+def _sparing_heads(quantization_config: Any) -> Any:
+    """The same, with heads among the layers that keep their precision, because a reward is no better than its head.
+
+    That is what transformers does by itself, unless told which layers to keep.
+    """
+    is_dict = isinstance(quantization_config, dict)
+    values = quantization_config if is_dict else vars(quantization_config)
+    lists = [key for key in ("llm_int8_skip_modules", "modules_to_not_convert") if values.get(key)]
+    changes = {key: [*values[key], *HEADS] for key in lists}
+    if is_dict:
+        return {**values, **changes}
+    spared = copy.copy(quantization_config)
+    vars(spared).update(changes)
+    return spared
+
+
+def _warn_of_mixing(name: str, quantization_config: Any) -> None:
+    """Warns of the one way of quantising in which the tokens of a batch change each other's rewards."""
+    values = quantization_config or {}
+    values = values if isinstance(values, dict) else values.to_dict()
+    if values.get("load_in_8bit") and values.get("llm_int8_threshold", 6.0) > 0:
+        warnings.warn(
+            f"{name!r} is quantised by LLM.int8(), which chooses what it computes in half precision by looking at all "
+            "tokens of a forward, so a reward depends on what is read along with it. Pass "
+            "BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0), or quantise to 4 bit.",
+            stacklevel=6,
+        )
+
+
+def _untrained(name: str, model: str, missing: set[str]) -> CheckpointError:
+    return CheckpointError(
+        f"Expected {name!r} to hold every weight of {model}, but it lacks {', '.join(sorted(missing))}. Such weights "
+        "would be random: train the model first (rgtg train), or name a checkpoint with a trained head."
+    )
 
 
 def _check_exists(name: str) -> None:

@@ -5,7 +5,9 @@ On disk it is an ordinary transformers checkpoint (safetensors) with one more di
     "rgtg": {"version": 1, "kind": "causal", "objective": "partial_bt", ...}
 
 so that it loads without this library: kind "causal" is a `…ForSequenceClassification` with `num_labels=1`, and
-"vocabulary" and "log_ratio" are `…ForCausalLM` models whose next-token logits are read as rewards.
+"vocabulary" and "log_ratio" are `…ForCausalLM` models whose next-token logits are read as rewards. Of architectures for
+which transformers has no sequence classifier (granite, mamba, …), `_classifiers.classifier_class` says what loads them.
+A LoRA adapter has the dict in `rgtg.json` beside its weights.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from transformers import (
 )
 
 from rgtg_logits._bodies import Body, ClassifierBody, LanguageModelBody, token_scores
-from rgtg_logits._checkpoint import ADAPTER_FILE, check_decoder, check_labels, load_checkpoint
+from rgtg_logits._checkpoint import ADAPTER_FILE, HUB_ARGUMENTS, check_decoder, check_labels, load_checkpoint
 from rgtg_logits._config import RewardModelConfig, read_config
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
 
@@ -91,7 +93,7 @@ class RewardModel:
         device_map: Any = None,
         quantization_config: Any = None,
         revision: str | None = None,
-        **hub: Any,
+        **more: Any,
     ) -> RewardModel:
         """Loads a reward model from the Hub or from a folder.
 
@@ -100,20 +102,28 @@ class RewardModel:
             kind: How to read the reward, where the checkpoint does not say ("log_ratio" for a model of GenARM or DPO);
                 wins over what it says.
             dtype: Type of the weights; by default the checkpoint's own.
-            device_map: As in transformers.
-            quantization_config: As in transformers.
-            revision: Branch, tag or commit on the Hub.
-            hub: `token`, `cache_dir`, `local_files_only`, as in transformers.
+            device_map: As in transformers; the model may be spread over devices.
+            quantization_config: As in transformers. The scalar head always keeps its precision. Choose a way that
+                quantises weights alone, so that a reward does not depend on what is read along with it: LLM.int8() of
+                bitsandbytes looks for outliers in all tokens of a batch (`llm_int8_threshold=0.0` stops that), and
+                int8 activations turn rounding into steps.
+            revision: Branch, tag or commit on the Hub; of an adapter, not of its base model.
+            more: `token`, `cache_dir`, `local_files_only` and other arguments of transformers' `from_pretrained`.
 
         Raises:
             CheckpointError: If there is no such repository or folder, if it holds no safetensors weights or no trained
                 scalar head, or if it needs code of its own (never run here).
-            InvalidArgumentError: If there is no such kind.
+            InvalidArgumentError: If there is no such kind, or code from a repository is to be run.
         """
         name = str(name_or_path)
-        hub = {"revision": revision, "trust_remote_code": False, **hub}
+        if more.pop("trust_remote_code", False):
+            raise InvalidArgumentError(
+                f"Expected to load {name!r} without code of its own, but got trust_remote_code=True. Load the model "
+                "yourself and pass it to RewardModel."
+            )
+        hub = {"revision": revision, **{key: more.pop(key) for key in HUB_ARGUMENTS if key in more}}
         options = {"dtype": dtype or "auto", "device_map": device_map, "quantization_config": quantization_config}
-        options = {key: value for key, value in options.items() if value is not None}
+        options = {key: value for key, value in (options | more).items() if value is not None}
         model, tokenizer, stored = load_checkpoint(name, kind, options, hub)
         config = read_config(stored, kind)
         if stored is None and config.kind == "causal":
@@ -208,7 +218,7 @@ class RewardModel:
     def pad_token_id(self) -> int | None:
         """The padding token, from the tokenizer or else from the model's config."""
         token = self.tokenizer.pad_token_id if self.tokenizer is not None else None
-        return token if token is not None else self.text_config.pad_token_id
+        return token if token is not None else getattr(self.text_config, "pad_token_id", None)
 
     @property
     def max_length(self) -> int | None:
@@ -344,4 +354,11 @@ def positions(mask: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The transformers model inside a PEFT wrapper, whose layers the wrapper has extended in place."""
-    return cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
+    if not hasattr(model, "get_base_model"):
+        return model
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise RewardModelError(
+            "Expected an adapter inside the model's layers, such as LoRA, but got one of learned prompts, which it "
+            "puts before every text. Train a LoRA adapter."
+        )
+    return cast(Any, model).get_base_model()
