@@ -17,6 +17,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.scorers._pieces import special_tokens
 
 Messages = list[dict[str, str]]
 
@@ -207,13 +208,6 @@ class ChatWriter:
                 f"Expected the reward model's chat template to take messages of {roles}, assistant, but it says: "
                 f"{error}. {_REMEDY}"
             ) from error
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The tokens that decoding leaves out, by id."""
-    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-    added = tokenizer.added_tokens_decoder.items()
-    return {**dict(named), **{index: token.content for index, token in added if token.special}}
 
 
 def _roles(turns: int, system: bool) -> list[str]:

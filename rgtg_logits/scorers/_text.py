@@ -12,13 +12,11 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.scorers._chat import ChatWriter, ConversationReader, special_tokens
+from rgtg_logits.scorers._chat import ChatWriter, ConversationReader
+from rgtg_logits.scorers._pieces import REPLACEMENT, RowDecoder, TextEncoder
 
 PromptFormat = Callable[[str, str], str]
 """Makes the text that a reward model reads from (prompt_text, answer_text)."""
-
-REPLACEMENT = "\ufffd"
-"""What decoders write for bytes that are no character."""
 
 _MOST_MISSING = 3
 """A character has at most four bytes, so at most three tokens at the end of a row are the beginning of one."""
@@ -50,27 +48,27 @@ class BaseText:
     Args:
         tokenizer: The base model's tokenizer.
         eos_token_ids: Tokens that end a text besides the tokenizer's own, as generation configs list them.
+        piecewise: Whether to decode piece by piece where that is proven to be the same; see `_pieces`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: Iterable[int] = ()) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: Iterable[int] = (), *, piecewise: bool = True
+    ) -> None:
+        self._decoder = RowDecoder(tokenizer, piecewise=piecewise)
+        self._size = len(tokenizer)
         own = tokenizer.eos_token_id
         self._ends = {*eos_token_ids, *([] if own is None else [own])}
-        self._special = special_tokens(tokenizer)
 
     def ends(self, token: int) -> bool:
         """Whether a token ends the text."""
         return token in self._ends
 
-    def read(self, rows: list[list[int]]) -> list[str]:
-        """The texts of rows without padding."""
-        texts = self._decode(rows)
-        return [
-            max((shorter.rstrip(REPLACEMENT) for shorter in self._without_last_tokens(row, text)), key=len)
-            if text.endswith(REPLACEMENT)
-            else text
-            for row, text in zip(rows, texts, strict=True)
-        ]
+    def read(self, row: list[int], tokens: Iterable[int] = ()) -> list[str]:
+        """The text of a row without padding, and of the row followed by each of the tokens."""
+        head, count = self._decoder.head(row)
+        decode = self._decoder.decode_rest if count else self._decoder.decode
+        rest = row[count:]
+        return [head + self._text(tail, decode) for tail in (rest, *([*rest, token] for token in tokens))]
 
     @staticmethod
     def answer(prompt_text: str, text: str) -> str:
@@ -85,14 +83,13 @@ class BaseText:
         shared = (index for index, (ours, theirs) in enumerate(zip(text, prompt_text, strict=False)) if ours != theirs)
         return text[next(shared, len(text)) :]
 
-    def _without_last_tokens(self, row: list[int], text: str) -> list[str]:
-        said = [token for token in row if token not in self._special and token < len(self._tokenizer)]
-        return [text, *self._decode([said[:-missing] for missing in range(1, _MOST_MISSING + 1)])]
-
-    def _decode(self, rows: list[list[int]]) -> list[str]:
-        return [
-            self._tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False) for row in rows
-        ]
+    def _text(self, tokens: list[int], decode: Callable[[list[int]], str]) -> str:
+        text = decode(tokens)
+        if not text.endswith(REPLACEMENT):
+            return text
+        said = [token for token in tokens if token not in self._decoder.special and token < self._size]
+        shorter = [decode(said[:-missing]) for missing in range(1, _MOST_MISSING + 1)]
+        return max((text.rstrip(REPLACEMENT) for text in (text, *shorter)), key=len)
 
 
 class _Draft(NamedTuple):
@@ -118,6 +115,8 @@ class Retokenizer:
             `ConversationReader`) and the answer, left open; a candidate that ends the text closes the conversation as
             the template does. A chat template writes all special tokens itself, so none is added to it.
         eos_token_ids: Tokens that end the base model's text besides its tokenizer's own.
+        piecewise: Whether to remember the tokens of pieces of text where it is proven that they are the same in the
+            whole; see `_pieces`.
 
     Raises:
         InvalidArgumentError: If `prompt_format` is none of these, or a chat template is missing or of no use.
@@ -130,13 +129,13 @@ class Retokenizer:
         prompt_format: PromptFormat | str | None = None,
         *,
         eos_token_ids: Iterable[int] = (),
+        piecewise: bool = True,
     ) -> None:
-        self.base = BaseText(tokenizer, eos_token_ids)
-        self._own = own
+        self.base = BaseText(tokenizer, eos_token_ids, piecewise=piecewise)
         self._format = _checked_format(prompt_format)
         self._chat = (ConversationReader(tokenizer), ChatWriter(own)) if prompt_format == "chat" else None
-        probe, bare = (own("a", add_special_tokens=adds, verbose=False)["input_ids"] for adds in (True, False))
-        self._added_at_end = 0 if probe[-1:] == bare[-1:] else 1
+        self._encoder = TextEncoder(own, adds_special_tokens=self._chat is None, piecewise=piecewise)
+        self._end = own.eos_token_id if self._chat is None else None
 
     def encode(
         self, prompts: list[list[int]], answers: list[list[int]], candidates: list[list[int]]
@@ -159,9 +158,9 @@ class Retokenizer:
 
     def _drafts(self, prompt: list[int], answer: list[int], candidates: list[int]) -> list[_Draft]:
         """The texts of one row: its own, and with each candidate."""
-        row = [*prompt, *answer]
         going_on = [token for token in candidates if not self.base.ends(token)]
-        prompt_text, own, *longer = self.base.read([prompt, row, *([*row, token] for token in going_on)])
+        prompt_text = self.base.read(prompt)[0]
+        own, *longer = self.base.read([*prompt, *answer], going_on)
         with_token = dict(zip(going_on, longer, strict=True))
         drafts = [(own, False), *((with_token.get(token, own), token not in with_token) for token in candidates)]
         return [_Draft(self._render(prompt, prompt_text, *draft), draft[1]) for draft in drafts]
@@ -185,16 +184,11 @@ class Retokenizer:
     def _encode(self, drafts: list[_Draft]) -> dict[_Draft, list[int]]:
         """The tokens of each text, every text tokenised once."""
         texts = list(dict.fromkeys(draft.text for draft in drafts))
-        tokens = self._own(texts, add_special_tokens=self._chat is None, verbose=False)["input_ids"]
-        if self._chat is not None:
-            by_text = dict(zip(texts, tokens, strict=True))
-            return {draft: by_text[draft.text] for draft in drafts}
-        by_text = {text: ids[: len(ids) - self._added_at_end] for text, ids in zip(texts, tokens, strict=True)}
-        return {draft: self._closed(by_text[draft.text]) if draft.closed else by_text[draft.text] for draft in drafts}
+        tokens = dict(zip(texts, self._encoder.encode(texts), strict=True))
+        return {draft: self._closed(tokens[draft.text]) if draft.closed else tokens[draft.text] for draft in drafts}
 
     def _closed(self, tokens: list[int]) -> list[int]:
-        end = self._own.eos_token_id
-        return tokens if end is None or tokens[-1:] == [end] else [*tokens, end]
+        return tokens if self._end is None or tokens[-1:] == [self._end] else [*tokens, self._end]
 
 
 def _checked_format(prompt_format: object) -> PromptFormat | None:
