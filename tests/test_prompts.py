@@ -81,6 +81,14 @@ def test_a_prompt_that_is_another_plus_one_token_in_one_batch():
     assert memory.split([[5, 8, 9], [5, 8, 9, 4]]) == [2, 3]
 
 
+def test_the_same_prompts_again_of_which_one_is_another_plus_one_token():
+    memory = PromptMemory()
+    for _ in range(3):
+        assert memory.split([[5, 8], [5, 8, 9]]) == [2, 3]
+        assert memory.split([[5, 8, 9], [5, 8, 9, 4]]) == [2, 3]
+        assert memory.split([[5, 8, 9, 4], [5, 8, 9, 4, 6]]) == [2, 3]
+
+
 def test_the_ambiguous_case_is_taken_for_a_continuation():
     memory = PromptMemory()
     memory.split([[5, 8]])

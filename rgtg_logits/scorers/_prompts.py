@@ -6,8 +6,16 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import NamedTuple
 
 from rgtg_logits.errors import InvalidArgumentError
+
+
+class _Seen(NamedTuple):
+    """What is known of a row: the length of the prompt it was last shown with, and if it ever was a prompt itself."""
+
+    prompt_length: int
+    began: bool
 
 
 class PromptMemory:
@@ -20,13 +28,15 @@ class PromptMemory:
     never shown, so a conversation that goes on is longer by two tokens or more, and everything before its new answer
     becomes prompt.
 
+    When every row of a call was a new prompt once, the same prompts are asked about again, though one of them may also
+    be another plus one token.
+
     One case cannot be told apart from the rows alone: a new prompt that equals a remembered prefix of another text, or
     such a prefix plus one token. It is taken to continue that text, so that its prompt counts as shorter than it is,
-    and the rest as answer. The whole text is the same. Where both rules apply, the shorter row decides, so that
-    a generation under way is never disturbed by what was asked earlier.
+    and the rest as answer. The whole text is the same.
 
     Args:
-        capacity: How many prefixes are remembered, 16 bytes and a number each; those not seen for the longest time
+        capacity: How many prefixes are remembered, by 16 bytes each; those not seen for the longest time
             are forgotten first. The rows of the last call are always remembered.
 
     Raises:
@@ -37,7 +47,7 @@ class PromptMemory:
         if capacity < 1:
             raise InvalidArgumentError(f"Expected capacity to be a positive number of prefixes, but got {capacity}.")
         self.capacity = capacity
-        self._prompt_lengths: OrderedDict[bytes, int] = OrderedDict()
+        self._known: OrderedDict[bytes, _Seen] = OrderedDict()
 
     def split(self, rows: Sequence[Sequence[int]]) -> list[int]:
         """Number of tokens in each row's prompt; remembers the rows.
@@ -47,14 +57,19 @@ class PromptMemory:
                 two tokens longer than the last one is taken for a new prompt.
         """
         keys = [_keys(row) for row in rows]
-        known = self._prompt_lengths
+        known = self._known
         # All rows are looked up before any is remembered, because in a ragged batch one prompt may be another plus one
-        # token.
-        lengths = [known.get(parent, known.get(own, len(row))) for row, (parent, own) in zip(rows, keys, strict=True)]
-        for length, (parent, own) in zip(lengths, keys, strict=True):
+        # token. The shorter row decides, because what a generation under way has just shown is what it continues.
+        again = all(own in known and known[own].began for _, own in keys)
+        lengths = [
+            len(row) if again or (seen := known.get(parent, known.get(own))) is None else seen.prompt_length
+            for row, (parent, own) in zip(rows, keys, strict=True)
+        ]
+        for row, length, (parent, own) in zip(rows, lengths, keys, strict=True):
             if parent in known:
                 known.move_to_end(parent)
-            known[own] = length
+            began = length == len(row) or (own in known and known[own].began)
+            known[own] = _Seen(length, began)
             known.move_to_end(own)
         while len(known) > max(self.capacity, len(rows)):
             known.popitem(last=False)
