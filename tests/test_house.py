@@ -14,7 +14,7 @@ FLOORS = {
     "candidates": 1, "guidance": 1.5, "prefix": 1, "trace": 1, "card": 1, "_tiny_tokenizers": 1,
     "_config": 1, "_bodies": 1, "_classifiers": 1, "_checkpoint": 1.5, "reward_model": 2,
     "scorers.base": 2, "scorers._kv_cache": 2, "scorers._branches": 2, "scorers._sibling_mask": 2.1,
-    "scorers._layout": 2, "scorers._prompts": 2, "scorers._chat": 2, "scorers._pieces": 2, "scorers._text": 2.1,
+    "scorers._layout": 2, "scorers._prompts": 2, "scorers._pieces": 2, "scorers._chat": 2.1, "scorers._text": 2.2,
     "scorers._passes": 2.5, "scorers._probe": 2.6, "scorers._reader": 2.7, "scorers._cached": 2.8,
     "scorers.reference": 3, "scorers.causal": 3, "scorers.vocabulary": 3, "scorers.log_ratio": 3.1,
     "scorers.retokenizing": 3, "scorers.make": 3.4, "scorers": 3.5,

@@ -258,7 +258,7 @@ def test_an_ordinary_step_waits_for_the_device_once(monkeypatch, batch):
         scores = torch.randn(batch, VOCAB_SIZE)
         looks = count_looks(monkeypatch, partial(processor, rows, scores))
         if step > 0:
-            # Scores that lie on the CPU are looked at twice more, for free: whether they say anything, and how many are used.
+            # Scores that lie on the CPU are looked at twice more, for free: do they say anything, and of how many.
             assert looks == ["__bool__", "__int__", "tolist"]
         rows = torch.cat([rows, processor(rows, scores).argmax(-1, keepdim=True)], dim=1)
 
