@@ -70,6 +70,13 @@ class BaseText:
         rest = row[count:]
         return [head + self._text(tail, decode) for tail in (rest, *([*rest, token] for token in tokens))]
 
+    def read_candidates(self, row: list[int], candidates: list[int]) -> tuple[str, list[str]]:
+        """The text of a row without padding, and with each candidate; one that ends the text adds nothing."""
+        going_on = [token for token in candidates if not self.ends(token)]
+        own, *longer = self.read(row, going_on)
+        texts = dict(zip(going_on, longer, strict=True))
+        return own, [texts.get(token, own) for token in candidates]
+
     @staticmethod
     def answer(prompt_text: str, text: str) -> str:
         """What a text says after its prompt.
@@ -158,11 +165,12 @@ class Retokenizer:
 
     def _drafts(self, prompt: list[int], answer: list[int], candidates: list[int]) -> list[_Draft]:
         """The texts of one row: its own, and with each candidate."""
-        going_on = [token for token in candidates if not self.base.ends(token)]
         prompt_text = self.base.read(prompt)[0]
-        own, *longer = self.base.read([*prompt, *answer], going_on)
-        with_token = dict(zip(going_on, longer, strict=True))
-        drafts = [(own, False), *((with_token.get(token, own), token not in with_token) for token in candidates)]
+        own, longer = self.base.read_candidates([*prompt, *answer], candidates)
+        drafts = [
+            (own, False),
+            *((text, self.base.ends(token)) for text, token in zip(longer, candidates, strict=True)),
+        ]
         return [_Draft(self._render(prompt, prompt_text, *draft), draft[1]) for draft in drafts]
 
     def _render(self, prompt: list[int], prompt_text: str, text: str, closed: bool) -> str:
