@@ -10,6 +10,7 @@ from rgtg_logits.scorers import (
     RetokenizingScorer,
     Scorer,
     VocabularyScorer,
+    WeightedScorer,
 )
 from rgtg_logits.trace import Trace
 
@@ -27,5 +28,6 @@ __all__ = [
     "Scorer",
     "Trace",
     "VocabularyScorer",
+    "WeightedScorer",
     "__version__",
 ]

@@ -17,7 +17,7 @@ FLOORS = {
     "scorers._layout": 2, "scorers._prompts": 2, "scorers._pieces": 2, "scorers._chat": 2.1, "scorers._text": 2.2,
     "scorers._passes": 2.5, "scorers._probe": 2.6, "scorers._reader": 2.7, "scorers._cached": 2.8,
     "scorers.reference": 3, "scorers.causal": 3, "scorers.vocabulary": 3, "scorers.log_ratio": 3.1,
-    "scorers.retokenizing": 3, "scorers.weighted": 3.2, "scorers.make": 3.4, "scorers": 3.5,
+    "scorers.retokenizing": 3, "scorers.make": 3.4, "scorers.weighted": 3.45, "scorers": 3.5,
     "processor": 4, "testing": 4,
     "train.losses": 1, "train.data": 4, "train.config": 4, "train.trainer": 4.5, "train.run": 4.6, "train": 4.7,
     "": 4.9,

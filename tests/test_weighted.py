@@ -7,10 +7,19 @@ import pytest
 import torch
 from oracle import Recorder
 
-from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, ReferenceScorer, RewardModel, Scorer
+from rgtg_logits import (
+    CausalScorer,
+    PartialRewardLogitsProcessor,
+    ReferenceScorer,
+    RetokenizingScorer,
+    RewardModel,
+    RewardModelConfig,
+    Scorer,
+    VocabularyScorer,
+    WeightedScorer,
+)
 from rgtg_logits.errors import InvalidArgumentError, NonFiniteRewardError
 from rgtg_logits.prefix import text_mask
-from rgtg_logits.scorers.weighted import WeightedScorer
 from rgtg_logits.testing import EOS, PAD, check_scorer, tiny_base_model, tiny_reward_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer(vocab_size=420)
@@ -200,8 +209,8 @@ def test_threads_take_turns():
         (([Counting()], [1, 2]), "one weight for each scorer, .* but got 1 scorers and 2 weights"),
         (([Counting()], [float("nan")]), "Expected weights to be finite numbers, but got nan"),
         (([Counting()], ["1"]), "Expected weights to be finite numbers, but got '1'"),
-        ((["org/rm"], [1]), "Expected scorers to be Scorer or RewardModel .* but got 'org/rm'. Load a checkpoint"),
-        (([Counting], [1]), "Expected scorers to be Scorer or RewardModel objects"),
+        (([7], [1]), "Expected scorers to be reward models, .* but got 7"),
+        (([Counting], [1]), "Expected scorers to be reward models, Hub ids, folders, Scorer objects or functions"),
         (([Counting(), judge], [1, 1]), "Expected the base model's tokenizer, because judge judges text, but got none"),
         (
             ([Counting(), Counting(pad_token_id=4)], [1, 1]),
@@ -251,3 +260,41 @@ def test_models_are_taken_as_they_are():
 def test_whatever_holds_numbers_is_a_sequence_of_rewards(rewards):
     scorer = WeightedScorer([lambda prompts, responses: rewards], [2.0], tokenizer=TOKENIZER)
     assert ask(scorer, [[60, 61]], [[70, 71]]).tolist() == [[1.0, 2.0]]
+
+
+def test_a_prompt_stays_one_when_a_single_candidate_is_drawn_unasked():
+    """Where one token is left, no reward is asked for; the rows must be seen all the same."""
+    tokenizer = tiny_tokenizer()
+    base, seen = tiny_base_model(vocab_size=len(tokenizer)), []
+
+    def judge(prompts, responses):
+        seen.extend(zip(prompts, responses, strict=True))
+        return [0.1 * len(response) for response in responses]
+
+    turns = iter(range(100))
+    processor = PartialRewardLogitsProcessor(WeightedScorer([judge], [1.0], tokenizer=tokenizer), top_k=5)
+    with torch.no_grad():
+        base.generate(
+            **tokenizer("the film", return_tensors="pt", return_token_type_ids=False), max_new_tokens=8,
+            prefix_allowed_tokens_fn=lambda *_: [290] if next(turns) % 3 else [290, 291, 292],
+            logits_processor=[processor],
+        )  # fmt: skip
+    assert len(seen) >= 6
+    assert {prompt for prompt, _ in seen} == {"the film"}
+
+
+def test_models_get_the_scorer_of_their_kind(tmp_path):
+    tokenizer, other = tiny_tokenizer(), tiny_tokenizer(kind="llama2")
+    vocabulary = RewardModel(tiny_base_model(vocab_size=400), tokenizer, config=RewardModelConfig(kind="vocabulary"))
+    reader = RewardModel(tiny_reward_model(vocab_size=len(other)), other)
+    RewardModel(tiny_reward_model(vocab_size=400), tokenizer).save_pretrained(tmp_path)
+    scorer = WeightedScorer([vocabulary, reader, str(tmp_path)], [1.0, 0.5, -0.3], tokenizer=tokenizer)
+    parts = [
+        VocabularyScorer(vocabulary),
+        RetokenizingScorer(reader, tokenizer),
+        CausalScorer(RewardModel.from_pretrained(tmp_path)),
+    ]
+    rows = torch.randint(5, len(tokenizer), (2, 6))
+    question = rows, torch.ones_like(rows), torch.randint(5, len(tokenizer), (2, 4))
+    expected = sum(weight * part.score(*question) for weight, part in zip([1.0, 0.5, -0.3], parts, strict=True))
+    assert torch.allclose(scorer.score(*question), expected, atol=1e-5)

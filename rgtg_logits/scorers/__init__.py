@@ -7,6 +7,7 @@ from rgtg_logits.scorers.make import make_scorer
 from rgtg_logits.scorers.reference import ReferenceScorer
 from rgtg_logits.scorers.retokenizing import RetokenizingScorer
 from rgtg_logits.scorers.vocabulary import VocabularyScorer
+from rgtg_logits.scorers.weighted import WeightedScorer
 
 __all__ = [
     "CausalScorer",
@@ -15,5 +16,6 @@ __all__ = [
     "RetokenizingScorer",
     "Scorer",
     "VocabularyScorer",
+    "WeightedScorer",
     "make_scorer",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,10 +18,12 @@ from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers._prompts import PromptMemory
 from rgtg_logits.scorers._text import BaseText
 from rgtg_logits.scorers.base import Scorer
-from rgtg_logits.scorers.causal import CausalScorer
+from rgtg_logits.scorers.make import make_scorer
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float] | Tensor]
 """Gives the rewards of (prompts, responses), one number for each pair, higher is better."""
+
+_MODELS = (RewardModel, nn.Module, str, os.PathLike)
 
 
 class WeightedScorer(Scorer):
@@ -32,15 +35,16 @@ class WeightedScorer(Scorer):
     told by what was shown before, see `PromptMemory`; texts are those of `BaseText`. Threads take turns.
 
     Args:
-        scorers: Scorers, reward models that share the base model's tokens, and functions on text
-            `(prompts: list[str], responses: list[str]) -> rewards`.
+        scorers: Reward models, Hub ids, folders, scorers, and functions on text `(prompts: list[str], responses:
+            list[str]) -> rewards`. A reward model gets the scorer that the processor would give it.
         weights: Factor of each reward: 0 leaves a reward out of the sum, a negative one turns it around. Rewards of
             different models have different units, so the weights need not sum to 1.
-        tokenizer: The base model's tokenizer; functions need it.
+        tokenizer: The base model's tokenizer; functions need it, and reward models with other tokens.
 
     Raises:
         InvalidArgumentError: If there is nothing to sum, weights are missing or not finite, an entry is nothing known,
             a function comes without tokenizer, or the scorers do not agree on which token pads.
+        CheckpointError: If a Hub id or folder cannot be loaded.
         RewardModelError: If a reward model cannot give rewards of prefixes.
 
     Example:
@@ -68,7 +72,7 @@ class WeightedScorer(Scorer):
             sum(weight for other, weight in zip(scorers, weights, strict=True) if other == source)
             for source in distinct
         ]
-        self._judges: list[Scorer | RewardFunction] = [_judge(source) for source in distinct]
+        self._judges: list[Scorer | RewardFunction] = [_judge(source, tokenizer) for source in distinct]
         self._text = None if tokenizer is None else BaseText(tokenizer)
         self._memory = PromptMemory()
         self._lock = threading.RLock()
@@ -102,6 +106,15 @@ class WeightedScorer(Scorer):
             if not total.isfinite().all():
                 raise self._not_finite(total, rewards, candidates)
             return total
+
+    def observe(self, rows: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]) -> None:
+        """Lets the scorers know, and remembers where prompts end."""
+        with self._lock:
+            for judge in self._judges:
+                if isinstance(judge, Scorer):
+                    judge.observe(rows, attention_mask)
+            running = attention_mask[:, -1].nonzero()[:, 0].tolist()
+            self._memory.split([rows[row][attention_mask[row].bool()].tolist() for row in running])
 
     def _texts(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> _Texts:
         """The distinct pairs of this step; none if no function asks for them."""
@@ -185,12 +198,12 @@ def _check(scorers: Sequence[Any], weights: Sequence[float], tokenizer: PreTrain
                 f"Expected weights to be finite numbers, but got {weight!r}. Use 0 to leave a reward out."
             )
     for source in scorers:
-        if isinstance(source, (Scorer, RewardModel, nn.Module)):
+        if isinstance(source, (Scorer, *_MODELS)):
             continue
         if isinstance(source, type) or not callable(source):
             raise InvalidArgumentError(
-                "Expected scorers to be Scorer or RewardModel objects, or functions (prompts, responses) -> rewards, "
-                f"but got {source!r}. Load a checkpoint with RewardModel.from_pretrained first."
+                "Expected scorers to be reward models, Hub ids, folders, Scorer objects or functions "
+                f"(prompts, responses) -> rewards, but got {source!r}. Pass one of these."
             )
         if tokenizer is None:
             raise InvalidArgumentError(
@@ -199,10 +212,8 @@ def _check(scorers: Sequence[Any], weights: Sequence[float], tokenizer: PreTrain
             )
 
 
-def _judge(source: Any) -> Scorer | RewardFunction:
-    if isinstance(source, nn.Module):
-        source = RewardModel(source)
-    return CausalScorer(source) if isinstance(source, RewardModel) else source
+def _judge(source: Any, tokenizer: PreTrainedTokenizerBase | None) -> Scorer | RewardFunction:
+    return make_scorer(source, tokenizer) if isinstance(source, _MODELS) else source
 
 
 def _pad_token(scorers: list[Scorer], tokenizer: PreTrainedTokenizerBase | None) -> int | None:
