@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     T5Config,
+    TorchAoConfig,
 )
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.models.granite.modeling_granite import GranitePreTrainedModel
@@ -279,6 +280,17 @@ def test_an_adapter_in_half_precision(adapter, tmp_path):
     loaded = RewardModel.from_pretrained(tmp_path / "adapter", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
     assert torch.allclose(loaded.score_tokens(IDS), adapter.score_tokens(IDS), atol=0.2)
+
+
+def test_an_adapter_on_a_base_that_is_quantised_when_loaded(adapter, tmp_path):
+    quantization = pytest.importorskip("torchao.quantization", reason="needs torchao")
+    options = {"quantization_config": TorchAoConfig(quantization.Int8WeightOnlyConfig()), "dtype": torch.float32}
+    loaded = RewardModel.from_pretrained(tmp_path / "adapter", **options)
+    attention = loaded.backbone.layers[0].self_attn
+    assert type(attention.q_proj.base_layer.weight) is not torch.nn.Parameter
+    assert torch.equal(loaded.head.modules_to_save["default"].weight, adapter.head.modules_to_save["default"].weight)
+    assert torch.allclose(loaded.score_tokens(IDS), adapter.score_tokens(IDS), atol=0.05)
+    check_scorer(CausalScorer(loaded), ReferenceScorer(loaded), rounds=1)
 
 
 def test_an_adapter_with_tokens_of_its_own(adapter, tmp_path):
