@@ -77,20 +77,13 @@ def check_causal(reward_model: RewardModel, row: Int[Tensor, " length"]) -> None
     """
     half = row.shape[0] // 2
     error = _relative_error(_plain(reward_model, row)[:half], _plain(reward_model, row[:half]))
-    if error <= _tolerance(reward_model.dtype):
-        return
-    name = type(reward_model.model).__name__
-    if error < 0.05:
+    if not error <= _tolerance(reward_model.dtype):
         raise RewardModelError(
-            f"Expected a reward model whose reward of a prefix does not depend on what else is computed, but the states "
-            f"of {name} change by {error:.1%} when text is added, which is too little for an encoder and too much for "
-            "rounding. Quantised activations do that: quantise weights only (with bitsandbytes in 8 bit, pass "
-            "llm_int8_threshold=0.0), or load the model in float32 or bfloat16."
+            f"Expected a causal reward model, whose reward of a prefix does not depend on what follows, but the states "
+            f"of {type(reward_model.model).__name__} change by {error:.1%} when text is added: it is an encoder, or its "
+            "activations are quantised, which ties the rows of a batch together. Use a decoder-only reward model, and "
+            "quantise weights alone (in 8 bit with bitsandbytes: llm_int8_threshold=0.0)."
         )
-    raise RewardModelError(
-        f"Expected a causal reward model, whose reward of a prefix does not depend on what follows, but the states "
-        f"of {name} change by {error:.1%} when text is added: it is an encoder. Use a decoder-only reward model."
-    )
 
 
 def check_head(reward_model: RewardModel, row: Int[Tensor, " length"]) -> None:
