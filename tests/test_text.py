@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import ByT5Tokenizer
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.scorers._text import BaseText, Retokenizer
@@ -90,6 +91,26 @@ def test_tokens_are_those_of_the_whole_text_from_scratch(data):
             closed = token == EOS
             text = so_far if closed else slow_text(base, [*prompt, *answer, token])
             assert ids == slow_tokens(own, text, adds_eos, closed)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 600), max_size=12), st.text(max_size=12), st.lists(st.integers(0, 600), max_size=6))
+def test_tokenizers_that_run_in_python(row, text, candidates):
+    """ByT5's tokenizer is one that needs no files; it adds its end-of-text token, 1, to every text."""
+    python, fast = ByT5Tokenizer(), tokenizer("llama3")
+    answer = fast(text)["input_ids"]
+    encoded = Retokenizer(fast, python).encode([row], [answer], [candidates])[0]
+    own, *texts = BaseText(fast).read([*row, *answer], candidates)
+    assert encoded.own == slow_tokens(python, own, adds_eos=True)
+    assert encoded.candidates == [
+        slow_tokens(python, own if token == EOS else text, adds_eos=True, closed=token == EOS)
+        for token, text in zip(candidates, texts, strict=True)
+    ]
+    row = [token for token in row if token > 2] + python(text)["input_ids"][:-1]
+    encoded = Retokenizer(python, fast).encode([[]], [row], [[500, 1]])[0]
+    so_far = bytes(token - 3 for token in row if 3 <= token < 259).decode(errors="ignore")
+    assert encoded.own == encoded.candidates[0] == fast(so_far)["input_ids"]
+    assert encoded.candidates[1] == [*encoded.own, EOS]
 
 
 @settings(max_examples=200, deadline=None)

@@ -39,7 +39,8 @@ class EncodedRow:
 class BaseText:
     """The text of a base model's tokens.
 
-    The text of a row is what its tokens decode to all at once, special tokens left out, without any cleaning up. A row
+    The text of a row is what its tokens decode to all at once, special and unknown tokens left out, without cleaning
+    up. A row
     may end within a character whose other bytes are still to come; the text ends before it. Decoders write U+FFFD for
     such bytes, so what is taken is the longest text, U+FFFD at its end left out, of the row and the row without its
     last one, two or three tokens that are text. (The shorter rows matter for decoders with byte fallback, which give
@@ -55,7 +56,8 @@ class BaseText:
         self, tokenizer: PreTrainedTokenizerBase, eos_token_ids: Iterable[int] = (), *, piecewise: bool = True
     ) -> None:
         self._decoder = RowDecoder(tokenizer, piecewise=piecewise)
-        self._size = len(tokenizer)
+        # Models may know more ids than their tokenizer. Its length is not the limit, because its ids may leave gaps.
+        self._size = max(tokenizer.get_vocab().values()) + 1
         own = tokenizer.eos_token_id
         self._ends = {*eos_token_ids, *([] if own is None else [own])}
 
@@ -65,10 +67,11 @@ class BaseText:
 
     def read(self, row: list[int], tokens: Iterable[int] = ()) -> list[str]:
         """The text of a row without padding, and of the row followed by each of the tokens."""
+        row = row if max(row, default=0) < self._size else [token for token in row if token < self._size]
         head, count = self._decoder.head(row)
         decode = self._decoder.decode_rest if count else self._decoder.decode
-        rest = row[count:]
-        return [head + self._text(tail, decode) for tail in (rest, *([*rest, token] for token in tokens))]
+        tails = [row[count:], *([*row[count:], token] if token < self._size else row[count:] for token in tokens)]
+        return [head + self._text(tail, decode) for tail in tails]
 
     def read_candidates(self, row: list[int], candidates: list[int]) -> tuple[str, list[str]]:
         """The text of a row without padding, and with each candidate; one that ends the text adds nothing."""
@@ -94,7 +97,7 @@ class BaseText:
         text = decode(tokens)
         if not text.endswith(REPLACEMENT):
             return text
-        said = [token for token in tokens if token not in self._decoder.special and token < self._size]
+        said = [token for token in tokens if token not in self._decoder.special]
         shorter = [decode(said[:-missing]) for missing in range(1, _MOST_MISSING + 1)]
         return max((text.rstrip(REPLACEMENT) for text in (text, *shorter)), key=len)
 
