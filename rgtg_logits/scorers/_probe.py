@@ -81,8 +81,8 @@ def check_causal(reward_model: RewardModel, row: Int[Tensor, " length"]) -> None
         raise RewardModelError(
             f"Expected a causal reward model, whose reward of a prefix does not depend on what follows, but the states "
             f"of {type(reward_model.model).__name__} change by {error:.1%} when text is added: it is an encoder, or "
-            "its activations are quantised, which ties the rows of a batch together. Use a decoder-only reward model, and "
-            "quantise weights alone (in 8 bit with bitsandbytes: llm_int8_threshold=0.0)."
+            "its activations are quantised, which ties the rows of a batch together. Use a decoder-only reward model, "
+            "and quantise weights alone (in 8 bit with bitsandbytes: llm_int8_threshold=0.0)."
         )
 
 
