@@ -80,16 +80,11 @@ class Body(ABC):
         return cache
 
 
-class ClassifierBody(Body):
-    """A causal backbone followed by one linear layer with one output; a state is what the backbone ends in.
-
-    Raises:
-        RewardModelError: If the model is built otherwise.
-    """
+class BackboneBody(Body):
+    """A backbone alone; a state is what it ends in."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model, cast(PreTrainedModel, model.base_model))
-        self.head = _head(model)
 
     def states(
         self,
@@ -105,6 +100,18 @@ class ClassifierBody(Body):
         output = self._run(input_ids, position_ids, cache, attention_mask=attention_mask, use_cache=use_cache)
         hidden = output.last_hidden_state if last is None else output.last_hidden_state[:, -last:]
         return hidden.to(self.device), self._cache_of(output) if use_cache else None
+
+
+class ClassifierBody(BackboneBody):
+    """A causal backbone followed by one linear layer with one output.
+
+    Raises:
+        RewardModelError: If the model is built otherwise.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.head = _head(model)
 
     def rewards(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape"]:
         """The head on states; see `RewardModel.rewards`."""

@@ -31,7 +31,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rgtg_logits._bodies import Body, ClassifierBody, LanguageModelBody, token_scores
+from rgtg_logits._bodies import BackboneBody, Body, ClassifierBody, LanguageModelBody, token_scores
 from rgtg_logits._checkpoint import ADAPTER_FILE, HUB_ARGUMENTS, check_decoder, check_labels, load_checkpoint
 from rgtg_logits._config import RewardModelConfig, read_config
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
@@ -272,6 +272,26 @@ class RewardModel:
         twin = copy.copy(self)
         twin._body = self._body.compiled(**options)
         return twin
+
+    @torch.no_grad()
+    def split_output_layer(self) -> tuple[RewardModel, nn.Linear] | None:
+        """A language model without its output layer, and that layer: logits of a few tokens then cost no more.
+
+        Returns:
+            The same model, whose states are now those of the last layer, and the linear layer; None if its logits are
+            anything but that layer on those states (capped, scaled or quantised ones), which a number decides.
+        """
+        layer = self._inner.get_output_embeddings()
+        if self.kind == "causal" or type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
+            return None
+        twin = copy.copy(self)
+        twin._body = BackboneBody(self._inner)
+        rows = torch.arange(1, min(9, self.vocab_size), device=self.device)[None]
+        wanted, _ = self.hidden_states(rows, None, None)
+        got = layer(twin.hidden_states(rows, None, None)[0].to(layer.weight.device))
+        # The same operation on the same numbers: a cap far above the logits of a few tokens changes their last bits only.
+        same = torch.equal(got.float(), wanted.to(got.device, torch.float32))
+        return (twin, layer) if same else None
 
     def rewards(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape"]:
         """Reads rewards (float32, the model's own unit) from states of the last layer.

@@ -67,6 +67,33 @@ def test_the_reward_is_the_logit():
         assert torch.allclose(logs, model(rows).logits[:, -1].log_softmax(-1), atol=1e-5)
 
 
+def read_layers(reward_model, act):
+    """Which logits the output layer gives while `act` runs."""
+    shapes = []
+    hook = reward_model.model.get_output_embeddings().register_forward_hook(lambda *args: shapes.append(args[2].shape))
+    act()
+    hook.remove()
+    return shapes
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_output_layer_is_read_where_candidates_are_only(tied):
+    reward_model = read_as("vocabulary", tie_word_embeddings=tied)
+    scorer, reference = VocabularyScorer(reward_model), ReferenceScorer(reward_model)
+    rows = torch.randint(2, VOCAB_SIZE, (2, 7))
+    for k, expected in ((5, []), (VOCAB_SIZE, [(2, VOCAB_SIZE)])):
+        question = rows, torch.ones_like(rows), torch.arange(k).expand(2, -1)
+        assert read_layers(reward_model, lambda q=question: scorer.score(*q)) == expected
+        assert torch.allclose(scorer.score(*question), reference.score(*question), atol=1e-5)
+
+
+@pytest.mark.parametrize("cap", [2.0, 30.0, 300.0])
+def test_capped_logits_are_taken_as_the_model_gives_them(cap):
+    reward_model = read_as("vocabulary", "gemma2", final_logit_softcapping=cap)
+    assert reward_model.split_output_layer() is None
+    check_scorer(VocabularyScorer(reward_model), ReferenceScorer(reward_model), rounds=1)
+
+
 def test_total_rewards_up_to_a_constant_per_row():
     """What a log-ratio scorer returns differs from the total over the whole text by the same number for each token."""
     reward_model = read_as("log_ratio")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from rgtg_logits.prefix import PADDING
@@ -30,9 +30,16 @@ class VocabularyScorer(CachedScorer):
     """
 
     def __init__(self, reward_model: RewardModel, **options: Unpack[ReaderOptions]) -> None:
-        known = min(reward_model.vocab_size, reward_model.num_next_tokens)
-        super().__init__(reward_model, **options)
-        self.vocab_size = known
+        parts = self._split(reward_model)
+        self._layer: nn.Linear | None = None if parts is None else parts[1]
+        super().__init__(reward_model if parts is None else parts[0], **options)
+        self.reward_model = reward_model
+        self.vocab_size = min(reward_model.vocab_size, reward_model.num_next_tokens)
+
+    @staticmethod
+    def _split(reward_model: RewardModel) -> tuple[RewardModel, nn.Linear] | None:
+        # The output layer is a quarter of a small model, and of its rows only those of the candidates are needed.
+        return reward_model.split_output_layer()
 
     def _question(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> Question:
         device = self.reward_model.device
@@ -42,12 +49,25 @@ class VocabularyScorer(CachedScorer):
         last = Branches(keys[:, -1:].clamp(min=0))
         return Question(keys[:, :-1], last, candidates.to(device), finished, self._values)
 
-    def _values(self, logits: Float[Tensor, "rows 1 vocab"], asked: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
-        return logits[:, 0].float().gather(-1, asked.to(logits.device))
+    def _values(self, states: Float[Tensor, "rows 1 state"], asked: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
+        last = states[:, 0]
+        if self._layer is None:
+            return last.float().gather(-1, asked.to(last.device))
+        weight, bias, asked = self._layer.weight, self._layer.bias, asked.to(self._layer.weight.device)
+        last = last.to(weight.device)
+        if 4 * asked.shape[1] > weight.shape[0]:
+            return self._layer(last).float().gather(-1, asked).to(states.device)
+        rewards = (weight[asked] @ last[..., None])[..., 0]
+        return (rewards if bias is None else rewards + bias[asked]).float().to(states.device)
 
 
 class LogProbabilityScorer(VocabularyScorer):
     """Scores next tokens by their log-probability, in nats: log π(v | prefix)."""
+
+    @staticmethod
+    def _split(_: RewardModel) -> None:
+        # All logits are needed to normalise.
+        return None
 
     def _values(self, logits: Float[Tensor, "rows 1 vocab"], asked: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
         return logits[:, 0].float().log_softmax(-1).gather(-1, asked.to(logits.device))
