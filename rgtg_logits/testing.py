@@ -125,6 +125,7 @@ def check_scorer(
     vocab_size: int | None = None,
     pad_token_id: int = 0,
     rounds: int = 4,
+    lengths: tuple[int, int] = (2, 10),
     seed: int = 0,
     tolerance: float = 1e-4,
 ) -> float:
@@ -137,6 +138,8 @@ def check_scorer(
         vocab_size: Token ids to draw from; by default the scorer's.
         pad_token_id: The token that pads.
         rounds: How many random histories.
+        lengths: Fewest and most tokens of the longest row of a batch. A model that treats distant tokens differently (a
+            window, say) is only checked where rows reach that far.
         seed: Seed of the histories.
         tolerance: Largest difference between rewards, in the scorer's unit, that is taken for rounding.
 
@@ -147,7 +150,7 @@ def check_scorer(
     size = vocab_size or scorer.vocab_size
     if size is None:
         raise ValueError("Expected to know the vocabulary, but the scorer has no vocab_size. Pass vocab_size=.")
-    laws = _Laws(scorer, reference, size, pad_token_id, tolerance, torch.Generator().manual_seed(seed))
+    laws = _Laws(scorer, reference, size, pad_token_id, lengths, tolerance, torch.Generator().manual_seed(seed))
     for _ in range(rounds):
         laws.round()
     return laws.worst
@@ -160,10 +163,11 @@ class _Laws:
         reference: Scorer | None,
         size: int,
         pad: int,
+        lengths: tuple[int, int],
         tolerance: float,
         generator: torch.Generator,
     ) -> None:
-        self.scorer, self.reference, self.size, self.pad = scorer, reference, size, pad
+        self.scorer, self.reference, self.size, self.pad, self.lengths = scorer, reference, size, pad, lengths
         self.tolerance, self.generator, self.worst = tolerance, generator, 0.0
 
     def round(self) -> None:
@@ -188,7 +192,9 @@ class _Laws:
         self.expect(self.ask(longer[:1], candidates[:1]), second[:1], "dropping rows changes nothing")
 
     def batch(self) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch k"]]:
-        batch, length, k = (int(self.integers(n, (1,))) + 2 for n in (3, 9, 4))
+        shortest, longest = self.lengths
+        ranges = ((2, 4), (shortest, longest), (2, 5))
+        batch, length, k = (int(self.integers(high - low + 1, (1,))) + low for low, high in ranges)
         rows = self.integers(self.size - 1, (batch, length)) + 1
         rows[rows == self.pad] = (self.pad + 1) % self.size
         for row in range(1, batch):
