@@ -1,0 +1,62 @@
+"""The rows as markdown, and how many there are of each outcome."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from sweep import Row
+
+MARKS = ("<!-- counts -->", "<!-- end of counts -->")
+OUTCOMES = {
+    "siblings": "exact, candidates share the prefix: `siblings`",
+    "siblings_sliding": "the same: `siblings_sliding`",
+    "siblings_mixed": "the same: `siblings_mixed`",
+    "expand": "exact, each candidate on its own copy of the cache: `expand`",
+    "expand_own": "the same, on a cache that only the model can make: `expand_own`",
+    "recompute": "exact, without a cache: `recompute`",
+    "refused": "refused with an error that says why",
+    "not built": "not built",
+    "**unclear error**": "**refused with an error that does not say why**",
+    "**says nothing**": "**too insensitive to say anything**",
+    "**inexact**": "**accepted and inexact**",
+}
+HEADER = "| model type | class | outcome | worst error | in spreads | spread | of it by the prefix |"
+
+
+def markdown(title: str, rows: Iterable[Row]) -> str:
+    """One section: a heading and a table."""
+    lines = [f"## {title}", "", HEADER, "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        numbers = ("", "", "", "")
+        if row.error is not None and row.spread and row.prefix is not None:
+            numbers = (f"{row.error:.0e}", f"{row.error / row.spread:.0e}", f"{row.spread:.2f}", f"{row.prefix:.0%}")
+        lines.append(f"| {row.name} | {row.model} | {row.outcome} | {' | '.join(numbers)} |")
+    return "\n".join(lines) + "\n"
+
+
+def counts(tables: Iterable[Path]) -> str:
+    """How many rows of each outcome each section of each table has, as a table."""
+    columns: dict[str, Counter[str]] = {}
+    for path in sorted(tables, reverse=True):
+        for section in path.read_text(encoding="utf8").split("\n## ")[1:]:
+            title = f"{path.stem.removeprefix('transformers-')}: {section.splitlines()[0].lower()}"
+            cells = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+            columns[title] = Counter(cell[2].split(":")[0] for cell in cells)
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for outcome, meaning in OUTCOMES.items():
+        found = [column[outcome] for column in columns.values()]
+        if any(found):
+            lines.append(f"| {meaning} | {' | '.join(map(str, found))} |")
+    lines.append(f"| all | {' | '.join(str(column.total()) for column in columns.values())} |")
+    return "\n".join(lines)
+
+
+def update_counts(readme: Path) -> None:
+    """Writes the counts of the tables beside a README into it, between the marks."""
+    start, end = MARKS
+    table = counts(readme.parent.glob("transformers-*.md"))
+    text = readme.read_text(encoding="utf8")
+    readme.write_text(re.sub(f"{start}.*{end}", lambda _: f"{start}\n{table}\n{end}", text, flags=re.S), "utf8")
