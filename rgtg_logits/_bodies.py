@@ -30,6 +30,7 @@ class Body(ABC):
     def __init__(self, model: PreTrainedModel, reader: PreTrainedModel) -> None:
         self.model = model
         self.backbone = cast(PreTrainedModel, model.base_model)
+        _check_embeddings(self.backbone)
         self._reader = reader
         self._call: Callable[..., Any] = reader
         self._parameters = signature(reader.forward).parameters
@@ -165,6 +166,33 @@ class LanguageModelBody(Body):
         """Number of logits."""
         layer = cast(Any, self.model.get_output_embeddings())
         return int(layer.out_features if hasattr(layer, "out_features") else layer.weight.shape[0])
+
+
+def _check_embeddings(backbone: PreTrainedModel) -> None:
+    try:
+        found = isinstance(getattr(backbone.get_input_embeddings(), "weight", None), Tensor)
+    except (NotImplementedError, AttributeError):
+        found = False
+    if not found:
+        raise RewardModelError(
+            f"Expected a decoder with one table of token embeddings, but {type(backbone).__name__} has none. "
+            "Use a reward model of another architecture."
+        )
+
+
+def uniform_length(config: Any) -> int | None:
+    """Length up to which rotary embeddings do not depend on the length; see `RewardModel.uniform_length`."""
+    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # One dict, or one for each type of layer.
+    ropes = [settings, *(value for value in settings.values() if isinstance(value, dict))]
+    lengths = [
+        rope.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        or config.max_position_embeddings
+        for rope in ropes
+        if (rope.get("rope_type") or rope.get("type")) in ("longrope", "su", "dynamic")
+    ]
+    return min(lengths, default=None)
 
 
 def token_scores(

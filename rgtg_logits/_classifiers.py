@@ -18,15 +18,21 @@ from transformers import (
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from rgtg_logits.errors import CheckpointError
+from rgtg_logits.errors import CheckpointError, RewardModelError
 
 
 class _Classifier(GenericForSequenceClassification):
     def __init__(self, config: PretrainedConfig) -> None:
-        text_config = config.get_text_config()
-        # The mixin's forward reads it, and not every configuration has it.
-        text_config.pad_token_id = getattr(text_config, "pad_token_id", None)
-        super().__init__(config)
+        try:
+            text_config = config.get_text_config()
+            # The mixin's forward reads it, and not every configuration has it.
+            text_config.pad_token_id = getattr(text_config, "pad_token_id", None)
+            super().__init__(config)
+        except (AttributeError, ValueError) as error:
+            raise RewardModelError(
+                f"Expected an architecture with one decoder and one width, but {config.model_type!r} is made of "
+                f"several parts ({error}). Use the model type of its text part."
+            ) from error
 
 
 class _CachelessClassifier(_Classifier):

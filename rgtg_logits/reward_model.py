@@ -31,7 +31,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rgtg_logits._bodies import BackboneBody, Body, ClassifierBody, LanguageModelBody, token_scores
+from rgtg_logits._bodies import BackboneBody, Body, ClassifierBody, LanguageModelBody, token_scores, uniform_length
 from rgtg_logits._checkpoint import ADAPTER_FILE, HUB_ARGUMENTS, check_decoder, check_labels, load_checkpoint
 from rgtg_logits._config import RewardModelConfig, read_config
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
@@ -226,6 +226,15 @@ class RewardModel:
         return getattr(self.text_config, "max_position_embeddings", None)
 
     @property
+    def uniform_length(self) -> int | None:
+        """Tokens up to which the states of a text stay as they are when it grows; None without such a limit.
+
+        Behind it, rotary embeddings that depend on the length (LongRoPE, arXiv 2402.13753; dynamic NTK) turn all tokens
+        in another way, those that a cache holds included.
+        """
+        return uniform_length(self.text_config)
+
+    @property
     def sliding_window(self) -> int | None:
         """How many tokens its sliding attention layers see; None without such layers."""
         return getattr(self.text_config, "sliding_window", None)
@@ -289,7 +298,7 @@ class RewardModel:
         rows = torch.arange(1, min(9, self.vocab_size), device=self.device)[None]
         wanted, _ = self.hidden_states(rows, None, None)
         got = layer(twin.hidden_states(rows, None, None)[0].to(layer.weight.device))
-        # The same operation on the same numbers: a cap far above the logits of a few tokens changes their last bits only.
+        # Equal to the last bit: a cap far above the logits of a few tokens changes nothing else of them.
         same = torch.equal(got.float(), wanted.to(got.device, torch.float32))
         return (twin, layer) if same else None
 

@@ -11,12 +11,8 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "architectures"
 RELEASE = ".".join(version("transformers").split(".")[:2])
 TABLE = EXAMPLE / f"transformers-{RELEASE}.md"
 ROUNDING = 1e-4
-OPEN = {
-    "doge", "gpt_neo", "llama4_text", "phi3, longrope",
-    "blt", "canine", "emu3", "got_ocr2", "llama4", "mllama", "musicgen_melody", "recurrent_gemma", "transfo-xl",
-    "xlstm",
-}  # fmt: skip
-"""Known to be accepted and inexact (first line), or to fail with an error that does not say why; to become fewer."""
+OPEN = {"xlstm"}
+"""Known to fail with an error that does not say why: on 4.57 its own forward breaks behind its first chunk."""
 
 pytestmark = pytest.mark.skipif(not EXAMPLE.exists(), reason="the examples are not there")
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import Phi3Config, Phi3ForSequenceClassification, set_seed
 
 from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, ReferenceScorer, RewardModel, Scorer
 from rgtg_logits.errors import InvalidArgumentError
@@ -56,6 +57,41 @@ def test_a_large_window_is_probed_as_a_small_one(model_type):
     for length in (20, 21, 25, 30):
         got, wanted = (ask(one, rows[:, :length], candidates) for one in (scorer, ReferenceScorer(reward_model)))
         assert torch.allclose(got, wanted, atol=1e-4)
+
+
+def test_a_window_that_was_taken_when_the_model_was_built_is_reached():
+    """GPT-Neo's is 256 tokens, and nothing but rows longer than that tell that it does not move with positions."""
+    reward_model = RewardModel(tiny_reward_model("gpt_neo", window_size=64, max_position_embeddings=512))
+    assert CausalScorer(reward_model).path == "expand"
+
+
+def test_a_window_that_nothing_can_reach_leaves_no_cache():
+    reward_model = RewardModel(tiny_reward_model("gpt_neo", window_size=2048, max_position_embeddings=4096))
+    assert CausalScorer(reward_model).path == "recompute"
+
+
+def test_rotations_that_depend_on_the_length():
+    """LongRoPE turns all tokens in another way behind 24 of them; the cache holds up to there."""
+    rope = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    config = Phi3Config(
+        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, original_max_position_embeddings=24, rope_scaling=rope,
+        pad_token_id=PAD, num_labels=1,
+    )  # fmt: skip
+    set_seed(0)
+    model = Phi3ForSequenceClassification(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    reward_model = RewardModel(model)
+    scorer, reference = CausalScorer(reward_model), ReferenceScorer(reward_model)
+    assert reward_model.uniform_length == 24
+    rows = torch.randint(2, VOCAB_SIZE, (2, 20))
+    rows[1, :3] = PAD
+    for _ in range(10):
+        candidates = torch.randint(2, VOCAB_SIZE, (2, 3))
+        assert torch.allclose(ask(scorer, rows, candidates), ask(reference, rows, candidates), atol=1e-4)
+        rows = torch.cat([rows, candidates[:, :1]], dim=1)
+    check_scorer(scorer, reference, rounds=1, lengths=(18, 30))
 
 
 def test_the_laws(scorer, reward_model):

@@ -280,19 +280,24 @@ class RecomputePass(Pass):
 
     def run(self, step: Step) -> Float[Tensor, "batch k state"]:
         paths, lengths = step.branches.paths()
-        states = []
-        for row, path, length in zip(step.keys, paths, lengths, strict=True):
-            prefix = row[row != PADDING]
-            pieces = self._pieces(0, path.shape[0], prefix.shape[0] + path.shape[1])
-            states.append(torch.cat([self._row(prefix, path[piece], length[piece]) for piece in pieces]))
-        return torch.stack(states)
+        states = paths.new_empty(0, dtype=self.reward_model.dtype)
+        for row, key in enumerate(step.keys):
+            prefix = key[key != PADDING]
+            # Branches of one length at a time, so that no text is longer than it is.
+            for length in lengths[row].unique().tolist():
+                chosen = (lengths[row] == length).nonzero()[:, 0]
+                for piece in self._pieces(0, len(chosen), len(prefix) + length):
+                    ends = self._ends(prefix, paths[row, chosen[piece], :length])
+                    if not states.numel():
+                        states = ends.new_zeros(*lengths.shape, ends.shape[-1])
+                    states[row, chosen[piece]] = ends
+        return states
 
-    def _row(self, prefix: Tensor, paths: Tensor, lengths: Tensor) -> Float[Tensor, "k state"]:
-        # What fills up the shorter branches stands behind their end, where a causal model does not look.
+    def _ends(self, prefix: Tensor, paths: Tensor) -> Float[Tensor, "k state"]:
         tokens = torch.cat([prefix.expand(paths.shape[0], -1), paths], dim=1)
         mask = torch.ones_like(tokens)
-        states, _ = self.reward_model.hidden_states(tokens, mask, positions(mask), last=paths.shape[1])
-        return states[torch.arange(paths.shape[0], device=states.device), lengths - 1]
+        states, _ = self.reward_model.hidden_states(tokens, mask, positions(mask), last=1)
+        return states[:, -1]
 
 
 PASSES: dict[str, Callable[..., Pass]] = {

@@ -8,14 +8,16 @@ states with those of plain uncached forwards on unpadded rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rgtg_logits.errors import RewardModelError
+from rgtg_logits.errors import RewardModelError, RGTGError
 from rgtg_logits.prefix import PADDING, PrefixTracker
 from rgtg_logits.reward_model import RewardModel, positions
 from rgtg_logits.scorers._branches import Branches
@@ -25,6 +27,10 @@ LENGTH = 13
 """Columns of the probe's rows."""
 WINDOW = 8
 """Attention windows are cut to this size while probing, so that rows of a few tokens reach past them."""
+LONGEST = 1024
+"""Largest window past which rows are probed that cannot be cut."""
+_BOUND = re.compile(r"window|chunk|index_topk")
+_NO_BOUND = re.compile(r"layer|feed_forward")
 CANDIDATES = 3
 REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError)
 """What a model may raise when a pass does not suit it."""
@@ -41,17 +47,36 @@ def choose_pass(reward_model: RewardModel, *, trees: bool = False) -> str:
     Raises:
         RewardModelError: If the model is not causal, or none is exact.
     """
-    rows = _rows(reward_model)
-    check_causal(reward_model, rows[0])
-    if reward_model.kind == "causal":
-        check_head(reward_model, rows[0])
-    with _small_window(reward_model):
-        return _cheapest(reward_model, rows, trees)
+    rows = _rows(reward_model, LENGTH)
+    _check(reward_model, rows[0])
+    names, bounds = _suitable(reward_model), _bounds(reward_model)
+    # What a model took from its config when it was built cannot be cut now: rows have to reach past it as it is.
+    fixed = [size for name, size in bounds.items() if not _is_read_again(reward_model, name, rows[0])]
+    if fixed and max(fixed) <= LONGEST:
+        rows = _rows(reward_model, max(fixed) + LENGTH)
+    elif fixed:
+        names = ["recompute"]
+    with _cut(reward_model, bounds):
+        return _cheapest(reward_model, names, rows, trees)
 
 
-def _cheapest(reward_model: RewardModel, rows: Int[Tensor, "2 length"], trees: bool) -> str:
+def _check(reward_model: RewardModel, row: Int[Tensor, " length"]) -> None:
+    try:
+        check_causal(reward_model, row)
+        if reward_model.kind == "causal":
+            check_head(reward_model, row)
+    except (RGTGError, torch.OutOfMemoryError):
+        raise
+    except REFUSALS as refusal:
+        raise RewardModelError(
+            f"Expected a decoder that reads token ids, but {type(reward_model.model).__name__} cannot be run on some: "
+            f"{type(refusal).__name__}: {refusal} Use a reward model of another architecture."
+        ) from refusal
+
+
+def _cheapest(reward_model: RewardModel, names: list[str], rows: Int[Tensor, "2 length"], trees: bool) -> str:
     findings = {}
-    for name in _suitable(reward_model):
+    for name in names:
         try:
             error, allowed = probe(reward_model, PASSES[name](reward_model), rows, trees=trees)
         except torch.OutOfMemoryError:
@@ -155,27 +180,43 @@ def _questions(
         yield torch.cat([torn, other], dim=1), tree, None
 
 
-@contextmanager
-def _small_window(reward_model: RewardModel) -> Iterator[None]:
-    """Cuts the attention window in the config, from which a model makes its masks at every forward.
+def _bounds(reward_model: RewardModel) -> dict[str, int]:
+    """Settings that bound what a token sees, and that rows of a few tokens do not reach."""
+    limit = reward_model.max_length or sys.maxsize
+    return {
+        name: value
+        for name, value in vars(reward_model.text_config).items()
+        if _BOUND.search(name) and not _NO_BOUND.search(name) and type(value) is int and WINDOW < value < limit
+    }
 
-    A model that took its window from the config once, when it was built, now differs from the masks made here, and
-    falls back to a pass that leaves masks to the model.
-    """
-    config, window = reward_model.text_config, reward_model.sliding_window
-    if window is None or window <= WINDOW:
-        yield
-        return
-    config.sliding_window = WINDOW
+
+def _is_read_again(reward_model: RewardModel, name: str, row: Int[Tensor, " length"]) -> bool:
+    """Whether a model takes a setting from its config at every forward: then it shows when it is cut."""
+    if name == "sliding_window":
+        # The masks made here are cut alike, and the layer types say whether any layer uses it.
+        return True
+    before = _plain(reward_model, row)
+    with _cut(reward_model, [name]):
+        return _relative_error(_plain(reward_model, row), before) > 0
+
+
+@contextmanager
+def _cut(reward_model: RewardModel, names: Iterable[str]) -> Iterator[None]:
+    """Cuts the named settings of the config, from which most models make their masks at every forward."""
+    config, kept = reward_model.text_config, {}
     try:
+        for name in names:
+            kept[name] = getattr(config, name)
+            setattr(config, name, WINDOW)
         yield
     finally:
-        config.sliding_window = window
+        for name, value in kept.items():
+            setattr(config, name, value)
 
 
-def _rows(reward_model: RewardModel) -> Int[Tensor, "2 length"]:
+def _rows(reward_model: RewardModel, length: int) -> Int[Tensor, "2 length"]:
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(2, max(3, reward_model.vocab_size - 1), (2, LENGTH), generator=generator)
+    ids = torch.randint(2, max(3, reward_model.vocab_size - 1), (2, length), generator=generator)
     # Not the pad token, at which the model would stop reading.
     ids[ids == reward_model.pad_token_id] = 1
     return ids.to(reward_model.device)

@@ -6,6 +6,7 @@ dropped or rolled-back rows cost a recomputation of what changed and nothing els
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -131,6 +132,7 @@ class CachedReader:
         self.on_overflow = on_overflow
         self._pass: Pass = PASSES[self.path](reward_model, max_tokens_per_forward, _compiled(reward_model, compile))
         self._speculates = reward_model.device.type != "cpu" if speculate is None else speculate
+        self._uniform = reward_model.uniform_length or sys.maxsize
         self._tracker = PrefixTracker()
         self._last: _Last | None = None
         self.bos = getattr(reward_model.tokenizer, "bos_token_id", None) or reward_model.text_config.bos_token_id
@@ -175,13 +177,14 @@ class CachedReader:
         would leave the device idle while the host reads the rows; one look at the end tells both whether the guess was
         right and whether the rewards are finite. A wrong guess costs one forward.
         """
-        last, keys, limit = self._last, question.keys, self.reward_model.max_length
+        last, keys = self._last, question.keys
+        limit = min(self._uniform, self.reward_model.max_length or self._uniform)
         if not self._speculates or not self._pass.can_take_back or not question.branches.single:
             return None
         if last is None or not last.steady or last.candidates is None:
             return None
         length = last.question.keys.shape[1]
-        if keys.shape != (last.question.keys.shape[0], length + 1) or (limit is not None and last.longest + 2 > limit):
+        if keys.shape != (last.question.keys.shape[0], length + 1) or last.longest + 2 > limit:
             return None
         ours = question if last.running is None else _pick(question, last.running)
         known = self.reward_model.vocab_size - 1
@@ -213,6 +216,9 @@ class CachedReader:
         computed, copies = _computed(seen)
         ours = seen if computed is None else _pick(seen, computed)
         ours, longest, cut = self._fit(ours)
+        running = None if computed is None else computed.to(device)
+        if longest + ours.branches.depth > self._uniform:
+            return _whole(self._uncached(ours, device, computed), len(seen.keys), running, copies)
         plan = self._tracker.plan(ours.keys)
         extends = plan.keep == self._tracker.length
         drawn = self._drawn(plan, ours.keys, extends) if ours.branches.single else None
@@ -221,11 +227,19 @@ class CachedReader:
         if not rewards.isfinite().all():
             raise self._not_finite(step, ours, computed)
         self._tracker.remember(ours.keys)
-        running = None if computed is None else computed.to(device)
         candidates = step.branches.tokens if ours.branches.single else None
         steady = plan.parents is None and copies is None and not cut
         self._last = _Last(question, running, candidates, longest, steady)
         return _whole(rewards, len(seen.keys), running, copies)
+
+    def _uncached(self, ours: Question, device: torch.device, computed: Tensor | None) -> Tensor:
+        """Each text by itself: longer than what the model reads in one and the same way, no cache holds for it."""
+        self.reset()
+        step = Step(Plan(None, 0), ours.keys.to(device), ours.branches.to(device), extends=False)
+        rewards = ours.values(PASSES["recompute"](self.reward_model).run(step), ours.asked.to(device))
+        if not rewards.isfinite().all():
+            raise self._not_finite(step, ours, computed)
+        return rewards
 
     def _drawn(self, plan: Plan, seen: Tensor, extends: bool) -> Int[Tensor, " batch"] | None:
         """Which of its last candidates each row has grown by, if all have grown by one."""
