@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.scorers._text import BaseText
 from rgtg_logits.scorers.base import Scorer
 
 
@@ -14,12 +17,23 @@ class ReferenceScorer(Scorer):
     """Scores each candidate by itself: no cache, no batch, no padding.
 
     Cost: `batch · k` forwards of the whole prefix per step. For tests and doubts.
+
+    Args:
+        reward_model: A model of any kind. Of "log_ratio", a reward is log π of the whole text, without any reference
+            model.
+        tokenizer: The base model's tokenizer, for a model of kind "causal" with another one: it reads each candidate's
+            whole text, as `RetokenizingScorer` without `prompt_format` says. Left out, token ids are taken to be those
+            of the rows.
+
+    Raises:
+        InvalidArgumentError: If a model that is to read text has no tokenizer, or scores its own next tokens.
     """
 
-    def __init__(self, reward_model: RewardModel) -> None:
+    def __init__(self, reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         self.reward_model = reward_model
-        self.vocab_size = reward_model.vocab_size
-        self.pad_token_id = reward_model.pad_token_id
+        self.vocab_size = reward_model.vocab_size if tokenizer is None else len(tokenizer)
+        self.pad_token_id = reward_model.pad_token_id if tokenizer is None else tokenizer.pad_token_id
+        self._texts = None if tokenizer is None else _WholeTexts(reward_model, tokenizer)
 
     @torch.no_grad()
     def score(
@@ -33,8 +47,47 @@ class ReferenceScorer(Scorer):
         for row in range(rows.shape[0]):
             if not attention_mask[row, -1]:
                 continue
-            prefix = rows[row][attention_mask[row].bool()]
-            for slot in range(candidates.shape[1]):
-                text = torch.cat([prefix, candidates[row, slot : slot + 1]])
-                rewards[row, slot] = self.reward_model.score_tokens(text[None])[0, -1]
+            prefix = rows[row][attention_mask[row].bool()].tolist()
+            for slot, candidate in enumerate(candidates[row].tolist()):
+                tokens = self.read(prefix, candidate)
+                rewards[row, slot] = self.reward_model.score_tokens(torch.tensor([tokens]))[0, -1]
         return rewards
+
+    def read(self, prefix: list[int], candidate: int) -> list[int]:
+        """What the reward model reads of a prefix without padding and a candidate, in its own tokens."""
+        return [*prefix, candidate] if self._texts is None else self._texts.tokens(prefix, candidate)
+
+
+class _WholeTexts:
+    """Text in a reward model's own tokens, the whole of it tokenised from scratch each time."""
+
+    def __init__(self, reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        own = reward_model.tokenizer
+        if own is None or reward_model.kind != "causal":
+            missing = "no tokenizer" if own is None else f"the kind {reward_model.kind!r}"
+            raise InvalidArgumentError(
+                "Expected a reward model of kind 'causal' with its tokenizer, because it has to read text, but it has "
+                f"{missing}. Leave tokenizer out, or pass RewardModel(model, tokenizer)."
+            )
+        self._base, self._own = BaseText(tokenizer, piecewise=False), own
+        self._added_after = _added_after(own)
+        # A text without any token still has to be read at something.
+        starts = (own.bos_token_id, reward_model.text_config.bos_token_id, own.eos_token_id, reward_model.pad_token_id)
+        self._anchor = next((token for token in starts if token is not None), 0)
+
+    def tokens(self, prefix: list[int], candidate: int) -> list[int]:
+        """The tokens of the text; if the candidate ends it, of the text so far and its end."""
+        ends, end = self._base.ends(candidate), self._own.eos_token_id
+        text = self._base.read(prefix if ends else [*prefix, candidate])[0]
+        tokens = list(self._own(text, verbose=False)["input_ids"])
+        tokens = tokens[: len(tokens) - self._added_after]
+        if ends and end is not None and tokens[-1:] != [end]:
+            tokens.append(end)
+        return tokens or [self._anchor]
+
+
+def _added_after(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens a tokenizer adds behind a text by itself, which would end a text that goes on."""
+    bare, whole = (tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (False, True))
+    ends = (end for end in range(len(whole), -1, -1) if whole[max(0, end - len(bare)) : end] == bare)
+    return len(whole) - next(ends, len(whole))
