@@ -65,6 +65,13 @@ def check(
         str | None, typer.Option(help="float32, bfloat16, float16 or auto. By default float32 on a CPU, else auto.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... By default a GPU if there is one.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="How rewards are read, for checkpoints that do not say: causal (scalar head), vocabulary (logits) or "
+            "log_ratio (log-probabilities)."
+        ),
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to continue; may be given several times.")] = None,
     pairs: Annotated[
         str | None, typer.Option(help="Preference pairs, for prefix accuracy: json, jsonl, csv, parquet or Hub id.")
@@ -79,8 +86,8 @@ def check(
     """
     options = {} if prompt is None else {"prompts": tuple(prompt)}
     settings = CheckSettings(
-        beta=beta, top_k=top_k, dtype=dtype, device=device, pairs=pairs, max_new_tokens=max_new_tokens, seed=seed,
-        **options,
+        beta=beta, top_k=top_k, dtype=dtype, device=device, kind=kind, pairs=pairs, max_new_tokens=max_new_tokens,
+        seed=seed, **options,
     )  # fmt: skip
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

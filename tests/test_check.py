@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from rgtg_logits import CausalScorer, ReferenceScorer, RewardModel, RewardModelConfig
 from rgtg_logits.check import CheckReport, CheckSettings, Finding, ModelPair, check_models
 from rgtg_logits.check.cost import describe_path, measure_cost
-from rgtg_logits.check.exactness import ReshapedScorer, tolerance
+from rgtg_logits.check.exactness import tolerance
+from rgtg_logits.check.uncached import ReshapedScorer
 from rgtg_logits.cli import app, main
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.testing import PAD, tiny_base_model, tiny_reward_model, tiny_tokenizer
@@ -171,7 +172,7 @@ def test_padding_rows():
     models = pair(rows=SIZE + 4)
     finding = models.check_vocabulary()
     assert finding.status == "note" and "4 padding rows" in finding.value
-    arms = measure_cost(models, CausalScorer(models.reward_model), top_k=3, seed=0)
+    arms = measure_cost(models, CausalScorer(models.reward_model), PROMPTS, top_k=3, seed=0)
     # Random models draw padding rows, which random prompts do not hold.
     assert [finding.status for finding in arms] in (["ok", "ok"], ["note"])
 

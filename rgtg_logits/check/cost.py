@@ -2,59 +2,144 @@
 
 from __future__ import annotations
 
-import gc
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from math import ceil
+from statistics import median
+from typing import Any
 
-from rgtg_logits.benchmark import BenchmarkSettings, Measurement, measure
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor, StoppingCriteria
+
 from rgtg_logits.check.findings import Finding
 from rgtg_logits.check.models import ModelPair
 from rgtg_logits.errors import RGTGError
-from rgtg_logits.scorers import CausalScorer, Scorer
+from rgtg_logits.processor import PartialRewardLogitsProcessor
+from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.scorers import CausalScorer, LogRatioScorer, RetokenizingScorer, Scorer, VocabularyScorer
 
 PROMPT_LENGTH, NEW_TOKENS, ROUNDS = 64, 6, 3
 """Size of a run in tokens, and how many runs: a glance, not a benchmark."""
-PATHS = {
+CANDIDATES = {
     "siblings": ("ok", "one forward per token, the prefix stored once"),
     "expand": ("note", "a copy of the prefix per candidate, so that memory grows with top_k"),
     "recompute": ("note", "no cache, top_k whole texts are read again for every token"),
 }
-"""What a path of `CausalScorer` costs, by the beginning of its name."""
+"""What a path costs that reads candidates, by the beginning of its name."""
+NEXT_TOKENS = {
+    "siblings": ("ok", "one forward per token over a single token, whatever top_k is"),
+    "expand": ("ok", "one forward per token over a single token, on a copy of the cache, whatever top_k is"),
+    "recompute": ("note", "no cache, the whole text is read again for every token"),
+}
+"""The same of a model that scores its own next tokens."""
 
 
 def describe_path(scorer: Scorer) -> Finding:
     """Which path the probe chose, and what that costs."""
-    if not isinstance(scorer, CausalScorer):
+    if not isinstance(scorer, CausalScorer | RetokenizingScorer | VocabularyScorer | LogRatioScorer):
         return Finding("cost", "path", "note", f"{type(scorer).__name__}, whose cost is not known here")
-    status, meaning = PATHS[scorer.path.partition("_")[0]]
+    reads_candidates = isinstance(scorer, CausalScorer | RetokenizingScorer)
+    status, meaning = (CANDIDATES if reads_candidates else NEXT_TOKENS)[scorer.path.partition("_")[0]]
+    if isinstance(scorer, RetokenizingScorer):
+        meaning += "; top_k tokenisations"
+    if isinstance(scorer, LogRatioScorer) and scorer.reference is not None:
+        meaning += "; of both models"
     advice = "Exact, but slow; a plain attention model without ALiBi or recurrent layers shares the prefix."
-    return Finding("cost", "path", status, f"{scorer.path}: {meaning}", advice if status == "note" else "")
+    value = f"{type(scorer).__name__}, {scorer.path}: {meaning}"
+    return Finding("cost", "path", status, value, advice if status == "note" else "")
 
 
-def measure_cost(pair: ModelPair, scorer: Scorer, *, top_k: int, seed: int) -> list[Finding]:
-    """Times plain and guided generation in turns, on random tokens; medians."""
-    length = min(PROMPT_LENGTH, (pair.max_length or 2 * PROMPT_LENGTH) - NEW_TOKENS)
-    if length < 1 or not isinstance(scorer, CausalScorer):
-        reason = "the context is too short" if length < 1 else "only CausalScorer can be measured"
+def measure_cost(pair: ModelPair, scorer: Scorer, texts: Sequence[str], *, top_k: int, seed: int) -> list[Finding]:
+    """Times plain and guided generation behind a text in turns; medians.
+
+    Args:
+        pair: The models.
+        scorer: The scorer that guides.
+        texts: What is read first, again and again up to 64 tokens.
+        top_k: Number of candidates.
+        seed: Seed of the draws.
+    """
+    prompt = _prompt(pair, texts)
+    if not prompt or not isinstance(scorer, CausalScorer | RetokenizingScorer | VocabularyScorer | LogRatioScorer):
+        reason = f"{type(scorer).__name__} is none of this library's scorers" if prompt else "the context is too short"
         return [Finding("cost", "time", "note", f"not measured: {reason}")]
-    arms = ["plain", "ours"]
-    # The floor is one step on a cache of keys and values, and reads whatever token is drawn, padding rows included.
-    if scorer.path.startswith("siblings") and pair.base.config.get_text_config().vocab_size <= scorer.vocab_size:
-        arms.append("floor")
-    settings = BenchmarkSettings(top_k=top_k, new_tokens=NEW_TOKENS, device=str(pair.base.device), seed=seed)
-    items = {arm: Measurement(arm, length, 1) for arm in arms}
-    # Each measurement collects garbage first, which takes longer than a few tokens unless what is there is left out.
-    gc.freeze()
+    guided = PartialRewardLogitsProcessor(scorer, top_k=top_k, pad_token_id=pair.pad_token_id)
+    arms = ["plain", "ours", *(["floor"] if scorer.path.startswith("siblings") else [])]
+    steps: dict[str, list[list[float]]] = {arm: [] for arm in arms}
     try:
         for _ in range(ROUNDS):
-            for item in items.values():
-                measure(item, pair.base, pair.reward_model, settings)
-    except (OSError, RGTGError) as error:
-        # No fault of the pair: memory cannot be read here, or the random prompt led to tokens that no text leads to.
+            for arm, runs in steps.items():
+                scorer.reset()
+                processors = {"plain": [], "ours": [guided], "floor": [_Step(pair.reward_model)]}[arm]
+                runs.append(_milliseconds(pair, prompt, processors, seed))
+    except RGTGError as error:
+        # No fault of the pair that is not found elsewhere, such as tokens that stand for no text.
         return [Finding("cost", "time", "note", f"not measured: {error}")]
-    finally:
-        gc.unfreeze()
-    medians = {arm: item.medians() for arm, item in items.items()}
-    names = (("first_ms", f"first (prompt {length})"), ("further_ms", "further token"))
-    return [_ratio(name, {arm: figures[key] for arm, figures in medians.items()}) for key, name in names]
+    first = {arm: median(run[0] for run in runs) for arm, runs in steps.items()}
+    further = {arm: median(step for run in runs for step in run[1:]) for arm, runs in steps.items()}
+    return [_ratio(f"first (prompt {len(prompt)})", first), _ratio("further token", further)]
+
+
+def _prompt(pair: ModelPair, texts: Sequence[str]) -> list[int]:
+    """As many tokens of the texts as leave room for the new ones; perhaps none."""
+    text = " ".join(texts)
+    ids = pair.encode(" ".join([text] * ceil(PROMPT_LENGTH / len(pair.encode(text)))))[:PROMPT_LENGTH]
+    rooms = ((length, pair.room([ids[:length]])) for length in range(len(ids), 0, -1))
+    return ids[: next((length for length, room in rooms if room is None or room >= NEW_TOKENS), 0)]
+
+
+@torch.no_grad()
+def _milliseconds(
+    pair: ModelPair, prompt: Sequence[int], processors: Sequence[LogitsProcessor], seed: int
+) -> list[float]:
+    """How long each token took."""
+    device = pair.base.device
+    rows, clock = torch.tensor([prompt], device=device), _Clock(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        clock.stamp()
+        pair.base.generate(
+            input_ids=rows, attention_mask=torch.ones_like(rows), do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
+            min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, pad_token_id=pair.pad_token_id or 0,
+            stopping_criteria=[clock], logits_processor=[*processors],
+        )  # fmt: skip
+    return [1000 * (end - begin) for begin, end in pairwise(clock.stamps)]
+
+
+class _Clock(StoppingCriteria):
+    """Stamps the end of every step; never stops."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stamps = device, list[float]()
+
+    def stamp(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.stamps.append(time.perf_counter())
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        self.stamp()
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+class _Step(LogitsProcessor):
+    """One cached single-token step of the reward model, the least that guidance can cost; its result is thrown away."""
+
+    def __init__(self, reward_model: RewardModel) -> None:
+        self.reward_model, self.cache, self.length = reward_model, DynamicCache(), 0
+
+    def __call__(
+        self, input_ids: Int[Tensor, "batch length"], scores: Float[Tensor, "batch vocab"]
+    ) -> Float[Tensor, "batch vocab"]:
+        # Which tokens are read does not matter, and the reward model may have fewer.
+        new = input_ids[:, self.length :].clamp(max=self.reward_model.vocab_size - 1).to(self.reward_model.device)
+        mask = torch.ones_like(input_ids, device=new.device)
+        self.reward_model.hidden_states(new, mask, None, self.cache, use_cache=True, last=1)
+        self.length = input_ids.shape[1]
+        return scores
 
 
 def _ratio(name: str, milliseconds: dict[str, float]) -> Finding:

@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rgtg_logits.candidates import Candidates
+from rgtg_logits.check.uncached import padded
 from rgtg_logits.guidance import guide
 from rgtg_logits.processor import PartialRewardLogitsProcessor
-from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers import Scorer
 from rgtg_logits.testing import check_scorer
 from rgtg_logits.trace import Trace
@@ -29,8 +29,6 @@ ROUNDS = 2
 """Random histories."""
 STEPS = 4
 """Steps of a guided text at which every reward is computed again."""
-EXTRA = 3
-"""Columns of padding added to see whether padding matters."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,13 @@ class Scorers:
         fast: The scorer to check.
         plain: One uncached forward per candidate, which is right.
         reshaped: Uncached forwards in another batch shape, which differ from `plain` by rounding.
+        dtype: The type in which the reward model computes.
     """
 
     fast: Scorer
     plain: Scorer
     reshaped: Scorer
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -100,30 +100,9 @@ class Recorder(Scorer):
         self.questions.append(Question(rows, attention_mask, candidates, rewards))
         return rewards
 
-
-class ReshapedScorer(Scorer):
-    """Scores all candidates of a row in one uncached forward that is padded on the left.
-
-    In half precision this alone changes rewards, because the kernels add up in another order.
-    """
-
-    def __init__(self, reward_model: RewardModel) -> None:
-        self.reward_model = reward_model
-        self.vocab_size, self.pad_token_id = reward_model.vocab_size, reward_model.pad_token_id
-
-    def score(
-        self,
-        rows: Int[Tensor, "batch length"],
-        attention_mask: Int[Tensor, "batch length"],
-        candidates: Int[Tensor, "batch k"],
-    ) -> Float[Tensor, "batch k"]:
-        """Runs the model once per row; see `Scorer.score`."""
-        rewards = torch.zeros(candidates.shape, device=candidates.device)
-        for row in attention_mask[:, -1].nonzero()[:, 0].tolist():
-            prefix = rows[row][attention_mask[row].bool()].expand(candidates.shape[1], -1)
-            texts = _padded(torch.cat([prefix, candidates[row][:, None]], dim=1))
-            rewards[row] = self.reward_model.score_tokens(texts, _padded(torch.ones_like(texts[:, EXTRA:])))[:, -1]
-        return rewards
+    def observe(self, rows: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]) -> None:
+        """Lets the scorer know; see `Scorer.observe`."""
+        self.scorer.observe(rows, attention_mask)
 
 
 @dataclass(frozen=True)
@@ -186,7 +165,7 @@ def judge(worst: float, noise: float, truths: Sequence[Float[Tensor, "batch k"]]
 
 
 def random_histories(
-    scorers: Scorers, dtype: torch.dtype, *, vocab_size: int | None, pad_token_id: int, seed: int
+    scorers: Scorers, *, vocab_size: int | None, pad_token_id: int, seed: int
 ) -> tuple[Exactness, str | None]:
     """Checks the laws of `Scorer` on random rows; also which law is broken, if one is."""
     plain = Recorder(scorers.plain)
@@ -194,7 +173,7 @@ def random_histories(
     worst = check_scorer(scorers.fast, plain, **arguments, tolerance=inf)
     asked = [question.running() for question in plain.questions]
     noise = max(difference(question.ask(scorers.reshaped), question.rewards) for question in asked)
-    exactness = judge(worst, noise, [question.rewards for question in asked], dtype)
+    exactness = judge(worst, noise, [question.rewards for question in asked], scorers.dtype)
     if exactness.exact:
         return exactness, None
     try:
@@ -264,14 +243,13 @@ class TextExactness:
 
 
 def compare_text(
-    questions: Sequence[Question], scorers: Scorers, dtype: torch.dtype, *, beta: float, advance: Callable[[], None]
+    questions: Sequence[Question], scorers: Scorers, *, beta: float, advance: Callable[[], None]
 ) -> TextExactness:
     """Computes every reward of some steps again, one uncached forward per candidate.
 
     Args:
         questions: Steps of a guided text.
         scorers: The ways to ask.
-        dtype: The type in which the reward model computes.
         beta: Guidance strength, for the distributions.
         advance: Called after each step.
     """
@@ -286,7 +264,7 @@ def compare_text(
         advance()
     fast, rounding, shift = torch.cat(changes, dim=1)
     return TextExactness(
-        judge(worst, noise, truths, dtype), float(fast.max()), float(fast.mean()), float(rounding.max()),
+        judge(worst, noise, truths, scorers.dtype), float(fast.max()), float(fast.mean()), float(rounding.max()),
         float(shift.mean()),
     )  # fmt: skip
 
@@ -301,15 +279,11 @@ def compare_alone(questions: Sequence[Question], scorer: Scorer) -> tuple[float,
             batch = max(batch, difference(one.ask(scorer), together[row : row + 1]))
             text = one.attention_mask[0].bool()
             bare = scorer.score(one.rows[:, text], one.attention_mask[:, text], one.candidates)
-            padded = scorer.score(_padded(one.rows), _padded(one.attention_mask), one.candidates)
-            padding = max(padding, difference(padded, bare))
+            more = scorer.score(padded(one.rows), padded(one.attention_mask), one.candidates)
+            padding = max(padding, difference(more, bare))
     return batch, padding
 
 
 def _guided(question: Question, rewards: Tensor, beta: float) -> Tensor:
     assert question.base is not None
     return guide(Candidates(question.candidates, question.base), rewards, beta).exp()
-
-
-def _padded(rows: Int[Tensor, "batch length"]) -> Int[Tensor, "batch longer"]:
-    return torch.nn.functional.pad(rows, (EXTRA, 0))

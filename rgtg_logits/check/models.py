@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,7 +18,12 @@ OBJECTIVES = {
     "full_bt": ("note", "full_bt: finished texts only, so that its prefix rewards are untrained"),
     None: ("note", "not stated: a full-sequence RM whose prefix rewards are untrained"),
 }
-"""What is to be said of `config.rgtg["objective"]`."""
+"""What is to be said of `config.rgtg["objective"]` of a model with a scalar head."""
+LANGUAGE_MODELS = {
+    "vocabulary": "its logits are the rewards of next tokens",
+    "log_ratio": "its log-probabilities are the rewards of next tokens",
+}
+"""What is to be said of a language model read as a reward model, by its kind."""
 TRAIN = "Train one on partial sequences with rgtg train."
 
 
@@ -28,18 +35,31 @@ class ModelPair:
     tokenizer: PreTrainedTokenizerBase
     reward_model: RewardModel
 
+    @cached_property
+    def differing_tokens(self) -> int:
+        """How many tokens of the base model have another id among the reward model's, or none."""
+        own = self._own_vocabulary
+        return sum(own.get(token) != index for token, index in self.tokenizer.get_vocab().items())
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the reward model reads text, because its tokens are others."""
+        return self.reward_model.kind == "causal" and self.differing_tokens > 0
+
     @property
     def pad_token_id(self) -> int | None:
         """What pads rows, as `PartialRewardLogitsProcessor(reward_model, tokenizer=tokenizer)` finds it."""
         own = self.tokenizer.pad_token_id
-        return own if own is not None else self.reward_model.pad_token_id
+        return own if own is not None or self.reads_text else self.reward_model.pad_token_id
 
     @property
-    def max_length(self) -> int | None:
-        """Most tokens of prompt and continuation together that both models can read; None without a limit."""
-        return min((limit for limit in self._limits() if limit is not None), default=None)
+    def _own_vocabulary(self) -> dict[str, int]:
+        reader = self.reward_model.tokenizer
+        return self.tokenizer.get_vocab() if reader is None else reader.get_vocab()
 
+    @property
     def _limits(self) -> tuple[int | None, int | None]:
+        """The contexts of the reward model and the base model."""
         config = self.base.config.get_text_config()
         return self.reward_model.max_length, getattr(config, "max_position_embeddings", None)
 
@@ -48,38 +68,69 @@ class ModelPair:
         ids, opening = list(self.tokenizer(prompt)["input_ids"]), self.tokenizer.bos_token_id
         return ids if opening is None or ids[:1] == [opening] else [opening, *ids]
 
+    def room(self, prompts: Sequence[Sequence[int]]) -> int | None:
+        """New tokens that fit behind the prompts in both contexts; None without a limit.
+
+        Where the reward model reads text, what fits in its context is an estimate; see `_read`.
+        """
+        return min((room for room in self._rooms(prompts) if room is not None), default=None)
+
+    def _rooms(self, prompts: Sequence[Sequence[int]]) -> tuple[int | None, int | None]:
+        """The same in each context."""
+        (own, base), (read, growth) = self._limits, self._read(prompts)
+        return (
+            None if own is None else int((own - read) / growth),
+            None if base is None else base - max(map(len, prompts)),
+        )
+
     def describe(self) -> list[Finding]:
         """Classes, sizes, types and devices, and what the reward model was trained on."""
         reward_model = self.reward_model
-        status, objective = OBJECTIVES.get(reward_model.config.objective, ("note", str(reward_model.config.objective)))
         return [
             _model("base model", self.base, f"{self.base.dtype}, {self.base.device}"),
             _model("reward model", reward_model.model, f"{reward_model.dtype}, {reward_model.device}"),
-            Finding(
-                "models", "kind, objective", status, f"{reward_model.config.kind}, {objective}",
-                TRAIN if status == "note" else "",
-            ),
-        ]  # fmt: skip
+            self._objective(),
+        ]
+
+    def _objective(self) -> Finding:
+        config = self.reward_model.config
+        if config.kind in LANGUAGE_MODELS:
+            value = f"{config.kind}: {LANGUAGE_MODELS[config.kind]}"
+            value += f", less those of {config.reference}" if config.reference is not None else ""
+            value += f"; {config.objective}" if config.objective is not None else ""
+            return Finding("models", "kind, objective", "ok", value)
+        status, objective = OBJECTIVES.get(config.objective, ("note", str(config.objective)))
+        advice = TRAIN if status == "note" else ""
+        return Finding("models", "kind, objective", status, f"{config.kind}, {objective}", advice)
 
     def check_vocabulary(self) -> Finding:
-        """Whether token ids mean the same to both models."""
-        reader, readable = self.reward_model.tokenizer, self.reward_model.vocab_size
-        base = self.tokenizer.get_vocab()
-        own = base if reader is None else reader.get_vocab()
-        differing = sum(own.get(token) != index for token, index in base.items())
-        rows = self.base.config.get_text_config().vocab_size
+        """Whether token ids mean the same to both models, or the reward model reads text."""
+        base, own, differing = self.tokenizer.get_vocab(), self._own_vocabulary, self.differing_tokens
+        rows, readable = self.base.config.get_text_config().vocab_size, self._readable
         figures = {"base_tokens": len(base), "reward_model_tokens": len(own), "differing_tokens": differing}
-        if base != own:
+        different = (
+            f"different: {differing} of {len(base)} tokens of the base model have another id, or none, among the "
+            f"reward model's {len(own)}"
+        )
+        if differing and not self.reads_text:
             return Finding(
                 "tokens", "vocabulary", "fail",
-                f"different: {differing} of {len(base)} tokens of the base model have another id, or none, among the "
-                f"reward model's {len(own)}", "Use a reward model trained from this base model's family.", figures,
+                f"{different}, and a model of kind {self.reward_model.kind} scores its own next tokens",
+                "Use a reward model trained from this base model's family.", figures,
             )  # fmt: skip
-        if max(base.values()) >= readable:
+        if max((own if differing else base).values()) >= readable:
+            whose = f"{different}, which it reads as text" if differing else f"the same {len(base)} tokens"
             return Finding(
                 "tokens", "vocabulary", "fail",
-                f"the same {len(base)} tokens, but the reward model reads ids below {readable} only and some are above",
+                f"{whose}, but the reward model reads ids below {readable} only and some are above",
                 "Resize its embeddings to the tokenizer and train it again.", figures,
+            )  # fmt: skip
+        if differing:
+            return Finding(
+                "tokens", "vocabulary", "note",
+                f"{different}. It reads text (RetokenizingScorer), for top_k tokenisations per token",
+                "Pass tokenizer= to the processor, which takes ids to mean the same in both otherwise. Checked here is "
+                "the text as it is, without prompt_format=.", figures,
             )  # fmt: skip
         if rows > readable:
             return Finding(
@@ -90,13 +141,20 @@ class ModelPair:
             )  # fmt: skip
         return Finding("tokens", "vocabulary", "ok", f"the same {len(base)} tokens", figures=figures)
 
+    @property
+    def _readable(self) -> int:
+        """Number of token ids that the reward model can read, and score where it scores next tokens."""
+        reader = self.reward_model
+        return reader.vocab_size if reader.kind == "causal" else min(reader.vocab_size, reader.num_next_tokens)
+
     def check_padding(self) -> list[Finding]:
         """Whether padding can be told from text."""
         pad, tokenizer = self.pad_token_id, self.tokenizer
         if pad is None:
+            unknown = "the base model's tokenizer names no" if self.reads_text else "neither tokenizer names a"
             return [
                 Finding(
-                    "tokens", "padding", "note", "neither tokenizer names a pad token: batches of prompts of different "
+                    "tokens", "padding", "note", f"{unknown} pad token: batches of prompts of different "
                     "lengths would be refused, single prompts work",
                     "Set tokenizer.pad_token (the end-of-text token will do) and pass tokenizer= to the processor.",
                 )
@@ -123,23 +181,42 @@ class ModelPair:
 
     def check_context(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Finding:
         """Whether prompts and continuations fit into both contexts."""
-        reader, base = (limit or "no limit" for limit in self._limits())
-        limit, longest = self.max_length, max(map(len, prompts))
+        (own, base), longest, (read, growth) = self._limits, max(map(len, prompts)), self._read(prompts)
+        limits = [limit for limit in (own, base) if limit is not None]
         wanted = f"asked for {longest} + {new_tokens}"
-        origin = f"RM {reader}, base {base}"
-        if limit is None:
+        figures = {"limit": min(limits, default=None), "prompt": longest, "new": new_tokens}
+        if self.reads_text:
+            most = f"RM {own or 'no limit'} in the reward model's own tokens, base {base or 'no limit'}"
+            wanted += f", where the RM reads {read} + about {ceil(new_tokens * growth)}"
+            figures = {**figures, "limit": base, "reward_model_limit": own, "reward_model_prompt": read}
+        else:
+            most = f"at most {min(limits, default='no limit')} (RM {own or 'no limit'}, base {base or 'no limit'})"
+        if not limits:
             return Finding("context", "prompt + new", "ok", f"no limit stated; {wanted}")
-        figures = {"limit": limit, "prompt": longest, "new": new_tokens}
-        if longest + new_tokens > limit:
+        if new_tokens > (self.room(prompts) or 0):
             return Finding(
-                "context", "prompt + new", "fail", f"{wanted}, more than {limit} ({origin})",
+                "context", "prompt + new", "fail", f"{most}; {wanted}, which is too long",
                 "Shorten the prompts, lower max_new_tokens, or use a model with a longer context.", figures,
             )  # fmt: skip
-        shorter = limit == self.reward_model.max_length != self._limits()[1]
+        read_room, base_room = self._rooms(prompts)
+        shorter = read_room is not None and (base_room is None or read_room < base_room)
+        advice = (
+            "Longer texts stop with an error of the reward model, not of the base model, unless the processor is told "
+            "on_overflow='truncate_left'."
+        )
         return Finding(
-            "context", "prompt + new", "note" if shorter else "ok", f"at most {limit} ({origin}); {wanted}",
-            "Longer texts stop with an error of the reward model, not of the base model." if shorter else "", figures,
+            "context", "prompt + new", "note" if shorter else "ok", f"{most}; {wanted}", advice if shorter else "",
+            figures,
         )  # fmt: skip
+
+    def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[int, float]:
+        """Most tokens that the reward model reads of a prompt, and about how many of each further base token."""
+        reader = self.reward_model.tokenizer
+        if not self.reads_text or reader is None:
+            return max(map(len, prompts)), 1.0
+        texts = [self.tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts]
+        counts = [len(reader(text, verbose=False)["input_ids"]) for text in texts]
+        return max(counts), max(1, sum(counts)) / sum(map(len, prompts))
 
 
 def _model(name: str, model: nn.Module, where: str) -> Finding:

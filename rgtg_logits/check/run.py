@@ -14,11 +14,11 @@ import transformers
 from rich.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rgtg_logits._config import KINDS
 from rgtg_logits.check.cost import describe_path, measure_cost
 from rgtg_logits.check.exactness import (
     STEPS,
     Exactness,
-    ReshapedScorer,
     Scorers,
     TextExactness,
     compare_alone,
@@ -30,10 +30,10 @@ from rgtg_logits.check.exactness import (
 from rgtg_logits.check.findings import CheckReport, Finding
 from rgtg_logits.check.models import ModelPair
 from rgtg_logits.check.pairs import prefix_accuracy, read_pairs
+from rgtg_logits.check.uncached import RelativeScorer, ReshapedScorer
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RGTGError, VocabularyError
-from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers import ReferenceScorer, Scorer
+from rgtg_logits.scorers import LogRatioScorer, ReferenceScorer, Scorer, make_scorer
 
 PROMPTS = (
     "The weather today is",
@@ -57,6 +57,7 @@ class CheckSettings:
         dtype: One of `DTYPES`, "auto" being the checkpoints' own; by default float32 on a CPU, where half precision is
             slow, and "auto" elsewhere.
         device: Where to run; by default a GPU if there is one.
+        kind: How rewards are read, for checkpoints that do not say: "causal", "vocabulary" or "log_ratio".
         prompts: What to continue.
         pairs: File or Hub id of preference pairs; None measures no prefix accuracy.
         max_new_tokens: Length of the continuations in tokens, which has to fit into the contexts.
@@ -70,6 +71,7 @@ class CheckSettings:
     top_k: int = 20
     dtype: str | None = None
     device: str | None = None
+    kind: str | None = None
     prompts: tuple[str, ...] = PROMPTS
     pairs: str | None = None
     max_new_tokens: int = 32
@@ -82,6 +84,7 @@ class CheckSettings:
             "max_new_tokens": (self.max_new_tokens > 0, "1 token or more, such as 32"),
             "prompts": (self.prompts and all(map(str.strip, self.prompts)), "texts, none of them empty"),
             "dtype": (self.dtype in (None, *DTYPES), f"one of {', '.join(DTYPES)}"),
+            "kind": (self.kind in (None, *KINDS), f"one of {', '.join(KINDS)}"),
         }
         for name, (kept, wanted) in rules.items():
             if not kept:
@@ -107,7 +110,7 @@ def run_check(
     Raises:
         InvalidArgumentError: If the preference pairs cannot be read.
         CheckpointError: If a model cannot be loaded.
-        RewardModelError: If the reward model has no scalar head.
+        RewardModelError: If the reward model is not of its kind, such as one without a scalar head.
     """
     settings = settings or CheckSettings()
     say = _teller(progress)
@@ -142,7 +145,7 @@ def load_pair(base: str, reward_model: str, settings: CheckSettings) -> ModelPai
     with warnings.catch_warnings():
         # A finding says the same.
         warnings.filterwarnings("ignore", message=".*does not say how it was trained")
-        rewards = RewardModel.from_pretrained(reward_model, dtype=dtype)
+        rewards = RewardModel.from_pretrained(reward_model, kind=settings.kind, dtype=dtype)
     rewards.model.to(device)
     return ModelPair(model.to(device).eval(), tokenizer, rewards)
 
@@ -159,7 +162,7 @@ def check_models(
 
     Args:
         pair: The models.
-        settings: How to check; `dtype`, `device` and `pairs` are not looked at.
+        settings: How to check; `dtype`, `device`, `kind` and `pairs` are not looked at.
         rows: Preference pairs; see `prefix_accuracy`.
         scorer: A scorer of your own to check; by default the one that the processor makes.
         say: Is told what is being done.
@@ -189,18 +192,26 @@ def check_models(
     findings += _attempt("exactness", "guided text", lambda: _guided_text(pair, scorers, prompts, settings, say))
     say("timing")
     findings.append(describe_path(scorers.fast))
-    return [*findings, *measure_cost(pair, scorers.fast, top_k=settings.top_k, seed=settings.seed)]
+    return [*findings, *measure_cost(pair, scorers.fast, settings.prompts, top_k=settings.top_k, seed=settings.seed)]
 
 
 def build_scorers(pair: ModelPair, scorer: Scorer | None = None) -> Scorers:
     """The scorer that the processor makes for the pair (or another one), and those it is compared with.
 
     Raises:
-        VocabularyError: If the reward model does not share the base model's tokens.
+        VocabularyError: If the reward model does not share the base model's tokens, and cannot read text.
         RewardModelError: If it cannot give rewards of prefixes.
     """
-    fast = scorer or PartialRewardLogitsProcessor(pair.reward_model, tokenizer=pair.tokenizer).scorer
-    return Scorers(fast, ReferenceScorer(pair.reward_model), ReshapedScorer(pair.reward_model))
+    fast = scorer or make_scorer(pair.reward_model, pair.tokenizer)
+    models, tokenizer = [pair.reward_model], pair.tokenizer if pair.reads_text else None
+    if isinstance(fast, LogRatioScorer) and fast.reference is not None:
+        models.append(fast.reference)
+    plain, reshaped = ([way(model, tokenizer) for model in models] for way in (ReferenceScorer, ReshapedScorer))
+    # Of two models, the coarser type decides what is rounding.
+    dtype = max((model.dtype for model in models), key=lambda dtype: torch.finfo(dtype).eps)
+    if pair.reward_model.kind == "log_ratio":
+        return Scorers(fast, RelativeScorer(plain), RelativeScorer(reshaped), dtype)
+    return Scorers(fast, plain[0], reshaped[0], dtype)
 
 
 def _teller(progress: Progress | None) -> Callable[[str], None]:
@@ -221,10 +232,8 @@ def _attempt(topic: str, name: str, look: Callable[[], list[Finding]]) -> list[F
 
 
 def _random_rows(pair: ModelPair, scorers: Scorers, seed: int) -> Finding:
-    exactness, broken = random_histories(
-        scorers, pair.reward_model.dtype, vocab_size=pair.reward_model.vocab_size, pad_token_id=pair.pad_token_id or 0,
-        seed=seed,
-    )  # fmt: skip
+    size = scorers.fast.vocab_size or scorers.plain.vocab_size
+    exactness, broken = random_histories(scorers, vocab_size=size, pad_token_id=pair.pad_token_id or 0, seed=seed)
     return _compared("random rows", exactness, broken)
 
 
@@ -235,14 +244,15 @@ def _guided_text(
     settings: CheckSettings,
     say: Callable[[str], None],
 ) -> list[Finding]:
-    room = settings.max_new_tokens if pair.max_length is None else pair.max_length - max(map(len, prompts))
+    room = pair.room(prompts)
+    new_tokens = settings.max_new_tokens if room is None else max(1, min(settings.max_new_tokens, room))
     written = write(
         pair.base, scorers.fast, prompts, beta=settings.beta, top_k=settings.top_k,
-        new_tokens=max(1, min(settings.max_new_tokens, room)), pad_token_id=pair.pad_token_id or 0, seed=settings.seed,
+        new_tokens=new_tokens, pad_token_id=pair.pad_token_id or 0, seed=settings.seed,
     )  # fmt: skip
     questions, done = spread_out(written, STEPS), count(1)
     text = compare_text(
-        questions, scorers, pair.reward_model.dtype, beta=settings.beta,
+        questions, scorers, beta=settings.beta,
         advance=lambda: say(f"computing rewards without a cache, step {next(done)} of {len(questions)}"),
     )  # fmt: skip
     say("asking about each row alone")
@@ -251,7 +261,7 @@ def _guided_text(
         _compared("cached = uncached", text.rewards),
         _compared("batch = alone", replace(text.rewards, worst=batch)),
         _compared("padded = bare", replace(text.rewards, worst=padding)),
-        *_rounding(text, pair.reward_model.dtype),
+        *_rounding(text, scorers.dtype),
         *_distributions(text, settings.beta),
     ]
 
@@ -298,6 +308,9 @@ def _distributions(text: TextExactness, beta: float) -> list[Finding]:
 
 
 def _prefix_accuracy(pair: ModelPair, rows: Sequence[Mapping[str, Any]]) -> Finding:
+    if pair.reward_model.config.reference is not None:
+        value = "not measured: the reward is the difference of two models, and only one of them is asked here"
+        return Finding("pairs", "prefix accuracy", "note", value)
     found = prefix_accuracy(pair.reward_model, rows)
     chance = [str(percent) for percent, share in found.accuracy.items() if share - 2 * found.standard_error <= 0.5]
     value = (
