@@ -16,12 +16,11 @@ from rgtg_logits.check.exactness import tolerance
 from rgtg_logits.check.uncached import ReshapedScorer
 from rgtg_logits.cli import app, main
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.testing import PAD, tiny_base_model, tiny_reward_model, tiny_tokenizer
+from rgtg_logits.testing import PAD, tiny_base_model, tiny_reward_model, tiny_tokenizer, tiny_vocabulary_model
 
 SIZE = 300
 PROMPTS = ("the film was", "a good plot, a bad cast and")
 QUICK = CheckSettings(prompts=PROMPTS, top_k=5, max_new_tokens=10)
-ZEBRA = ["zebra zebra yak yak quiz quiz"] * 5
 
 
 def reward_model(model_type="llama", tokenizer=None, objective="partial_bt", **changes):
@@ -155,13 +154,6 @@ def test_an_encoder():
     assert "it is an encoder" in named(findings, "scorer").value
 
 
-def test_another_vocabulary():
-    findings = check_models(pair(reward_model(tokenizer=tiny_tokenizer(ZEBRA))), QUICK)
-    assert statuses(findings, "fail") == {"vocabulary"} and named(findings, "scorer").status == "note"
-    figures = named(findings, "vocabulary").figures
-    assert 0 < figures["differing_tokens"] < figures["base_tokens"]
-
-
 def test_embeddings_that_do_not_hold_the_vocabulary():
     reader = RewardModel(tiny_reward_model(vocab_size=290), tiny_tokenizer())
     finding = pair(reader).check_vocabulary()
@@ -178,10 +170,10 @@ def test_padding_rows():
 
 
 def test_a_context_that_is_too_short():
-    short = pair(reward_model(max_position_embeddings=16))
+    short = pair(reward_model(max_position_embeddings=20))
     findings = check_models(short, QUICK)
     assert statuses(findings, "fail") == {"prompt + new"}
-    assert named(findings, "prompt + new").figures == {"limit": 16, "prompt": 9, "new": 10}
+    assert named(findings, "prompt + new").figures == {"limit": 20, "prompt": 15, "new": 10}
     # What fits is checked all the same.
     assert named(findings, "cached = uncached").status == "ok"
     tiny = check_models(pair(reward_model(max_position_embeddings=6)), QUICK)
@@ -253,12 +245,12 @@ def test_a_head_that_says_nothing():
 @pytest.mark.parametrize("path", ["siblings", "expand", "recompute"])
 def test_every_path_is_explained(path):
     finding = describe_path(CausalScorer(reward_model(), path=path))
-    assert finding.value.startswith(f"{path}: ") and (finding.status == "ok") == (path == "siblings")
+    assert finding.value.startswith(f"CausalScorer, {path}: ") and (finding.status == "ok") == (path == "siblings")
 
 
 @pytest.mark.parametrize(
     "changes", [{"beta": 0.0}, {"beta": float("nan")}, {"top_k": 1}, {"prompts": ()}, {"prompts": ("a", " ")},
-                {"dtype": "int8"}, {"max_new_tokens": 0}],
+                {"dtype": "int8"}, {"max_new_tokens": 0}, {"kind": "scalar"}],
 )  # fmt: skip
 def test_settings_out_of_range(changes):
     with pytest.raises(InvalidArgumentError, match=f"Expected {next(iter(changes))} to be .*, but got"):
@@ -274,8 +266,9 @@ def folders(tmp_path_factory):
     tiny_base_model(vocab_size=SIZE).save_pretrained(folder / "base")
     tiny_tokenizer().save_pretrained(folder / "base")
     reward_model().save_pretrained(folder / "right")
-    reward_model(objective=None, max_position_embeddings=12).save_pretrained(folder / "short")
-    reward_model(tokenizer=tiny_tokenizer(ZEBRA)).save_pretrained(folder / "zebra")
+    reward_model(objective=None, max_position_embeddings=20).save_pretrained(folder / "short")
+    logits = tiny_vocabulary_model(vocab_size=SIZE), tiny_tokenizer(kind="llama3")
+    RewardModel(*logits, config=RewardModelConfig(kind="vocabulary")).save_pretrained(folder / "logits")
     return folder
 
 
@@ -297,7 +290,7 @@ def test_status_0_a_table_and_a_file(folders, tmp_path):
     assert {finding["status"] for finding in report["findings"]} == {"ok"} and len(report["findings"]) == 15
 
 
-@pytest.mark.parametrize(("name", "line"), [("short", "context: prompt + new"), ("zebra", "tokens: vocabulary")])
+@pytest.mark.parametrize(("name", "line"), [("short", "context: prompt + new"), ("logits", "tokens: vocabulary")])
 def test_status_1(folders, tmp_path, name, line):
     result = run(folders, name, "--output", tmp_path / "report.json")
     assert result.exit_code == 1, result.output
@@ -324,8 +317,8 @@ def test_pairs_from_the_command_line(folders, tmp_path):
     pytest.importorskip("datasets")
     row = {"prompt": "the film ", "chosen": "was good", "rejected": "was bad and the end was bad"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
-    result = run(folders, "zebra", "--pairs", tmp_path / "pairs.jsonl")
-    assert result.exit_code == 1 and "10 / 25 / 50 / 75 / 100 % of the answer" in " ".join(result.stdout.split())
+    result = run(folders, "right", "--pairs", tmp_path / "pairs.jsonl")
+    assert result.exit_code == 0 and "10 / 25 / 50 / 75 / 100 % of the answer" in " ".join(result.stdout.split())
 
 
 def test_tokens_are_not_markup():

@@ -1,0 +1,205 @@
+"""`rgtg check` on reward models that read text or score their own next tokens."""
+
+import json
+
+import pytest
+import torch
+from test_check import PROMPTS, QUICK, SIZE, named, reward_model, statuses
+from typer.testing import CliRunner
+
+from rgtg_logits import LogRatioScorer, ReferenceScorer, RetokenizingScorer, RewardModel, RewardModelConfig
+from rgtg_logits.check import ModelPair, check_models
+from rgtg_logits.check.cost import describe_path
+from rgtg_logits.check.run import build_scorers
+from rgtg_logits.check.uncached import RelativeScorer, ReshapedScorer
+from rgtg_logits.cli import app
+from rgtg_logits.prefix import text_mask
+from rgtg_logits.scorers._text import EncodedRow
+from rgtg_logits.testing import PAD, tiny_base_model, tiny_tokenizer, tiny_vocabulary_model
+
+ZEBRA = ["zebra zebra yak yak quiz quiz"] * 5
+
+
+def other_tokenizer(**options):
+    return tiny_tokenizer(ZEBRA, **options)
+
+
+def language_model(kind, tokenizer=None, model_type="llama", seed=1, reference=None):
+    model = tiny_vocabulary_model(model_type, vocab_size=SIZE, seed=seed)
+    config = RewardModelConfig(kind=kind, reference=reference)
+    return RewardModel(model, tokenizer or tiny_tokenizer(), config=config)
+
+
+def pair(reader, tokenizer=None):
+    return ModelPair(tiny_base_model(vocab_size=SIZE), tokenizer or tiny_tokenizer(), reader)
+
+
+# Reward models that read text
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama2"])
+def test_another_tokenizer(kind):
+    findings = check_models(
+        pair(reward_model(tokenizer=other_tokenizer(kind=kind), max_position_embeddings=512)), QUICK
+    )
+    assert statuses(findings, "fail") == set() and statuses(findings, "note") == {"vocabulary"}
+    vocabulary = named(findings, "vocabulary")
+    assert 0 < vocabulary.figures["differing_tokens"] < vocabulary.figures["base_tokens"]
+    assert "It reads text (RetokenizingScorer)" in vocabulary.value and "Pass tokenizer=" in vocabulary.advice
+    rewards = named(findings, "cached = uncached").figures
+    assert 0 < rewards["worst"] < rewards["tolerance"] < 1e-3 * rewards["spread"]
+    assert "RetokenizingScorer, siblings: " in named(findings, "path").value
+    assert (
+        "top_k tokenisations" in named(findings, "path").value and "× plain" in named(findings, "further token").value
+    )
+
+
+def test_half_precision_of_another_tokenizer():
+    reader = reward_model(tokenizer=other_tokenizer())
+    reader.model.to(torch.bfloat16)
+    assert statuses(check_models(pair(reader), QUICK), "fail") == set()
+
+
+class _ByParts:
+    """Tokenises the row, and each candidate's text by itself."""
+
+    def __init__(self, whole, own):
+        self.base, self.own = whole.base, own
+
+    def encode(self, prompts, answers, candidates):
+        encoded = []
+        for prompt, answer, tokens in zip(prompts, answers, candidates, strict=True):
+            text, longer = self.base.read_candidates([*prompt, *answer], tokens)
+            row = self.own(text)["input_ids"]
+            parts = [self.own(more[len(text) :])["input_ids"] for more in longer]
+            ends = [[self.own.eos_token_id] * self.base.ends(token) for token in tokens]
+            encoded.append(EncodedRow(row, [[*row, *part, *end] for part, end in zip(parts, ends, strict=True)]))
+        return encoded
+
+
+class ByParts(RetokenizingScorer):
+    def __init__(self, reward_model, tokenizer):
+        super().__init__(reward_model, tokenizer)
+        self._retokenizer = _ByParts(self._retokenizer, reward_model.tokenizer)
+
+
+def test_tokens_that_do_not_merge_across_a_candidate_are_found():
+    # Every token of this base model is text, so that most candidates go on with the word before them.
+    models = pair(reward_model(max_position_embeddings=512), tiny_tokenizer(kind="unigram"))
+    findings = check_models(models, QUICK, scorer=ByParts(models.reward_model, models.tokenizer))
+    assert {"random rows", "cached = uncached"} <= statuses(findings, "fail")
+    assert "Broken law: results equal those without a cache" in named(findings, "random rows").value
+
+
+def test_another_batch_shape_of_texts_changes_nothing_but_rounding():
+    reader, tokenizer = reward_model("gpt2", tokenizer=other_tokenizer(adds_bos=True)), tiny_tokenizer()
+    rows = torch.tensor([[7, 8, 9, 270], [PAD, 280, 281, 282], [7, 8, PAD, PAD]])
+    mask = text_mask(rows, PAD)
+    mask[2, 2:] = 0
+    candidates = torch.tensor([[270, 290, 1], [100, 295, 299], [3, 4, 5]])
+    plain, reshaped = (way(reader, tokenizer) for way in (ReferenceScorer, ReshapedScorer))
+    assert len({len(plain.read([7, 8, 9, 270], candidate)) for candidate in (270, 290)}) == 2
+    got, wanted = (scorer.score(rows, mask, candidates) for scorer in (reshaped, plain))
+    assert torch.allclose(got, wanted, atol=1e-5) and (got[2] == 0).all() and (got[:2] != 0).all()
+
+
+def test_the_context_is_counted_in_the_reward_models_tokens():
+    models = pair(reward_model(tokenizer=other_tokenizer(), max_position_embeddings=64))
+    prompt = models.encode(PROMPTS[1])
+    read = len(other_tokenizer()(PROMPTS[1])["input_ids"])
+    assert read > len(prompt)
+    finding = models.check_context([prompt], 10)
+    assert finding.status == "note" and "RM 64 in the reward model's own tokens, base 128" in finding.value
+    assert finding.figures["reward_model_prompt"] == read and f"where the RM reads {read} + about" in finding.value
+    room = models.room([prompt])
+    assert room == int((64 - read) / (read / len(prompt))) < 64 - len(prompt)
+    assert models.check_context([prompt], room).status == "note"
+    assert models.check_context([prompt], room + 1).status == "fail"
+
+
+def test_embeddings_that_do_not_hold_the_reward_models_own_tokens():
+    tokenizer = tiny_tokenizer(kind="llama2", vocab_size=340)
+    finding = pair(reward_model(tokenizer=tokenizer)).check_vocabulary()
+    assert len(tokenizer) > SIZE and finding.status == "fail" and f"reads ids below {SIZE} only" in finding.value
+
+
+def test_a_pad_token_of_other_tokens_does_not_count():
+    bare = tiny_tokenizer()
+    bare.pad_token = None
+    models = pair(reward_model(tokenizer=other_tokenizer()), bare)
+    assert models.reward_model.pad_token_id is not None and models.pad_token_id is None
+    assert "the base model's tokenizer names no pad token" in models.check_padding()[0].value
+
+
+def test_more_tokens_of_the_reward_model_change_nothing():
+    models = pair(reward_model(tokenizer=tiny_tokenizer()))
+    models.reward_model.tokenizer.add_tokens(["<|extra|>"])
+    assert not models.reads_text and models.check_vocabulary().status == "ok"
+
+
+# Reward models that score their own next tokens
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_type"), [("vocabulary", "llama"), ("log_ratio", "llama"), ("vocabulary", "jamba")]
+)
+def test_language_models(kind, model_type):
+    findings = check_models(pair(language_model(kind, model_type=model_type)), QUICK)
+    assert statuses(findings, "ok") == {finding.name for finding in findings}
+    assert named(findings, "kind, objective").value.startswith(f"{kind}: its log")
+    assert "whatever top_k is" in named(findings, "path").value
+    rewards = named(findings, "cached = uncached").figures
+    assert rewards["tolerance"] < 1e-3 * rewards["spread"]
+
+
+def test_a_policy_and_its_reference(tmp_path):
+    language_model("log_ratio", seed=2).save_pretrained(tmp_path)
+    models = pair(language_model("log_ratio", reference=str(tmp_path)))
+    findings = check_models(models, QUICK, [{"chosen": "good", "rejected": "bad"}])
+    assert statuses(findings, "fail") == set() and statuses(findings, "note") == {"prefix accuracy"}
+    assert "not measured" in named(findings, "prefix accuracy").value
+    assert str(tmp_path) in named(findings, "kind, objective").value
+    assert "of both models" in named(findings, "path").value
+    # The policy alone is another reward.
+    rows, candidates = torch.randint(2, SIZE, (2, 6)), torch.randint(2, SIZE, (2, 4))
+    asked = rows, torch.ones_like(rows), candidates
+    policy = RelativeScorer([ReferenceScorer(models.reward_model)]).score(*asked)
+    assert (build_scorers(models).plain.score(*asked) - policy).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["vocabulary", "log_ratio"])
+def test_language_models_with_another_tokenizer(kind):
+    findings = check_models(pair(language_model(kind, other_tokenizer())), QUICK)
+    assert statuses(findings, "fail") == {"vocabulary"} and named(findings, "scorer").status == "note"
+    assert f"a model of kind {kind} scores its own next tokens" in named(findings, "vocabulary").value
+
+
+def test_a_policy_that_is_judged_in_the_coarser_type_of_two():
+    policy, reference = language_model("log_ratio"), language_model("log_ratio", seed=2)
+    reference.model.to(torch.bfloat16)
+    scorers = build_scorers(pair(policy), LogRatioScorer(policy, reference))
+    assert scorers.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["vocabulary", "log_ratio"])
+@pytest.mark.parametrize("path", ["siblings", "expand", "recompute"])
+def test_every_path_of_a_language_model_is_explained(kind, path):
+    models = pair(language_model(kind))
+    scorer = type(build_scorers(models).fast)(models.reward_model, path=path)
+    finding = describe_path(scorer)
+    assert (finding.status == "note") == bool(finding.advice) == (path == "recompute")
+
+
+def test_the_kind_from_the_command_line(tmp_path):
+    tiny_base_model(vocab_size=SIZE).save_pretrained(tmp_path / "base")
+    language_model("vocabulary").model.save_pretrained(tmp_path / "rm")
+    for folder in ("base", "rm"):
+        tiny_tokenizer().save_pretrained(tmp_path / folder)
+    report = tmp_path / "report.json"
+    options = ["--kind", "log_ratio", "--top-k", "5", "--max-new-tokens", "10", "--output", str(report)]
+    options += [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "base"), str(tmp_path / "rm"), *options])
+    assert result.exit_code == 0, result.output
+    found = json.loads(report.read_text())
+    assert found["settings"]["kind"] == "log_ratio"
+    assert "log_ratio: its log-probabilities are the rewards" in " ".join(f["value"] for f in found["findings"])
