@@ -1,190 +1,159 @@
 """What guidance costs: time to the first token, time of a further token, memory; measured, in one process.
 
-Five ways of generating the same number of tokens take turns, and medians are compared, because machines drift:
+Several ways of generating the same number of tokens take turns, and medians are compared, because machines drift; what
+the ways are is said in `_arms`. They continue
 
-- plain: `generate` alone;
-- floor: plain and one cached single-token reward model step per token, the least that any guidance can cost;
-- ours: `PartialRewardLogitsProcessor`;
-- replicated: the reward model's cache held k times, one copy per candidate, as RAD and ARGS do;
-- recompute: k whole rows through the reward model for every token, without a cache.
+- random tokens, with models of random weights and no text;
+- the text, token by token, with a base model of random weights: by itself it would write noise, which another
+  tokenizer cuts into far more pieces than text. `Hint` and `Follow` say how;
+- what the base model draws behind pieces of the text, with a trained base model.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import itertools
-import json
-import os
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from rich.box import SIMPLE_HEAD
+from jaxtyping import Int
 from rich.progress import Progress
-from rich.table import Table
-from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    DynamicCache,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-    LogitsProcessor,
-    PreTrainedModel,
-    StoppingCriteria,
-    set_seed,
-)
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria
 
+from rgtg_logits._arms import ARMS, OURS, WITHOUT_CANDIDATES, Arm, make_arm
+from rgtg_logits._clock import Clock, Timer, peak_memory
+from rgtg_logits._costs import DEFAULT_ARMS, BenchmarkReport, BenchmarkSettings, Measurement, Profile, ProfileReport
+from rgtg_logits._profile import time_by_operation, time_by_part
+from rgtg_logits._workload import Follow, Hint, Models, Texts, load_models, make_texts, read_text
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.processor import PartialRewardLogitsProcessor
-from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers import CausalScorer
 
-ARMS = ("plain", "floor", "ours", "replicated", "recompute")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkSettings:
-    """What to measure.
-
-    Attributes:
-        base: Hub id or folder of the base model; by default random weights, llama-style, of `layers` and `width`.
-        reward_model: Hub id or folder of the reward model; by default of the base model's shape, random weights.
-        layers: Layers of the random models.
-        width: Width of the random models.
-        prompt_lengths: Prompt lengths in tokens.
-        batch_sizes: Numbers of prompts.
-        top_k: Number of candidates.
-        new_tokens: Tokens to generate in each run (at most 3 by recomputing).
-        rounds: How often each way takes its turn.
-        arms: Which of `ARMS` to measure.
-        device: Where the models are.
-        dtype: Type of their weights.
-        seed: Seed of the weights and prompts.
-    """
-
-    base: str | None = None
-    reward_model: str | None = None
-    layers: int = 12
-    width: int = 768
-    prompt_lengths: tuple[int, ...] = (64, 512)
-    batch_sizes: tuple[int, ...] = (1,)
-    top_k: int = 20
-    new_tokens: int = 24
-    rounds: int = 3
-    arms: tuple[str, ...] = ARMS
-    device: str = "cpu"
-    dtype: str = "float32"
-    seed: int = 0
-
-
-@dataclass
-class Measurement:
-    """One way of generating at one size.
-
-    Attributes:
-        arm: Which way.
-        prompt_length: Tokens of each prompt.
-        batch_size: Number of prompts.
-        first: Milliseconds to the first token, a figure per round.
-        further: Milliseconds of each further token, all rounds.
-        memory: Peak memory over what the models hold, in MiB, a figure per round.
-        cache: Bytes of the reward model's cache at the end ("ours" only).
-        bookkeeping: Share of a further step that the processor spends outside the reward model ("ours" only).
-    """
-
-    arm: str
-    prompt_length: int
-    batch_size: int
-    first: list[float] = field(default_factory=list)
-    further: list[float] = field(default_factory=list)
-    memory: list[float] = field(default_factory=list)
-    cache: int | None = None
-    bookkeeping: list[float] = field(default_factory=list)
-
-    def medians(self) -> dict[str, float]:
-        """Median of each series."""
-        series = {"first_ms": self.first, "further_ms": self.further, "memory_mib": self.memory}
-        series["bookkeeping_share"] = self.bookkeeping
-        return {name: statistics.median(values) for name, values in series.items() if values}
-
-
-@dataclass(frozen=True)
-class BenchmarkReport:
-    """All measurements of one run."""
-
-    settings: BenchmarkSettings
-    machine: dict[str, str]
-    measurements: list[Measurement]
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes settings, machine, medians and every single figure as JSON; the file appears whole or not at all."""
-        rows = [{**asdict(item), "medians": item.medians()} for item in self.measurements]
-        text = json.dumps({"settings": asdict(self.settings), "machine": self.machine, "measurements": rows}, indent=1)
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(text)
-        partial.replace(target)
-
-    def table(self) -> Table:
-        """A table of medians, and of ratios to the floor of the same size."""
-        table = Table(
-            title="Cost of guidance: medians, ratios to the floor, memory in MiB", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-        )
-        for column in ("prompt", "batch", "way", "first ms", "ratio", "next ms", "ratio", "peak", "cache"):
-            table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
-        floors = {(m.prompt_length, m.batch_size): m.medians() for m in self.measurements if m.arm == "floor"}
-        previous = None
-        for item in self.measurements:
-            size = (item.prompt_length, item.batch_size)
-            if previous not in (None, size):
-                table.add_section()
-            previous = size
-            table.add_row(str(size[0]), str(size[1]), item.arm, *_cells(item, floors.get(size)))
-        return table
-
-    def notes(self) -> list[str]:
-        """What the table has no column for."""
-        return [
-            f"prompt {m.prompt_length}, batch {m.batch_size}: the processor spends "
-            f"{m.medians()['bookkeeping_share']:.1%} of a further token outside the reward model"
-            for m in self.measurements
-            if m.bookkeeping
-        ]
-
-
-def _cells(item: Measurement, floor: dict[str, float] | None) -> list[str]:
-    medians = item.medians()
-    cells = []
-    for name in ("first_ms", "further_ms"):
-        ratio = f"{medians[name] / floor[name]:.2f}" if floor else ""
-        cells += [f"{medians[name]:.1f}", ratio]
-    cache = "" if item.cache is None else f"{item.cache / 2**20:.1f}"
-    return [*cells, f"{medians['memory_mib']:.0f}", cache]
+__all__ = [
+    "ARMS", "DEFAULT_ARMS", "BenchmarkReport", "BenchmarkSettings", "Measurement", "Models", "Profile", "ProfileReport",
+    "Texts", "measure", "run_benchmark", "run_profile",
+]  # fmt: skip
 
 
 def run_benchmark(settings: BenchmarkSettings, progress: Progress | None = None) -> BenchmarkReport:
-    """Measures every way at every size, in turns."""
-    _check(settings)
-    base, reward_model = load_models(settings)
-    sizes = [(length, batch) for length in settings.prompt_lengths for batch in settings.batch_sizes]
-    measurements = [Measurement(arm, *size) for size in sizes for arm in settings.arms]
+    """Measures every way at every size, in turns.
+
+    Raises:
+        InvalidArgumentError: If there is nothing to measure, or the models or the text are too small for it.
+        CheckpointError: If the reward model cannot be loaded.
+    """
+    models, texts = _load(settings)
+    measurements = list(_measurements(settings))
     task = progress.add_task("benchmark", total=len(measurements) * settings.rounds) if progress else None
-    for size in sizes:
-        for _ in range(settings.rounds):
-            for item in measurements:
-                if (item.prompt_length, item.batch_size) == size:
-                    measure(item, base, reward_model, settings)
-                    if progress and task is not None:
-                        progress.advance(task)
+    # Each measurement collects garbage first, which takes longer than a few tokens unless what is there is left out.
+    gc.freeze()
+    try:
+        for size in dict.fromkeys(item.size for item in measurements):
+            for item in [item for item in measurements if item.size == size] * settings.rounds:
+                measure(item, models, settings, texts)
+                if progress and task is not None:
+                    progress.advance(task)
+    finally:
+        gc.unfreeze()
     return BenchmarkReport(settings, _machine(settings), measurements)
+
+
+def run_profile(settings: BenchmarkSettings, progress: Progress | None = None) -> ProfileReport:
+    """Says of every way at every size where the time of a further token goes; see `Profile`.
+
+    Raises:
+        InvalidArgumentError: If there is nothing to profile, or the models or the text are too small for it.
+        CheckpointError: If the reward model cannot be loaded.
+    """
+    models, texts = _load(settings)
+    measurements = list(_measurements(settings))
+    profiles = []
+    task = progress.add_task("profile", total=len(measurements)) if progress else None
+    for item in measurements:
+
+        def run(criterion: StoppingCriteria, item: Measurement = item) -> None:
+            generation = _prepare(item, models, texts, settings)
+            generation.run(models, generation.arm.processor, criterion)
+
+        parts = time_by_part(run, models.base)
+        operations = time_by_operation(run, torch.device(settings.device))
+        profiles.append(Profile(item.arm, *item.size, item.top_k, parts, operations))
+        if progress and task is not None:
+            progress.advance(task)
+    return ProfileReport(settings, _machine(settings), profiles)
+
+
+def measure(item: Measurement, models: Models, settings: BenchmarkSettings, texts: Texts | None = None) -> None:
+    """One run of one way; adds its figures to `item`.
+
+    Args:
+        item: The way and its size.
+        models: The models.
+        settings: Of which the new tokens, the device and the seed count.
+        texts: What to continue; random tokens by default.
+    """
+    device = torch.device(settings.device)
+    generation = _prepare(item, models, texts or Texts(models.vocab_size, settings.seed), settings)
+    arm = generation.arm
+    clock, timer = Clock(device), Timer(arm.processor, arm.readers)
+    with timer.listening(), peak_memory(device, item.memory):
+        clock.start()
+        generation.run(models, timer, clock)
+    steps = clock.steps()
+    item.first.append(steps[0])
+    item.further.extend(steps[1:])
+    item.read.extend(tokens / item.batch_size for tokens in timer.tokens[1:])
+    item.cache = arm.cache_bytes()
+    if item.arm in OURS:
+        item.bookkeeping.extend(timer.shares(steps)[1:])
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """All that one run needs."""
+
+    arm: Arm
+    prompts: Int[Tensor, "batch length"]
+    tokens: int
+    before: list[LogitsProcessor]
+    behind: list[LogitsProcessor]
+
+    @torch.no_grad()
+    def run(self, models: Models, processor: LogitsProcessor | None, criterion: StoppingCriteria) -> None:
+        guiding = [] if processor is None else [processor]
+        models.base.generate(
+            self.prompts, attention_mask=torch.ones_like(self.prompts), do_sample=True, top_k=0, pad_token_id=0,
+            min_new_tokens=self.tokens, max_new_tokens=self.tokens, stopping_criteria=[criterion],
+            logits_processor=[*self.before, *guiding, *self.behind],
+        )  # fmt: skip
+
+
+def _prepare(item: Measurement, models: Models, texts: Texts, settings: BenchmarkSettings) -> _Generation:
+    # Recomputing takes minutes for what the others do in seconds, and each of its steps costs the same.
+    tokens = min(settings.new_tokens, 3) if item.arm == "recompute" else settings.new_tokens
+    rows = texts.rows(item.batch_size, item.prompt_length + settings.new_tokens).to(settings.device)
+    prompts = rows[:, : item.prompt_length]
+    arm = make_arm(item.arm, models, item.top_k or 0, torch.ones_like(prompts))
+    if not texts.follow:
+        return _Generation(arm, prompts, tokens, [], [])
+    vocab_size = models.base.config.get_text_config().vocab_size
+    return _Generation(arm, prompts, tokens, [Hint(texts, rows, vocab_size)], [Follow(rows)])
+
+
+def _measurements(settings: BenchmarkSettings) -> Iterator[Measurement]:
+    """What is to be measured, each once; what has no candidates once per size."""
+    for length in settings.prompt_lengths:
+        for batch in settings.batch_sizes:
+            for arm in settings.arms:
+                for top_k in (None,) if arm in WITHOUT_CANDIDATES else settings.top_ks:
+                    yield Measurement(arm, length, batch, top_k)
+
+
+def _load(settings: BenchmarkSettings) -> tuple[Models, Texts]:
+    _check(settings)
+    text = None if settings.text is None else read_text(settings.text)
+    models = load_models(settings, text)
+    _check_lengths(settings, models)
+    return models, make_texts(settings, models, text)
 
 
 def _check(settings: BenchmarkSettings) -> None:
@@ -193,221 +162,33 @@ def _check(settings: BenchmarkSettings) -> None:
         raise InvalidArgumentError(f"Expected ways among {', '.join(ARMS)}, but got {', '.join(sorted(unknown))}.")
     if settings.dtype not in ("float32", "bfloat16", "float16"):
         raise InvalidArgumentError(f"Expected dtype to be float32, bfloat16 or float16, but got {settings.dtype!r}.")
-    small = {"rounds": settings.rounds, "top_k": settings.top_k, "new_tokens": settings.new_tokens - 1}
+    small = {
+        "rounds": settings.rounds, "new_tokens": settings.new_tokens - 1, "top_k": min(settings.top_ks, default=0),
+        "batch_size": min(settings.batch_sizes, default=0), "prompt_length": min(settings.prompt_lengths, default=0),
+    }  # fmt: skip
     for name, value in small.items():
         if value < 1:
             raise InvalidArgumentError(
-                f"Expected at least one round, one candidate and two tokens, but {name} is too small. Raise it."
+                "Expected at least one round, candidate, prompt and token of it, and two new tokens, but "
+                f"{name} is too small. Raise it."
             )
-
-
-def load_models(settings: BenchmarkSettings) -> tuple[PreTrainedModel, RewardModel]:
-    """Loads the models named, or makes llama-style ones with random weights."""
-    dtype = getattr(torch, settings.dtype)
-    set_seed(settings.seed)
-    if settings.base:
-        base = AutoModelForCausalLM.from_pretrained(
-            settings.base, dtype=dtype, use_safetensors=True, trust_remote_code=False
+    if "retokenizing" in settings.arms and settings.text is None:
+        raise InvalidArgumentError(
+            "Expected a text for the way retokenizing, because its tokenizer is trained on it and random tokens are "
+            "no text, but got none. Give --text, or leave that way out."
         )
-    else:
-        base = LlamaForCausalLM(_llama(settings)).to(dtype)
-    if settings.reward_model:
-        reward_model = RewardModel.from_pretrained(settings.reward_model, dtype=dtype)
-        reward_model.model.to(settings.device)
-    else:
-        config = LlamaConfig(**{**base.config.to_dict(), "num_labels": 1}) if settings.base else _llama(settings)
-        reward_model = RewardModel(LlamaForSequenceClassification(config).to(settings.device, dtype))
-    return base.to(settings.device).eval(), reward_model
 
 
-def _llama(settings: BenchmarkSettings) -> LlamaConfig:
-    heads = max(1, settings.width // 64)
-    return LlamaConfig(
-        vocab_size=32_000, hidden_size=settings.width, intermediate_size=settings.width * 8 // 3,
-        num_hidden_layers=settings.layers, num_attention_heads=heads, num_key_value_heads=heads,
-        max_position_embeddings=8192, pad_token_id=0, num_labels=1, tie_word_embeddings=False,
-    )  # fmt: skip
-
-
-def measure(item: Measurement, base: PreTrainedModel, reward_model: RewardModel, settings: BenchmarkSettings) -> None:
-    """One run of one way; adds its figures to `item`."""
-    device = torch.device(settings.device)
-    generator = torch.Generator().manual_seed(settings.seed)
-    shape = (item.batch_size, item.prompt_length)
-    # Base models may have more padding rows than the reward model can read.
-    known = min(base.config.get_text_config().vocab_size, reward_model.vocab_size)
-    prompts = torch.randint(3, known, shape, generator=generator).to(device)
-    processor = _processor(item.arm, reward_model, settings.top_k)
-    clock, timer = _Clock(device), _Timer(processor, reward_model.backbone, device)
-    # Recomputing takes minutes for what the others do in seconds, and each of its steps costs the same.
-    tokens = min(settings.new_tokens, 3) if item.arm == "recompute" else settings.new_tokens
-    with torch.no_grad(), timer.listening(), _peak_memory(device, item.memory):
-        start = clock.now()
-        base.generate(
-            prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, pad_token_id=0,
-            min_new_tokens=tokens, max_new_tokens=tokens,
-            stopping_criteria=[clock], logits_processor=[timer] if processor else [],
-        )  # fmt: skip
-    stamps = [start, *clock.stamps]
-    steps = [1000 * (end - begin) for begin, end in itertools.pairwise(stamps)]
-    item.first.append(steps[0])
-    item.further.extend(steps[1:])
-    if isinstance(processor, PartialRewardLogitsProcessor) and isinstance(processor.scorer, CausalScorer):
-        item.cache = processor.scorer.cache_bytes()
-        item.bookkeeping.extend(timer.shares(steps)[1:])
-
-
-def _processor(arm: str, reward_model: RewardModel, top_k: int) -> LogitsProcessor | None:
-    makers: dict[str, Callable[[], LogitsProcessor | None]] = {
-        "plain": lambda: None,
-        "floor": lambda: _Floor(reward_model),
-        "ours": lambda: PartialRewardLogitsProcessor(reward_model, top_k=top_k),
-        "replicated": lambda: _Replicated(reward_model, top_k),
-        "recompute": lambda: _Recompute(reward_model, top_k),
-    }
-    return makers[arm]()
-
-
-class _Floor(LogitsProcessor):
-    """One cached single-token step of the reward model, whose result is thrown away."""
-
-    def __init__(self, reward_model: RewardModel) -> None:
-        self.reward_model, self.cache, self.length = reward_model, DynamicCache(), 0
-
-    def __call__(self, input_ids: Int[Tensor, "batch length"], scores: Tensor) -> Tensor:
-        mask = torch.ones_like(input_ids)
-        hidden, _ = self.reward_model.hidden_states(input_ids[:, self.length :], mask, None, self.cache, use_cache=True)
-        self.reward_model.rewards(hidden[:, -1])
-        self.length = input_ids.shape[1]
-        return scores
-
-
-class _Replicated(LogitsProcessor):
-    """k copies of the prefix, each with its candidate; the copy of the drawn one is copied k times again."""
-
-    def __init__(self, reward_model: RewardModel, top_k: int) -> None:
-        self.reward_model, self.top_k = reward_model, top_k
-        self.cache: DynamicCache | None = None
-        self.last: Int[Tensor, "batch k"] | None = None
-
-    def __call__(self, input_ids: Int[Tensor, "batch length"], scores: Float[Tensor, "batch vocab"]) -> Tensor:
-        best, ids = scores.topk(self.top_k)
-        batch, device = ids.shape[0], ids.device
-        rows = torch.arange(batch, device=device)
-        if self.cache is None or self.last is None:
-            self.cache = DynamicCache()
-            tokens = torch.cat([input_ids.repeat_interleave(self.top_k, dim=0), ids.reshape(-1, 1)], dim=1)
-        else:
-            drawn = (self.last == input_ids[:, -1:]).int().argmax(-1)
-            self.cache.reorder_cache((rows * self.top_k + drawn).repeat_interleave(self.top_k))
-            tokens = ids.reshape(-1, 1)
-        self.last = ids
-        hidden, _ = self.reward_model.hidden_states(tokens, None, None, self.cache, use_cache=True)
-        return _spread(scores, ids, best + self.reward_model.rewards(hidden[:, -1]).reshape(batch, -1))
-
-
-class _Recompute(LogitsProcessor):
-    """k whole rows for every token."""
-
-    def __init__(self, reward_model: RewardModel, top_k: int) -> None:
-        self.reward_model, self.top_k = reward_model, top_k
-
-    def __call__(self, input_ids: Int[Tensor, "batch length"], scores: Float[Tensor, "batch vocab"]) -> Tensor:
-        best, ids = scores.topk(self.top_k)
-        tokens = torch.cat([input_ids.repeat_interleave(self.top_k, dim=0), ids.reshape(-1, 1)], dim=1)
-        hidden, _ = self.reward_model.hidden_states(tokens, None, None)
-        return _spread(scores, ids, best + self.reward_model.rewards(hidden[:, -1]).reshape(ids.shape))
-
-
-def _spread(scores: Tensor, ids: Tensor, values: Tensor) -> Tensor:
-    return torch.full_like(scores, float("-inf")).scatter(-1, ids, values.to(scores.dtype))
-
-
-class _Clock(StoppingCriteria):
-    """Stamps the end of every step; never stops."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.stamps = device, list[float]()
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        self.stamps.append(self.now())
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-
-
-class _Timer(LogitsProcessor):
-    """Times a processor, and the reward model inside it, to tell bookkeeping from forward."""
-
-    def __init__(self, processor: LogitsProcessor | None, backbone: nn.Module, device: torch.device) -> None:
-        self.processor, self.backbone, self.device = processor, backbone, device
-        self.calls: list[float] = []
-        self.forwards: list[float] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self.processor is None:
-            return scores
-        self.forwards.append(0.0)
-        start = self._now()
-        result = self.processor(input_ids, scores)
-        self.calls.append(self._now() - start)
-        return result
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Times the backbone while the block runs."""
-        begun: list[float] = []
-        before = self.backbone.register_forward_pre_hook(lambda *_: begun.append(self._now()))
-        after = self.backbone.register_forward_hook(lambda *_: self._ended(begun.pop()))
-        try:
-            yield
-        finally:
-            before.remove()
-            after.remove()
-
-    def shares(self, steps: list[float]) -> list[float]:
-        """Time spent outside the backbone, as a share of each step (in milliseconds)."""
-        return [
-            1000 * (call - forward) / step
-            for call, forward, step in zip(self.calls, self.forwards, steps, strict=False)
-        ]
-
-    def _ended(self, begun: float) -> None:
-        if self.forwards:
-            self.forwards[-1] += self._now() - begun
-
-    def _now(self) -> float:
-        # On a GPU a synchronisation here would change what is measured, so only the launch is timed.
-        return time.perf_counter()
-
-
-@contextmanager
-def _peak_memory(device: torch.device, figures: list[float]) -> Iterator[None]:
-    """Adds the peak memory of the block over what was held before, in MiB."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        held = torch.cuda.memory_allocated(device)
-        yield
-        figures.append((torch.cuda.max_memory_allocated(device) - held) / 2**20)
-    else:
-        status = Path("/proc/self/status")
-        if not status.exists():
-            raise OSError("Expected Linux to measure memory on a CPU, because peak memory is read from /proc.")
-        # Freed memory goes back and the kernel's high-water mark is reset first, so that each run has its own peak.
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        held = _status_kib(status, "VmRSS")
-        yield
-        figures.append((_status_kib(status, "VmHWM") - held) / 1024)
-
-
-def _status_kib(status: Path, name: str) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1])
+def _check_lengths(settings: BenchmarkSettings, models: Models) -> None:
+    longest = max(settings.prompt_lengths) + settings.new_tokens
+    config = models.base.config.get_text_config()
+    limits = [getattr(config, "max_position_embeddings", None), models.reward_model.max_length]
+    limit = min((limit for limit in limits if limit is not None), default=longest)
+    if longest > limit:
+        raise InvalidArgumentError(
+            f"Expected prompts and new tokens of at most {limit} tokens, the context of the models, but got {longest}. "
+            "Use shorter prompts or fewer new tokens."
+        )
 
 
 def _machine(settings: BenchmarkSettings) -> dict[str, str]:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from rgtg_logits.benchmark import ARMS, BenchmarkSettings, run_benchmark
+from rgtg_logits.benchmark import ARMS, DEFAULT_ARMS, BenchmarkSettings, run_benchmark, run_profile
 from rgtg_logits.check import CheckSettings, run_check
 from rgtg_logits.demo import run_demo
 from rgtg_logits.errors import RGTGError
@@ -102,33 +102,42 @@ def check(
 def benchmark(
     base: Annotated[str | None, typer.Option(help="Base model: Hub id or folder. Random weights by default.")] = None,
     reward_model: Annotated[str | None, typer.Option(help="Reward model: Hub id or folder. Random by default.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help='Real text to continue: a plain file, or .jsonl or .json with a column "text".')
+    ] = None,
     layers: Annotated[int, typer.Option(help="Layers of the random models.")] = 12,
     width: Annotated[int, typer.Option(help="Width of the random models.")] = 768,
     prompt_length: Annotated[list[int], typer.Option(help="Prompt length in tokens; may repeat.")] = [64, 512],  # noqa: B006
     batch_size: Annotated[list[int], typer.Option(help="Number of prompts; may repeat.")] = [1],  # noqa: B006
-    top_k: Annotated[int, typer.Option(help="Number of candidates per token.")] = 20,
+    top_k: Annotated[list[int], typer.Option(help="Number of candidates per token; may repeat.")] = [20],  # noqa: B006
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate in each run.")] = 24,
     rounds: Annotated[int, typer.Option(help="How often each way takes its turn.")] = 3,
-    way: Annotated[list[str], typer.Option(help="Which ways to measure; may repeat.")] = list(ARMS),  # noqa: B006
+    way: Annotated[list[str], typer.Option(help=f"What to measure: {', '.join(ARMS)}; may repeat.")] = [*DEFAULT_ARMS],  # noqa: B006
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of weights and prompts.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Also write every figure, as JSON.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Also write where the time of a further token goes, as JSON.")
+    ] = None,
 ) -> None:
     """Measures what guidance costs: first token, further tokens, memory, as ratios to the least possible."""
     settings = BenchmarkSettings(
-        base=base, reward_model=reward_model, layers=layers, width=width, prompt_lengths=tuple(prompt_length),
-        batch_sizes=tuple(batch_size), top_k=top_k, new_tokens=new_tokens, rounds=rounds, arms=tuple(way),
-        device=device, dtype=dtype, seed=seed,
+        base=base, reward_model=reward_model, text=text, layers=layers, width=width,
+        prompt_lengths=tuple(prompt_length), batch_sizes=tuple(batch_size), top_ks=tuple(top_k), new_tokens=new_tokens,
+        rounds=rounds, arms=tuple(way), device=device, dtype=dtype, seed=seed,
     )  # fmt: skip
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         report = run_benchmark(settings, progress)
+        profiles = None if profile is None else run_profile(settings, progress)
     Console().print(report.table())
     for line in report.notes():
         Console().print(line)
     if output is not None:
         report.save(output)
+    if profile is not None and profiles is not None:
+        profiles.save(profile)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ FLOORS = {
     "processor": 4, "testing": 4,
     "train.losses": 1, "train.data": 4, "train.config": 4, "train.trainer": 4.5, "train.run": 4.6, "train": 4.7,
     "": 4.9,
-    "benchmark": 5, "demo": 5,
+    "_costs": 1, "_clock": 1, "_profile": 1, "_workload": 4.5, "_arms": 4.6, "benchmark": 5, "demo": 5,
     "check.findings": 1, "check.uncached": 4, "check.models": 5, "check.exactness": 5, "check.pairs": 5,
     "check.cost": 5.1, "check.run": 5.2, "check": 5.3,
     "cli": 6,
