@@ -69,10 +69,10 @@ def make_arm(name: str, models: Models, top_k: int, prompt_mask: Int[Tensor, "ba
         processor = PartialRewardLogitsProcessor(
             scorer, top_k=top_k, top_p=TOP_P if name == "top_p" else None, attention_mask=prompt_mask
         )
-        return Arm(processor, [_reader(reward_model) for reward_model in reading], cached)
+        return Arm(processor, [reward_model.backbone for reward_model in reading], cached)
     rivals = {"floor": Floor, "replicated": Replicated, "recompute": Recompute}
     rival = rivals[name](models.reward_model, top_k) if name in rivals else None
-    return Arm(rival, [_reader(models.reward_model)])
+    return Arm(rival, [models.reward_model.backbone])
 
 
 def _scorer(name: str, models: Models) -> tuple[Scorer, list[CachedScorer | LogRatioScorer], list[RewardModel]]:
@@ -100,11 +100,6 @@ def _scorer(name: str, models: Models) -> tuple[Scorer, list[CachedScorer | LogR
 
 def _language_model(model: PreTrainedModel | None, kind: str) -> RewardModel:
     return RewardModel(cast(PreTrainedModel, model), config=RewardModelConfig(kind=kind))
-
-
-def _reader(reward_model: RewardModel) -> nn.Module:
-    """The module that is called with token ids."""
-    return reward_model.backbone if reward_model.kind == "causal" else reward_model.model
 
 
 class Floor(LogitsProcessor):

@@ -45,7 +45,7 @@ class Timer(LogitsProcessor):
 
     Args:
         processor: What to time; None for nothing.
-        readers: The modules whose forwards are reading; token ids are their first argument.
+        readers: The backbones whose forwards are reading.
     """
 
     def __init__(self, processor: LogitsProcessor | None, readers: Sequence[nn.Module]) -> None:
@@ -70,9 +70,9 @@ class Timer(LogitsProcessor):
         """Times and counts forwards while the block runs."""
         begun: list[float] = []
 
-        def before(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        def before(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             if self.tokens:
-                self.tokens[-1] += arguments[0].numel()
+                self.tokens[-1] += (arguments[0] if arguments else named["input_ids"]).numel()
             begun.append(time.perf_counter())
 
         def after(*_: Any) -> None:
@@ -82,7 +82,7 @@ class Timer(LogitsProcessor):
 
         with ExitStack() as stack:
             for reader in self.readers:
-                stack.callback(reader.register_forward_pre_hook(before).remove)
+                stack.callback(reader.register_forward_pre_hook(before, with_kwargs=True).remove)
                 stack.callback(reader.register_forward_hook(after).remove)
             yield
 

@@ -87,7 +87,7 @@ def test_tokens_that_do_not_merge_across_a_candidate_are_found():
     # Every token of this base model is text, so that most candidates go on with the word before them.
     models = pair(reward_model(max_position_embeddings=512), tiny_tokenizer(kind="unigram"))
     findings = check_models(models, QUICK, scorer=ByParts(models.reward_model, models.tokenizer))
-    assert {"random rows", "cached = uncached"} <= statuses(findings, "fail")
+    assert "random rows" in statuses(findings, "fail")
     assert "Broken law: results equal those without a cache" in named(findings, "random rows").value
 
 
