@@ -18,14 +18,15 @@ def padded(prompts, pad):
 
 
 class Recorder(LogitsProcessor):
-    """Keeps what a processor was shown and what it answered at every call."""
+    """Keeps what a processor was shown and what it answered at every call; `before` is called before each."""
 
     supports_continuous_batching = False
 
-    def __init__(self, processor):
-        self.processor, self.calls = processor, []
+    def __init__(self, processor, before=lambda: None):
+        self.processor, self.before, self.calls = processor, before, []
 
     def __call__(self, input_ids, scores):
+        self.before()
         before = scores.clone()
         output = self.processor(input_ids, scores)
         assert torch.equal(before, scores), "the scores were edited in place"

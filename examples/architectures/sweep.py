@@ -25,7 +25,7 @@ SENSITIVE = 0.05
 """Smallest spread, and smallest part of it that the prefix decides, at which being exact says something."""
 LARGEST = 3_000_000
 """Parameters of the largest model that is built: a larger one shows a size that `tiny` does not know."""
-FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError)
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NameError)
 """What a model may raise that does not fit; an error of this library would say why."""
 
 

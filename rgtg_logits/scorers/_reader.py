@@ -135,7 +135,8 @@ class CachedReader:
         self._uniform = reward_model.uniform_length or sys.maxsize
         self._tracker = PrefixTracker()
         self._last: _Last | None = None
-        self.bos = getattr(reward_model.tokenizer, "bos_token_id", None) or reward_model.text_config.bos_token_id
+        own = getattr(reward_model.tokenizer, "bos_token_id", None)
+        self.bos = reward_model.text_config.bos_token_id if own is None else own
         self._warned = False
 
     def reset(self) -> None:

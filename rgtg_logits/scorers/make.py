@@ -59,9 +59,16 @@ def make_scorer(
         )
     if source.kind == "vocabulary":
         return VocabularyScorer(source, **options)
-    named = source.config.reference
-    reference = None if named is None else RewardModel.from_pretrained(named, kind="log_ratio")
-    return LogRatioScorer(source, reference, **options)
+    return LogRatioScorer(source, _reference(source), **options)
+
+
+def _reference(policy: RewardModel) -> RewardModel | None:
+    """The model that a policy is compared with, where and as the policy is."""
+    if policy.config.reference is None:
+        return None
+    reference = RewardModel.from_pretrained(policy.config.reference, kind="log_ratio", dtype=policy.dtype)
+    reference.model.to(policy.device)
+    return reference
 
 
 def _differing(tokenizer: PreTrainedTokenizerBase | None, reward_model: RewardModel) -> int:

@@ -1,0 +1,127 @@
+"""Whatever interrupts the reward model in the middle of a generation, the next one is as on a new object."""
+
+import pytest
+import torch
+from oracle import Oracle, Recorder, padded
+
+from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, RewardModel
+from rgtg_logits.errors import NonFiniteRewardError
+from rgtg_logits.testing import EOS, PAD, tiny_base_model, tiny_reward_model
+
+BETA, TOP_K = 0.7, 5
+PROMPTS = [[7, 3, 9, 11, 4, 20, 31], [5, 8]]
+SCORERS = {
+    "siblings": {"path": "siblings"},
+    "speculating": {"path": "siblings", "speculate": True},
+    "expand": {"path": "expand"},
+    "expand_own": {"path": "expand_own"},
+    "recompute": {"path": "recompute"},
+}
+MODES = {"sampling": {"do_sample": True, "top_k": 0}, "beams": {"num_beams": 3}}
+
+
+class NthTime:
+    """Does something to a module's forward the n-th time that it runs, and nothing before and after."""
+
+    def __init__(self, module, n, act):
+        self.left, self.act = n, act
+        self.handle = module.register_forward_hook(self)
+
+    def __call__(self, _module, _args, output):
+        self.left -= 1
+        return self.act(output) if self.left == 0 else None
+
+
+def run_out_of_memory(_output):
+    raise torch.OutOfMemoryError("out of memory")
+
+
+def interrupt(_output):
+    raise KeyboardInterrupt
+
+
+def overflow(output):
+    """What a layer returns is a tensor, or a tuple that starts with one."""
+    return output * torch.nan if isinstance(output, torch.Tensor) else (output[0] * torch.nan, *output[1:])
+
+
+FAULTS = {
+    "out of memory in the first layer": (run_out_of_memory, 0, torch.OutOfMemoryError),
+    "interrupt in the first layer": (interrupt, 0, KeyboardInterrupt),
+    "interrupt in the last layer": (interrupt, -1, KeyboardInterrupt),
+    "overflow in the first layer": (overflow, 0, NonFiniteRewardError),
+}
+"""What happens behind which layer, whose cache then knows of a step of which others may not, and the error seen."""
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny_base_model()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_reward_model()
+
+
+@pytest.fixture(scope="module")
+def oracle(model):
+    return Oracle(model, beta=BETA, top_k=TOP_K, pad=PAD, eos=EOS)
+
+
+def processor(model, scorer):
+    return PartialRewardLogitsProcessor(CausalScorer(RewardModel(model), **SCORERS[scorer]), beta=BETA, top_k=TOP_K)
+
+
+def generate(base, guide, **arguments):
+    """Tokens and calls."""
+    recorder = guide if isinstance(guide, Recorder) else Recorder(guide)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        tokens = base.generate(
+            **padded(PROMPTS, PAD),
+            max_new_tokens=7,
+            pad_token_id=PAD,
+            suppress_tokens=[PAD],
+            logits_processor=[recorder],
+            **arguments,
+        )
+    return tokens, recorder.calls
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_a_fault_leaves_no_trace(base, model, oracle, scorer, fault, mode):
+    act, layer, error = FAULTS[fault]
+    wanted, wanted_calls = generate(base, processor(model, scorer), **MODES[mode])
+    for n in range(1, 6):
+        guide = processor(model, scorer)
+        nth = NthTime(model.base_model.layers[layer], n, act)
+        try:
+            tokens, _ = generate(base, guide, **MODES[mode])
+        except error:
+            pass
+        else:
+            # An overflow in what was only a guess is no fault.
+            assert fault.startswith("overflow") and scorer == "speculating" and torch.equal(tokens, wanted)
+        nth.handle.remove()
+        tokens, calls = generate(base, guide, **MODES[mode])
+        assert torch.equal(tokens, wanted)
+        for (_, _, output), (_, _, other) in zip(calls, wanted_calls, strict=True):
+            assert torch.allclose(output, other, atol=1e-4)
+        assert oracle.check(calls, PROMPTS)[0] >= len(calls)
+
+
+def test_faults_happen_at_different_steps(base, model):
+    """Guards the test above: it shows little if all faults fall into the first step."""
+    for scorer in SCORERS:
+        steps = set()
+        for n in range(1, 6):
+            recorder = Recorder(processor(model, scorer))
+            nth = NthTime(model.base_model.layers[0], n, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                generate(base, recorder)
+            nth.handle.remove()
+            steps.add(len(recorder.calls))
+        assert len(steps) >= 3
