@@ -3,7 +3,8 @@
 - plain: `generate` alone;
 - floor: plain and one cached single-token reward model step per token, the least that any guidance can cost;
 - ours: `PartialRewardLogitsProcessor` with k candidates;
-- top_p: the same with those of the k candidates that hold 0.9 of the probability;
+- compiled: the same with the ordinary step compiled, on a GPU a recorded graph (compiling takes its time at first);
+- top_p: that of "ours" with those of the k candidates that hold 0.9 of the probability;
 - vocabulary: a language model's logits as rewards (`VocabularyScorer`);
 - log_ratio, log_ratio_pair: a language model's log-probabilities, alone and less those of another (`LogRatioScorer`);
 - retokenizing: the reward model of "ours" behind a tokenizer of its own (`RetokenizingScorer`);
@@ -37,7 +38,7 @@ from rgtg_logits.scorers import (
 from rgtg_logits.scorers._cached import CachedScorer
 
 WITHOUT_CANDIDATES = ("plain", "floor")
-OURS = ("ours", "top_p", "vocabulary", "log_ratio", "log_ratio_pair", "retokenizing", "weighted")
+OURS = ("ours", "compiled", "top_p", "vocabulary", "log_ratio", "log_ratio_pair", "retokenizing", "weighted")
 ARMS = (*WITHOUT_CANDIDATES, *OURS, "replicated", "recompute")
 
 TOP_P = 0.9
@@ -94,7 +95,7 @@ def _scorer(name: str, models: Models) -> tuple[Scorer, list[CachedScorer | LogR
         both = [models.reward_model, cast(RewardModel, models.second)]
         causals = [CausalScorer(reward_model) for reward_model in both]
         return WeightedScorer(causals, [1.0, 0.5]), [*causals], both
-    causal = CausalScorer(models.reward_model)
+    causal = CausalScorer(models.reward_model, compile=name == "compiled")
     return causal, [causal], [models.reward_model]
 
 

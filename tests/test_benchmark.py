@@ -14,6 +14,7 @@ from rgtg_logits.benchmark import ARMS, run_benchmark, run_profile
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.testing import VOCAB_SIZE, tiny_base_model, tiny_reward_model, tiny_tokenizer
 
+QUICK = tuple(arm for arm in ARMS if arm != "compiled")
 TINY = {"layers": 1, "width": 64, "prompt_lengths": (8,), "top_ks": (3,), "new_tokens": 4, "rounds": 1}
 SENTENCES = [
     f"The {noun} was {adjective}, {ending}."
@@ -32,13 +33,13 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(text):
-    return run_benchmark(BenchmarkSettings(**{**TINY, "arms": ARMS, "batch_sizes": (1, 2), "text": text}))
+    return run_benchmark(BenchmarkSettings(**{**TINY, "arms": QUICK, "batch_sizes": (1, 2), "text": text}))
 
 
 def test_every_way_is_measured_at_every_size(tmp_path, report):
     report.save(tmp_path / "cost.json")
     saved = json.loads((tmp_path / "cost.json").read_text())
-    assert [(m["arm"], m["batch_size"]) for m in saved["measurements"]] == [(a, b) for b in (1, 2) for a in ARMS]
+    assert [(m["arm"], m["batch_size"]) for m in saved["measurements"]] == [(a, b) for b in (1, 2) for a in QUICK]
     for item in saved["measurements"]:
         tokens = 2 if item["arm"] == "recompute" else 3
         assert len(item["first"]) == len(item["memory"]) == 1 and len(item["further"]) == tokens
@@ -47,7 +48,14 @@ def test_every_way_is_measured_at_every_size(tmp_path, report):
     console = Console(record=True, width=80)
     console.print(report.table())
     printed = console.export_text()
-    assert all(arm in printed for arm in ARMS) and "…" not in printed
+    assert all(arm in printed for arm in QUICK) and "…" not in printed
+
+
+@pytest.mark.slow
+def test_the_compiled_step_is_measured():
+    settings = BenchmarkSettings(**{**TINY, "arms": ("ours", "compiled"), "new_tokens": 4})
+    ours, compiled = run_benchmark(settings).measurements
+    assert compiled.medians()["read_tokens"] == ours.medians()["read_tokens"]
 
 
 @pytest.mark.parametrize("batch", [1, 2])
