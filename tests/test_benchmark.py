@@ -1,16 +1,21 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 from transformers import LogitsProcessorList
+from typer.testing import CliRunner
 
-from rgtg_logits import PartialRewardLogitsProcessor, RewardModel, RewardModelConfig
+from rgtg_logits import PartialRewardLogitsProcessor, RewardModel, RewardModelConfig, cli
 from rgtg_logits._arms import OURS, Recompute, Replicated
-from rgtg_logits._costs import BenchmarkReport, BenchmarkSettings, Measurement
+from rgtg_logits._costs import BenchmarkReport, BenchmarkSettings, Measurement, ProfileReport
 from rgtg_logits._profile import PARTS
 from rgtg_logits._workload import Follow, Hint, Texts, load_models, make_texts, read_text
-from rgtg_logits.benchmark import ARMS, run_benchmark, run_profile
+from rgtg_logits.benchmark import ARMS, _check, run_benchmark, run_profile
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.testing import VOCAB_SIZE, tiny_base_model, tiny_reward_model, tiny_tokenizer
 
@@ -257,3 +262,38 @@ def test_a_reward_model_of_another_kind(tmp_path):
         InvalidArgumentError, match="Expected a reward model with a scalar head, .* of kind 'vocabulary'"
     ):
         run_benchmark(settings)
+
+
+def test_the_example_measures_and_shows(tmp_path, monkeypatch, text, report):
+    """Every command of the script is one that can be measured, and its files are the ones that the table reads."""
+    script = Path(__file__).parent.parent / "examples" / "cost"
+    parts = ("candidates", "scorers", "shipped", "profile", "bfloat16", "rivals", "gpu")
+    environment = {**os.environ, "RGTG": "echo"}
+    printed = subprocess.check_output(
+        [script / "run.sh", text, tmp_path, *parts], text=True, env=environment
+    ).splitlines()  # fmt: skip
+    asked = []
+
+    def record(settings, _):
+        _check(settings)
+        asked.append(settings)
+        return report
+
+    monkeypatch.setattr(cli, "run_benchmark", record)
+    monkeypatch.setattr(cli, "run_profile", lambda settings, _: ProfileReport(settings, {}, []))
+    for line in printed:
+        if not line.startswith("=="):
+            result = CliRunner().invoke(cli.app, line.split())
+            assert result.exit_code == 0, (line, result.output)
+    assert len(asked) == 14 and {arm for settings in asked for arm in settings.arms} == set(ARMS)
+    table = subprocess.check_output([sys.executable, script / "table.py", tmp_path], text=True)
+    claims = [line.split(" | ")[0] for line in table.splitlines() if "× " in line and "|" in line]
+    assert "| vocabulary, further token" in claims and "| another tokenizer, further token" in claims
+    assert "| scorers-batch-1 | weighted | 3 | 8, 2 |" in table
+
+
+def test_the_example_names_its_parts(tmp_path):
+    script = Path(__file__).parent.parent / "examples" / "cost" / "run.sh"
+    for arguments, message in (["text"], "Expected a text and a folder"), (["text", tmp_path, "all"], "but got all"):
+        failed = subprocess.run([script, *arguments], capture_output=True, text=True, check=False)
+        assert failed.returncode == 2 and message in failed.stderr
