@@ -21,15 +21,17 @@ class Candidates:
     Attributes:
         ids: Token ids.
         scores: The base model's scores of those tokens (any constant per row is free), -inf in an unused slot.
+        level: Rows whose k best tokens score the same; None where nobody looked.
     """
 
     ids: Int[Tensor, "batch k"]
     scores: Float[Tensor, "batch k"]
+    level: Bool[Tensor, " batch"] | None = None
 
     def narrowed(self) -> Candidates:
         """Without the slots that no row uses; looks at the scores, for which an accelerator has to be waited for."""
         used = max(1, int((self.scores > float("-inf")).sum(-1).max()))
-        return Candidates(self.ids[:, :used], self.scores[:, :used])
+        return Candidates(self.ids[:, :used], self.scores[:, :used], self.level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +75,10 @@ class CandidateRule:
     def select(self, scores: Float[Tensor, "batch vocab"]) -> Candidates:
         """Picks the candidates of each row; the scores are not edited."""
         best, ids = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)
+        level = best[:, 0] == best[:, -1]
         if self.top_p is not None or self.min_p is not None:
             best = best.masked_fill(~self._kept(best), float("-inf"))
-        return Candidates(torch.where(best == float("-inf"), ids[:, :1], ids), best)
+        return Candidates(torch.where(best == float("-inf"), ids[:, :1], ids), best, level)
 
     def undecided(self, scores: Float[Tensor, "batch vocab"]) -> Bool[Tensor, "batch 1"]:
         """Rows whose tokens all score the same, and are more than `top_k`: nothing says which are the candidates.

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from threading import RLock
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import CompileConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from rgtg_logits.candidates import CandidateRule
+from rgtg_logits.candidates import CandidateRule, Candidates
 from rgtg_logits.errors import InvalidArgumentError, PaddingError
 from rgtg_logits.guidance import guide, spread, truncate
 from rgtg_logits.prefix import text_mask
@@ -132,10 +132,11 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         """
         with self._lock:
             rows, mask = self._rows(input_ids)
-            candidates, undecided = self.rule.select(scores), self.rule.undecided(scores)
+            candidates = self.rule.select(scores)
+            undecided = self._undecided(scores, candidates)
             # Looking is free on a CPU; an accelerator would have to be waited for.
             if scores.device.type == "cpu":
-                if undecided.all():
+                if undecided is not None and undecided.all():
                     return scores.log_softmax(-1)
                 candidates = candidates.narrowed()
             base = truncate(candidates)
@@ -148,7 +149,14 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
                 guided = guide(candidates, rewards, self.beta)
             if self.trace is not None:
                 self.trace.record(rows, candidates.ids, base, rewards, guided)
-            return torch.where(undecided, scores.log_softmax(-1), spread(candidates, guided, like=scores))
+            result = spread(candidates, guided, like=scores)
+            return result if undecided is None else torch.where(undecided, scores.log_softmax(-1), result)
+
+    def _undecided(self, scores: Tensor, candidates: Candidates) -> Bool[Tensor, "batch 1"] | None:
+        """Rows that name no candidates; None if a look, which is free on a CPU, says that there are none."""
+        if scores.device.type == "cpu" and candidates.level is not None and not candidates.level.any():
+            return None
+        return self.rule.undecided(scores)
 
     def for_prompt(
         self,
