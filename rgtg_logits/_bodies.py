@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from inspect import signature
 from typing import Any, cast
@@ -16,7 +15,7 @@ from transformers import Cache, PreTrainedModel
 from rgtg_logits.errors import RewardModelError
 
 
-class Body(ABC):
+class Body:
     """A model and the part of it that gives the states of tokens.
 
     Args:
@@ -26,6 +25,8 @@ class Body(ABC):
     Attributes:
         backbone: Its transformer, without any head.
     """
+
+    _output = "last_hidden_state"
 
     def __init__(self, model: PreTrainedModel, reader: PreTrainedModel) -> None:
         self.model = model
@@ -51,7 +52,6 @@ class Body(ABC):
         twin._call = torch.compile(self._reader, **options)
         return twin
 
-    @abstractmethod
     def states(
         self,
         input_ids: Int[Tensor, "batch new"],
@@ -63,6 +63,13 @@ class Body(ABC):
         last: int | None,
     ) -> tuple[Float[Tensor, "batch kept width"], Cache | None]:
         """Runs the model once over the new tokens; see `RewardModel.hidden_states`."""
+        # Only language models take logits_to_keep, and of those not all: they return all logits.
+        output = self._run(
+            input_ids, position_ids, cache, attention_mask=attention_mask, use_cache=use_cache, logits_to_keep=last or 0
+        )
+        states = getattr(output, self._output)
+        states = states if last is None else states[:, -last:]
+        return states.to(self.device), self._cache_of(output) if use_cache else None
 
     def _run(self, input_ids: Tensor, position_ids: Tensor | None, cache: Cache | None, **arguments: Any) -> Any:
         """The forward's output; of what it might be given, only what it takes."""
@@ -86,21 +93,6 @@ class BackboneBody(Body):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model, cast(PreTrainedModel, model.base_model))
-
-    def states(
-        self,
-        input_ids: Int[Tensor, "batch new"],
-        attention_mask: Tensor | dict[str, Tensor] | None,
-        position_ids: Int[Tensor, "#batch new"] | None,
-        cache: Cache | None,
-        *,
-        use_cache: bool,
-        last: int | None,
-    ) -> tuple[Float[Tensor, "batch kept width"], Cache | None]:
-        """Runs the backbone; see `RewardModel.hidden_states`."""
-        output = self._run(input_ids, position_ids, cache, attention_mask=attention_mask, use_cache=use_cache)
-        hidden = output.last_hidden_state if last is None else output.last_hidden_state[:, -last:]
-        return hidden.to(self.device), self._cache_of(output) if use_cache else None
 
 
 class ClassifierBody(BackboneBody):
@@ -129,6 +121,8 @@ class LanguageModelBody(Body):
         RewardModelError: If the model is none.
     """
 
+    _output = "logits"
+
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model, model)
         if not model.can_generate() or model.get_output_embeddings() is None:
@@ -137,29 +131,6 @@ class LanguageModelBody(Body):
                 f"{type(model).__name__}. Load one with AutoModelForCausalLM, or read a model with a scalar head with "
                 "config=RewardModelConfig(kind='causal')."
             )
-
-    def states(
-        self,
-        input_ids: Int[Tensor, "batch new"],
-        attention_mask: Tensor | dict[str, Tensor] | None,
-        position_ids: Int[Tensor, "#batch new"] | None,
-        cache: Cache | None,
-        *,
-        use_cache: bool,
-        last: int | None,
-    ) -> tuple[Float[Tensor, "batch kept width"], Cache | None]:
-        """Runs the model; see `RewardModel.hidden_states`."""
-        output = self._run(
-            input_ids,
-            position_ids,
-            cache,
-            attention_mask=attention_mask,
-            use_cache=use_cache,
-            logits_to_keep=last or 0,
-        )
-        # Older forwards take no logits_to_keep and return all.
-        logits = output.logits if last is None else output.logits[:, -last:]
-        return logits.to(self.device), self._cache_of(output) if use_cache else None
 
     @property
     def num_next_tokens(self) -> int:

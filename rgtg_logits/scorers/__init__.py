@@ -1,5 +1,6 @@
 """Everything that gives rewards of next tokens."""
 
+from rgtg_logits.scorers._reader import ReaderOptions
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.causal import CausalScorer
 from rgtg_logits.scorers.log_ratio import LogRatioScorer
@@ -12,6 +13,7 @@ from rgtg_logits.scorers.weighted import WeightedScorer
 __all__ = [
     "CausalScorer",
     "LogRatioScorer",
+    "ReaderOptions",
     "ReferenceScorer",
     "RetokenizingScorer",
     "Scorer",

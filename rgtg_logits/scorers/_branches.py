@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +18,13 @@ class Branches:
         tokens: The tokens of the tree, parents before children.
         parents: The node before each node, -1 for the row itself; None if each node hangs on the row.
         leaves: The node that ends each continuation; None if each node is one.
+        above: Entry (b, i, j): whether node j is node i or lies on its way to the row; None if each is itself alone.
     """
 
     tokens: Int[Tensor, "batch nodes"]
     parents: Int[Tensor, "batch nodes"] | None = None
     leaves: Int[Tensor, "batch k"] | None = None
+    above: Bool[Tensor, "batch nodes nodes"] | None = None
 
     @classmethod
     def grow(cls, continuations: Sequence[Sequence[Sequence[int]]]) -> Branches:
@@ -36,7 +38,7 @@ class Branches:
         for row, (ids, above, _) in enumerate(trees):
             tokens[row, : len(ids)] = torch.tensor(ids)
             parents[row, : len(ids)] = torch.tensor(above)
-        return cls(tokens, parents, torch.tensor([leaves for _, _, leaves in trees]))
+        return cls(tokens, parents, torch.tensor([leaves for _, _, leaves in trees]), _above(parents))
 
     @property
     def single(self) -> bool:
@@ -55,18 +57,10 @@ class Branches:
         return self.visible().sum(-1) - 1
 
     def visible(self) -> Bool[Tensor, "#batch nodes nodes"]:
-        """Entry (b, i, j): whether node j is node i or lies on its way to the row."""
-        nodes = self.tokens.shape[1]
-        own = torch.eye(nodes, dtype=torch.bool, device=self.tokens.device)[None]
-        if self.parents is None:
-            return own
-        seen, above = own.repeat(self.tokens.shape[0], 1, 1), self.parents
-        rows = torch.arange(self.tokens.shape[0], device=self.tokens.device)[:, None]
-        # Each round climbs one level; a node that has arrived at the row stays there.
-        while bool((above >= 0).any()):
-            seen |= torch.nn.functional.one_hot(above.clamp(min=0), nodes).bool() & (above >= 0)[..., None]
-            above = torch.where(above >= 0, self.parents[rows, above.clamp(min=0)], -1)
-        return seen
+        """Which nodes each node sees: itself and those on its way to the row."""
+        if self.above is not None:
+            return self.above
+        return torch.eye(self.tokens.shape[1], dtype=torch.bool, device=self.tokens.device)[None]
 
     def paths(self) -> tuple[Int[Tensor, "batch k depth"], Int[Tensor, "batch k"]]:
         """The tokens of each continuation, filled up at the end with its last one, and their number."""
@@ -90,15 +84,27 @@ class Branches:
 
     def pick(self, rows: Int[Tensor, " some"]) -> Branches:
         """The branches of some rows."""
-        if self.parents is None or self.leaves is None:
-            return Branches(self.tokens[rows])
-        return Branches(self.tokens[rows], self.parents[rows], self.leaves[rows])
+        return self._each(lambda part: part[rows])
 
     def to(self, device: torch.device) -> Branches:
         """The same on another device."""
-        if self.parents is None or self.leaves is None:
-            return Branches(self.tokens.to(device))
-        return Branches(self.tokens.to(device), self.parents.to(device), self.leaves.to(device))
+        return self._each(lambda part: part.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Branches:
+        rest = (None if part is None else change(part) for part in (self.parents, self.leaves, self.above))
+        return Branches(change(self.tokens), *rest)
+
+
+def _above(parents: Int[Tensor, "batch nodes"]) -> Bool[Tensor, "batch nodes nodes"]:
+    """Itself and all nodes above each node; found once, on the CPU, because it takes a look for each level."""
+    nodes = parents.shape[1]
+    seen = torch.eye(nodes, dtype=torch.bool).repeat(parents.shape[0], 1, 1)
+    rows, node = torch.arange(parents.shape[0])[:, None], parents
+    # Each round climbs one level; a node that has arrived at the row stays there.
+    while bool((node >= 0).any()):
+        seen |= torch.nn.functional.one_hot(node.clamp(min=0), nodes).bool() & (node >= 0)[..., None]
+        node = torch.where(node >= 0, parents[rows, node.clamp(min=0)], -1)
+    return seen
 
 
 def _merge(continuations: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:

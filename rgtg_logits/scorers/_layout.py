@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress, count
+from operator import ne
 
 import torch
 from jaxtyping import Int
@@ -43,23 +45,28 @@ class Layout:
 
     def _parent(self, index: int, text: Sequence[int]) -> tuple[int, int]:
         """The last row that shares the most with a text (its own, if as good), and how many columns are shared."""
-        columns = [_shared(row, text) for row in self._rows]
-        if not columns:
+        if not self._rows:
             return 0, 0
+        if index < len(self._rows) and _shared(self._rows[index], text) == len(self._rows[index]):
+            return index, len(self._rows[index])
+        columns = [_shared(row, text) for row in self._rows]
         best = max(range(len(columns)), key=lambda row: (columns[row], row == index))
         return best, columns[best]
 
 
 def _count(row: Sequence[int]) -> int:
-    return sum(token != PADDING for token in row)
+    return len(row) - row.count(PADDING)
 
 
 def _shared(row: Sequence[int], text: Sequence[int]) -> int:
     """How many leading columns of a row hold the beginning of a text; none if they hold no token of it."""
-    taken = 0
-    for column, token in enumerate(row):
-        if token != PADDING:
-            if taken == len(text) or token != text[taken]:
-                return column if taken else 0
-            taken += 1
-    return len(row) if taken else 0
+    columns = [column for column, token in enumerate(row) if token != PADDING] if PADDING in row else range(len(row))
+    taken = common_prefix([token for token in row if token != PADDING], text)
+    if taken == 0:
+        return 0
+    return len(row) if taken == len(columns) else columns[taken]
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike; no loop in Python, because prompts are long and asked about often."""
+    return next(compress(count(), map(ne, one, other)), min(len(one), len(other)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +15,7 @@ from rgtg_logits.prefix import dropped
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers._branches import Branches
 from rgtg_logits.scorers._cached import CachedScorer
-from rgtg_logits.scorers._layout import Layout
+from rgtg_logits.scorers._layout import Layout, common_prefix
 from rgtg_logits.scorers._prompts import PromptMemory
 from rgtg_logits.scorers._reader import Question, ReaderOptions, no_text
 from rgtg_logits.scorers._text import EncodedRow, Retokenizer
@@ -150,11 +150,8 @@ def _texts(rows: Tensor, attention_mask: Tensor) -> list[list[int]]:
     return [row[mask.bool()].tolist() for row, mask in zip(rows, attention_mask, strict=True)]
 
 
-def _common(candidates: Sequence[Sequence[int]]) -> int:
+def _common(candidates: list[list[int]]) -> int:
     """How many tokens all candidates begin with, short of the last token of any: each has one to be read at."""
-    limit = min(len(tokens) for tokens in candidates) - 1
-    first = candidates[0]
-    return next(
-        (at for at in range(limit) if any(tokens[at] != first[at] for tokens in candidates)),
-        limit,
-    )
+    # What the first and the last in order share, all share.
+    shared = common_prefix(min(candidates), max(candidates))
+    return min(shared, min(map(len, candidates)) - 1)
