@@ -75,6 +75,7 @@ class RewardModel:
                 "Load one with RewardModel.from_pretrained or AutoModelForSequenceClassification."
             )
         self._inner = inner
+        self.text_config: Any = inner.config.get_text_config()
         stored = getattr(inner.config, "rgtg", None)
         self.config = config or (RewardModelConfig.from_dict(stored) if stored else RewardModelConfig())
         check_decoder(inner.config, type(inner).__name__)
@@ -243,11 +244,6 @@ class RewardModel:
     def layer_types(self) -> list[str] | None:
         """Kind of attention of each layer, where the config lists them."""
         return getattr(self.text_config, "layer_types", None)
-
-    @property
-    def text_config(self) -> Any:
-        """The backbone's own configuration."""
-        return self._inner.config.get_text_config()
 
     def hidden_states(
         self,

@@ -79,10 +79,8 @@ class _GrowingLayer(DynamicLayer):
         self._hold(self.key_buffer[rows], self.value_buffer[rows])
         self.show(length)
 
-    def adopt(self, slots: Int[Tensor, " batch"]) -> None:
+    def adopt(self, rows: Int[Tensor, " batch"], slots: Int[Tensor, " batch"]) -> None:
         length = self.get_seq_length()
-        slots = slots.to(self.device)
-        rows = torch.arange(slots.shape[0], device=self.device)
         self.key_buffer[:, :, length] = self.key_buffer[rows, :, slots]
         self.value_buffer[:, :, length] = self.value_buffer[rows, :, slots]
         self.show(length + 1)
@@ -120,12 +118,14 @@ class PrefixCache(Cache):
     def truncate(self, length: int) -> None:
         """Takes the prefixes back to `length` slots."""
         for layer in self._layers:
-            layer.show(length)
+            if layer.get_seq_length() != length:
+                layer.show(length)
 
     def adopt(self, slots: Int[Tensor, " batch"]) -> None:
         """Appends to row i the token that still lies in slot `slots[i]`, behind the end."""
+        rows = torch.arange(slots.shape[0], device=slots.device)
         for layer in self._layers:
-            layer.adopt(slots)
+            layer.adopt(rows.to(layer.device), slots.to(layer.device))
 
     @contextmanager
     def in_place(self, length: int, new: int) -> Iterator[int]:
