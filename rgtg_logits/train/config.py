@@ -8,7 +8,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.train.losses import OBJECTIVES
+from rgtg_logits.train.objectives import OBJECTIVES
 
 
 @dataclass

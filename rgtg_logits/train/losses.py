@@ -1,15 +1,16 @@
-"""Bradley-Terry losses over the prefixes of a preference pair.
+"""What reward models of prefixes are trained on, as pure functions of tensors.
 
-A reward model with a causal backbone gives the reward of every prefix in one forward. Two objectives read that row of
-rewards: `partial_bt` compares the two answers at every length (PARGS, arXiv 2406.07780), `full_bt` compares the
-finished answers only (the usual reward model). Everything here is a pure function of tensors.
+A reward model with a causal backbone gives the reward of every prefix in one forward; the losses here read that row of
+rewards. From preference pairs: Bradley-Terry at every length (`partial_bt`, PARGS) or on finished answers only
+(`full_bt`, the usual reward model; `farma` and `arm` on rewards that a language model's head gives). From answers with
+a number each: regressions of every prefix on the number of the finished answer (`value`, `cumulative`, `soft_value`).
+`objectives.py` lists them with what they lead to.
 
 Rows are padded on the right. The prefix at position t is the text up to and with token t, prompt included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -131,10 +132,126 @@ def full_bt(
     return bradley_terry(pairs, margin=margin).mean()
 
 
-Pairing = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], PrefixPairs]
+def farma(
+    chosen: Float[Tensor, "pairs length"],
+    rejected: Float[Tensor, "pairs length"],
+    chosen_best: Float[Tensor, "pairs length"],
+    rejected_best: Float[Tensor, "pairs length"],
+    lengths: tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Int[Tensor, " pairs"]],
+    *,
+    margin: Float[Tensor, " pairs"] | None = None,
+    weight: float = 1.0,
+) -> Float[Tensor, "pairs 1"]:
+    """Bradley-Terry on the finished answers, and every prefix as good as its best next token, in nats for each pair.
 
-OBJECTIVES: dict[str, Pairing] = {"partial_bt": every_prefix, "full_bt": finished_answers}
-"""Which prefixes each objective compares."""
+    A prefix that is not finished should be worth what the best token makes of it: `weight` times the squared difference
+    to the largest reward one token later, which is taken as given (no gradient), averaged over the unfinished prefixes
+    of both answers (FaRMA, arXiv 2502.04517).
+
+    Args:
+        chosen: Reward of every prefix of the chosen text.
+        rejected: Reward of every prefix of the rejected text.
+        chosen_best: Largest reward of every prefix of the chosen text with any one token more.
+        rejected_best: The same of the rejected text.
+        lengths: Tokens of the chosen texts, of the rejected ones, and of their common prefixes.
+        margin: By how much the chosen answer should win.
+        weight: Of the second part.
+    """
+    chosen_lengths, rejected_lengths, start = lengths
+    loss = bradley_terry(finished_answers(chosen, rejected, chosen_lengths, rejected_lengths, start), margin=margin)
+    total, count = torch.zeros_like(chosen[:, 0]), torch.zeros_like(chosen[:, 0])
+    for rewards, best, end in ((chosen, chosen_best, chosen_lengths), (rejected, rejected_best, rejected_lengths)):
+        unfinished = between(start, end - 1, rewards.shape[1])
+        total = total + ((rewards - best.detach()) ** 2).masked_fill(~unfinished, 0.0).sum(1)
+        count = count + unfinished.sum(1)
+    return loss + weight * (total / count.clamp(min=1))[:, None]
+
+
+def arm(
+    chosen: Float[Tensor, "pairs length"],
+    rejected: Float[Tensor, "pairs length"],
+    chosen_lengths: Int[Tensor, " pairs"],
+    rejected_lengths: Int[Tensor, " pairs"],
+    start: Int[Tensor, " pairs"],
+    *,
+    beta: float = 1.0,
+    margin: Float[Tensor, " pairs"] | None = None,
+) -> Float[Tensor, "pairs 1"]:
+    """Bradley-Terry on beta · Σ log π_r of the finished answers, in nats for each pair (GenARM, arXiv 2410.08193).
+
+    Args:
+        chosen: Log-probability of every token of the chosen text under the model that is trained, summed up to each.
+        rejected: The same of the rejected text.
+        chosen_lengths: Number of tokens of the chosen text.
+        rejected_lengths: Number of tokens of the rejected text.
+        start: Length of the longest common prefix of the two texts.
+        beta: How many nats of preference a nat of log-probability is worth; the paper's beta_r.
+        margin: By how much the chosen answer should win.
+    """
+    pairs = finished_answers(chosen, rejected, chosen_lengths, rejected_lengths, start)
+    return bradley_terry(PrefixPairs(beta * pairs.chosen, beta * pairs.rejected, pairs.exists), margin=margin)
+
+
+def value(
+    rewards: Float[Tensor, "rows length"], targets: Float[Tensor, " rows"], exists: Bool[Tensor, "rows length"]
+) -> Float[Tensor, "rows length"]:
+    """Half the squared difference of every prefix to the reward of the finished answer (CD-FUDGE, arXiv 2310.17022).
+
+    Its minimiser is the expected reward of the answers that begin like this: E[r | prefix] under the texts trained on.
+
+    Args:
+        rewards: Reward of every prefix.
+        targets: Reward of the finished answer.
+        exists: Which prefixes count.
+    """
+    return (0.5 * (rewards - targets[:, None]) ** 2).masked_fill(~exists, 0.0)
+
+
+def cumulative(
+    rewards: Float[Tensor, "rows length"], targets: Float[Tensor, " rows"], exists: Bool[Tensor, "rows length"]
+) -> Float[Tensor, "rows 1"]:
+    """The squared differences of a row, the t-th prefix with weight t, divided by the weights (RAD, arXiv 2310.09520).
+
+    The minimiser is that of `value` under other weights of the prefixes. Arguments as in `value`.
+    """
+    weight = exists.cumsum(1).masked_fill(~exists, 0)
+    squares = ((rewards - targets[:, None]) ** 2).masked_fill(~exists, 0.0)
+    return ((squares * weight).sum(1) / weight.sum(1).clamp(min=1))[:, None]
+
+
+def soft_value(
+    rewards: Float[Tensor, "rows length"],
+    targets: Float[Tensor, " rows"],
+    exists: Bool[Tensor, "rows length"],
+    *,
+    beta: float = 1.0,
+    clip: float = 5.0,
+) -> Float[Tensor, "rows length"]:
+    """The LINEX loss exp(d) − d − 1 of every prefix, with d = beta · target − reward.
+
+    Its minimiser over samples of π_ref is reward = log E[exp(beta · r) | prefix], which is beta times the soft value:
+    guided by it with strength 1, π_ref becomes the optimum of KL-regularised RLHF with strength `beta`, token by token.
+    (Varian's loss, 1975; Zellner, JASA 1986; that its minimiser is the log of a mean of exponentials is what makes it
+    fit here.)
+
+    Args:
+        rewards: Reward of every prefix, in nats.
+        targets: Reward of the finished answer, in its own unit.
+        exists: Which prefixes count.
+        beta: Guidance strength that the model is made for, in nats per unit of `targets`.
+        clip: The exponential goes on as a straight line behind this d, because a few samples would rule the gradient.
+            The minimiser stays what it is where no d is larger.
+    """
+    difference = beta * targets[:, None] - rewards
+    bounded = difference.clamp(max=clip)
+    exponential = bounded.exp() * (1 + difference - bounded)
+    return (exponential - difference - 1).masked_fill(~exists, 0.0)
+
+
+def between(start: Int[Tensor, " rows"], end: Int[Tensor, " rows"], length: int) -> Bool[Tensor, "rows length"]:
+    """Where start ≤ position < end."""
+    position = torch.arange(length, device=start.device)[None]
+    return (position >= start[:, None]) & (position < end[:, None])
 
 
 def _held(rewards: Float[Tensor, "pairs length"], lengths: Int[Tensor, " pairs"]) -> Float[Tensor, "pairs length"]:

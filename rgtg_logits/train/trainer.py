@@ -37,7 +37,8 @@ from rgtg_logits.train.data import (
     pair_lengths,
     prefix_wins,
 )
-from rgtg_logits.train.losses import OBJECTIVES, bradley_terry, finished
+from rgtg_logits.train.losses import finished
+from rgtg_logits.train.objectives import OBJECTIVES, Pairs, Reading, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -191,17 +192,17 @@ class PartialRewardTrainer(RewardTrainer):
         # TRL's loss of the finished answers is discarded: what is wanted are its metrics.
         _, outputs = super().compute_loss(forward, dict(inputs), return_outputs=True)
         chosen, rejected = rewards.chunk(2)
-        pairs = OBJECTIVES[self.args.objective](chosen, rejected, *lengths)
-        losses = bradley_terry(pairs, margin=inputs.get("margin"), center=self.args.center_rewards_coefficient)
+        weights = Weights(center=self.args.center_rewards_coefficient)
+        terms = OBJECTIVES[self.args.objective].terms(Reading(rewards), Pairs(*lengths, inputs.get("margin")), weights)
         if not self.model.training:
             wins = prefix_wins(chosen.detach(), rejected.detach(), lengths)
-            self._record(wins, losses.detach().sum(1), pairs.exists.sum(1))
+            self._record(wins, terms.losses.detach().sum(1), terms.exists.sum(1))
         if self.model.training and num_items_in_batch is not None:
             # The trainer divides by the accumulation steps, and processes are averaged: both are undone in advance.
             share = self.current_gradient_accumulation_steps * self.accelerator.num_processes
-            loss = losses.sum() * share / num_items_in_batch
+            loss = terms.losses.sum() * share / num_items_in_batch
         else:
-            loss = losses.sum() / pairs.exists.sum()
+            loss = terms.losses.sum() / terms.exists.sum()
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | int | None:
@@ -209,9 +210,7 @@ class PartialRewardTrainer(RewardTrainer):
         count = torch.zeros((), dtype=torch.long, device=device)
         for batch in batch_samples:
             lengths = pair_lengths(batch["input_ids"], batch["attention_mask"])
-            partial = torch.maximum(lengths.chosen, lengths.rejected) - lengths.start
-            comparisons = partial if self.args.objective == "partial_bt" else torch.ones_like(partial)
-            count += comparisons.sum().to(device)
+            count += OBJECTIVES[self.args.objective].count(Pairs(*lengths)).sum().to(device)
         return self.accelerator.gather(count).sum()
 
     def _record(self, wins: Tensor, losses: Tensor, comparisons: Tensor) -> None:

@@ -1,0 +1,195 @@
+"""The objectives by name: what each is trained from, what kind of checkpoint it makes, and what its rewards mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rgtg_logits.train import losses
+
+
+class Reading(NamedTuple):
+    """What a reward model says of a batch.
+
+    Attributes:
+        rewards: Reward of every prefix; for pairs, the chosen texts first, then the rejected ones.
+        best: Largest reward of every prefix with any one token more, of models that give it (kind "vocabulary").
+    """
+
+    rewards: Float[Tensor, "rows length"]
+    best: Float[Tensor, "rows length"] | None = None
+
+
+class Pairs(NamedTuple):
+    """What is known of a batch of preference pairs: tokens of the texts and of what both begin with, and the margin."""
+
+    chosen: Int[Tensor, " pairs"]
+    rejected: Int[Tensor, " pairs"]
+    start: Int[Tensor, " pairs"]
+    margin: Float[Tensor, " pairs"] | None = None
+
+
+class Labelled(NamedTuple):
+    """What is known of a batch of answers with a reward each: tokens of the texts and of their prompts, and rewards."""
+
+    lengths: Int[Tensor, " rows"]
+    start: Int[Tensor, " rows"]
+    rewards: Float[Tensor, " rows"]
+
+
+class Terms(NamedTuple):
+    """The parts of a loss, which is their sum divided by their number.
+
+    Attributes:
+        losses: Each part; 0 where there is none.
+        exists: Where there is one.
+    """
+
+    losses: Float[Tensor, "rows parts"]
+    exists: Bool[Tensor, "rows parts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The numbers in the losses; each belongs to the objectives that its comment names.
+
+    Attributes:
+        center: Of (chosen + rejected)², for "partial_bt" and "full_bt"; None or 0 is off.
+        beta: Guidance strength that "soft_value" is made for, in nats per unit of the data's rewards.
+        clip: Where the exponential of "soft_value" becomes a line, in nats.
+        arm_beta: Nats of preference per nat of log-probability, for "arm".
+        farma_weight: Of the constraint of "farma".
+    """
+
+    center: float | None = None
+    beta: float = 1.0
+    clip: float = 5.0
+    arm_beta: float = 1.0
+    farma_weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """One way to train.
+
+    Attributes:
+        name: What `--objective` takes, and what `config.rgtg` says.
+        data: "pairs" of a preferred and another answer, or answers with "labels" (a number each).
+        kinds: The kinds of checkpoint that it can train (see `RewardModelConfig`), the usual one first.
+        every_prefix: Whether unfinished texts are trained on, so that a text may be cut.
+        unit: What a reward means.
+        source: Where it is from.
+        terms: The parts of the loss, of what the model says of a batch, and what is known of it (`Pairs`, `Labelled`).
+        count: How many parts each row of a batch has, told from what is known of it alone.
+    """
+
+    name: str
+    data: str
+    kinds: tuple[str, ...]
+    every_prefix: bool
+    unit: str
+    source: str
+    terms: Callable[[Reading, Any, Weights], Terms]
+    count: Callable[[Any], Int[Tensor, " rows"]]
+
+
+def _each(parts: Tensor) -> Terms:
+    """One part a row."""
+    return Terms(parts, torch.ones_like(parts, dtype=torch.bool))
+
+
+def _partial_bt(reading: Reading, rows: Pairs, weights: Weights) -> Terms:
+    chosen, rejected = reading.rewards.chunk(2)
+    pairs = losses.every_prefix(chosen, rejected, rows.chosen, rows.rejected, rows.start)
+    return Terms(losses.bradley_terry(pairs, margin=rows.margin, center=weights.center), pairs.exists)
+
+
+def _full_bt(reading: Reading, rows: Pairs, weights: Weights) -> Terms:
+    chosen, rejected = reading.rewards.chunk(2)
+    pairs = losses.finished_answers(chosen, rejected, rows.chosen, rows.rejected, rows.start)
+    return Terms(losses.bradley_terry(pairs, margin=rows.margin, center=weights.center), pairs.exists)
+
+
+def _farma(reading: Reading, rows: Pairs, weights: Weights) -> Terms:
+    if reading.best is None:
+        raise TypeError("The objective 'farma' needs the largest reward behind every prefix.")
+    (chosen, rejected), (chosen_best, rejected_best) = reading.rewards.chunk(2), reading.best.chunk(2)
+    lengths = (rows.chosen, rows.rejected, rows.start)
+    return _each(
+        losses.farma(
+            chosen, rejected, chosen_best, rejected_best, lengths, margin=rows.margin, weight=weights.farma_weight
+        )
+    )
+
+
+def _arm(reading: Reading, rows: Pairs, weights: Weights) -> Terms:
+    chosen, rejected = reading.rewards.chunk(2)
+    lengths = (rows.chosen, rows.rejected, rows.start)
+    return _each(losses.arm(chosen, rejected, *lengths, beta=weights.arm_beta, margin=rows.margin))
+
+
+def _value(reading: Reading, rows: Labelled, _: Weights) -> Terms:
+    exists = _answers(reading, rows)
+    return Terms(losses.value(reading.rewards, rows.rewards, exists), exists)
+
+
+def _cumulative(reading: Reading, rows: Labelled, _: Weights) -> Terms:
+    return _each(losses.cumulative(reading.rewards, rows.rewards, _answers(reading, rows)))
+
+
+def _soft_value(reading: Reading, rows: Labelled, weights: Weights) -> Terms:
+    exists = _answers(reading, rows)
+    options = {"beta": weights.beta, "clip": weights.clip}
+    return Terms(losses.soft_value(reading.rewards, rows.rewards, exists, **options), exists)
+
+
+def _answers(reading: Reading, rows: Labelled) -> Bool[Tensor, "rows length"]:
+    return losses.between(rows.start, rows.lengths, reading.rewards.shape[1])
+
+
+def _one(rows: Pairs | Labelled) -> Int[Tensor, " rows"]:
+    return torch.ones_like(rows.start)
+
+
+_LOG_ODDS = "log-odds of Bradley-Terry"
+_ALL = (
+    Objective(
+        name="partial_bt", data="pairs", kinds=("causal", "vocabulary"), every_prefix=True, unit=_LOG_ODDS,
+        source="PARGS, arXiv 2406.07780", terms=_partial_bt,
+        count=lambda rows: torch.maximum(rows.chosen, rows.rejected) - rows.start,
+    ),
+    Objective(
+        name="full_bt", data="pairs", kinds=("causal",), every_prefix=False, unit=_LOG_ODDS,
+        source="Bradley-Terry on finished answers, arXiv 2203.02155", terms=_full_bt, count=_one,
+    ),
+    Objective(
+        name="value", data="labels", kinds=("causal", "vocabulary"), every_prefix=True,
+        unit="unit of the data's rewards", source="CD-FUDGE, arXiv 2310.17022", terms=_value,
+        count=lambda rows: rows.lengths - rows.start,
+    ),
+    Objective(
+        name="soft_value", data="labels", kinds=("causal", "vocabulary"), every_prefix=True, unit="nats",
+        source="log E[exp(beta · r) | prefix] by the LINEX loss", terms=_soft_value,
+        count=lambda rows: rows.lengths - rows.start,
+    ),
+    Objective(
+        name="cumulative", data="labels", kinds=("causal", "vocabulary"), every_prefix=True,
+        unit="unit of the data's rewards", source="RAD, arXiv 2310.09520", terms=_cumulative, count=_one,
+    ),
+    Objective(
+        name="farma", data="pairs", kinds=("vocabulary",), every_prefix=False, unit=_LOG_ODDS,
+        source="FaRMA, arXiv 2502.04517", terms=_farma, count=_one,
+    ),
+    Objective(
+        name="arm", data="pairs", kinds=("log_ratio",), every_prefix=False, unit="nats of log-probability",
+        source="GenARM, arXiv 2410.08193", terms=_arm, count=_one,
+    ),
+)  # fmt: skip
+
+OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in _ALL}
+"""Every objective by its name."""
