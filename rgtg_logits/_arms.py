@@ -70,10 +70,10 @@ def make_arm(name: str, models: Models, top_k: int, prompt_mask: Int[Tensor, "ba
         processor = PartialRewardLogitsProcessor(
             scorer, top_k=top_k, top_p=TOP_P if name == "top_p" else None, attention_mask=prompt_mask
         )
-        return Arm(processor, [reward_model.backbone for reward_model in reading], cached)
+        return Arm(processor, [reader for reward_model in reading for reader in _readers(reward_model)], cached)
     rivals = {"floor": Floor, "replicated": Replicated, "recompute": Recompute}
     rival = rivals[name](models.reward_model, top_k) if name in rivals else None
-    return Arm(rival, [models.reward_model.backbone])
+    return Arm(rival, _readers(models.reward_model))
 
 
 def _scorer(name: str, models: Models) -> tuple[Scorer, list[CachedScorer | LogRatioScorer], list[RewardModel]]:
@@ -101,6 +101,11 @@ def _scorer(name: str, models: Models) -> tuple[Scorer, list[CachedScorer | LogR
 
 def _language_model(model: PreTrainedModel | None, kind: str) -> RewardModel:
     return RewardModel(cast(PreTrainedModel, model), config=RewardModelConfig(kind=kind))
+
+
+def _readers(reward_model: RewardModel) -> list[nn.Module]:
+    """What may be called with token ids: a language model is read with its output layer, or without."""
+    return [reward_model.model, reward_model.backbone]
 
 
 class Floor(LogitsProcessor):

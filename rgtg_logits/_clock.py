@@ -45,7 +45,7 @@ class Timer(LogitsProcessor):
 
     Args:
         processor: What to time; None for nothing.
-        readers: The backbones whose forwards are reading.
+        readers: The modules whose forwards are reading. One may call another, which then counts for nothing.
     """
 
     def __init__(self, processor: LogitsProcessor | None, readers: Sequence[nn.Module]) -> None:
@@ -71,13 +71,13 @@ class Timer(LogitsProcessor):
         begun: list[float] = []
 
         def before(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            if self.tokens:
+            if self.tokens and not begun:
                 self.tokens[-1] += (arguments[0] if arguments else named["input_ids"]).numel()
             begun.append(time.perf_counter())
 
         def after(*_: Any) -> None:
             ended = time.perf_counter() - begun.pop()
-            if self.forwards:
+            if self.forwards and not begun:
                 self.forwards[-1] += ended
 
         with ExitStack() as stack:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from rgtg_logits import PartialRewardLogitsProcessor, RewardModel, RewardModelConfig, cli
 from rgtg_logits._arms import OURS, Recompute, Replicated
+from rgtg_logits._clock import Timer
 from rgtg_logits._costs import BenchmarkReport, BenchmarkSettings, Measurement, ProfileReport
 from rgtg_logits._profile import PARTS
 from rgtg_logits._workload import Follow, Hint, Texts, load_models, make_texts, read_text
@@ -77,6 +78,17 @@ def test_what_the_reward_models_read_is_counted(report, batch):
     assert read["retokenizing"] >= 3
     # Two further tokens, of three whole rows each: the prompt, what was drawn, a candidate.
     assert read["recompute"] == 3 * ((8 + 1 + 1) + (8 + 2 + 1)) / 2
+
+
+def test_a_model_that_calls_its_backbone_reads_once():
+    """The output layer of a language model is reading, not bookkeeping, and its tokens are not counted twice."""
+    model = tiny_base_model()
+    timer = Timer(
+        lambda ids, scores: model(input_ids=ids).logits[:, -1] + model.model(ids)[0].mean(), [model, model.model]
+    )
+    with torch.no_grad(), timer.listening():
+        timer(torch.ones(2, 5, dtype=torch.long), torch.zeros(2, VOCAB_SIZE))
+    assert timer.tokens == [2 * 10] and 0 < timer.forwards[0] < timer.calls[0]
 
 
 def test_ways_without_candidates_are_measured_once_in_each_round():
