@@ -18,16 +18,21 @@ def padded(prompts, pad):
 
 
 class Recorder(LogitsProcessor):
-    """Keeps what a processor was shown and what it answered at every call; `before` is called before each."""
+    """Keeps what a processor was shown and what it answered at every call; `before` is called before each.
+
+    Attributes:
+        asked: What it was shown last, also if it did not answer.
+    """
 
     supports_continuous_batching = False
 
     def __init__(self, processor, before=lambda: None):
-        self.processor, self.before, self.calls = processor, before, []
+        self.processor, self.before, self.calls, self.asked = processor, before, [], None
 
     def __call__(self, input_ids, scores):
         self.before()
         before = scores.clone()
+        self.asked = (input_ids.clone(), before)
         output = self.processor(input_ids, scores)
         assert torch.equal(before, scores), "the scores were edited in place"
         assert output.data_ptr() != scores.data_ptr()

@@ -1,15 +1,12 @@
 """Every way in which people call `generate`: each call equals the oracle, and the rest of `generate` does its part."""
 
-from functools import partial
-from threading import Thread
-
 import pytest
 import torch
-from oracle import Oracle, Recorder, count_reads, padded, support
-from transformers import StoppingCriteria, TextIteratorStreamer, TextStreamer, WatermarkingConfig, pipeline
+from oracle import Oracle, Recorder, padded, support
+from transformers import StoppingCriteria, WatermarkingConfig
 
 from rgtg_logits import PartialRewardLogitsProcessor, RewardModel
-from rgtg_logits.testing import EOS, PAD, tiny_base_model, tiny_reward_model, tiny_tokenizer
+from rgtg_logits.testing import EOS, PAD, tiny_base_model, tiny_reward_model
 
 BETA, TOP_K, NEW = 0.7, 5, 8
 RAGGED = [[7, 3, 9, 11, 4, 20, 31], [5, 8], [2, 13, 40, 41]]
@@ -190,17 +187,29 @@ def test_a_decoding_method_of_ones_own(base, recorder, oracle, method):
     assert method is loop or len(output.unique(dim=0)) > len(RAGGED)
 
 
-def test_streaming(base, recorder, oracle, capsys):
-    tokenizer = tiny_tokenizer()
-    generate(base, recorder, RAGGED[:1], streamer=TextStreamer(tokenizer))
-    printed = capsys.readouterr().out
-    assert oracle.check(recorder.calls, RAGGED[:1])[0] >= 1
-    streamer = TextIteratorStreamer(tokenizer, timeout=60)
-    thread = Thread(target=generate, args=(base, recorder, RAGGED[:1]), kwargs={"streamer": streamer})
-    thread.start()
-    assert "".join(streamer).strip() == printed.strip()
-    thread.join()
-    assert oracle.check(recorder.calls, RAGGED[:1])[0] >= 2
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 2}], ids=str)
+def test_a_long_text(mode):
+    """So long that the cache has to grow, after a first part that it was large enough for."""
+    base, model = (make(max_position_embeddings=512) for make in (tiny_base_model, tiny_reward_model))
+    recorder = Recorder(PartialRewardLogitsProcessor(model, beta=BETA, top_k=TOP_K))
+    oracle, text = Oracle(model, beta=BETA, top_k=TOP_K, pad=PAD, eos=EOS), []
+    for length in (100, 145):
+        recorder.calls.clear()
+        prompt = text + [2 + index * index % 50 for index in range(length)]
+        text = generate(base, recorder, [prompt], suppress_tokens=[PAD, EOS], **mode)[0].tolist()
+        assert oracle.check(recorder.calls, [prompt])[0] >= NEW
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_prompts_that_end_in_the_pad_token(base, reward_model, masked):
+    """Turns of a chat end in the end-of-text token, which is often the pad token; two can only be told by a mask."""
+    prompts = [[7, 3, EOS, 11, 4, *[EOS] * (1 + masked)], [5, EOS], [9, 20, 30]]
+    inputs = padded(prompts, EOS)
+    mask = inputs["attention_mask"] if masked else None
+    options = {"beta": BETA, "top_k": TOP_K}
+    recorder = Recorder(PartialRewardLogitsProcessor(reward_model, pad_token_id=EOS, attention_mask=mask, **options))
+    generate(base, recorder, **inputs, pad_token_id=EOS, suppress_tokens=None)
+    assert Oracle(reward_model.model, pad=EOS, eos=EOS, **options).check(recorder.calls, prompts)[0] >= NEW
 
 
 CONTEXTS = {
@@ -288,84 +297,3 @@ def log_probability(base, oracle, prompt, generated):
     for step, token in enumerate(generated):
         total += oracle.expected((*prompt, *generated[:step]), logits[step])[token]
     return total
-
-
-CHATS = [
-    [{"role": "user", "content": "how was the film?"}],
-    [{"role": "system", "content": "be kind"}, {"role": "user", "content": "and the cast?"}],
-    [
-        {"role": "user", "content": "good?"},
-        {"role": "assistant", "content": "it was bad"},
-        {"role": "user", "content": "the music?"},
-    ],
-]
-TEMPLATE = (
-    "{% for message in messages %}<{{ message.role }}>{{ message.content }}<|endoftext|>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-@pytest.fixture(scope="module")
-def talk():
-    """A tokenizer for chats, a base model and a reward model of its vocabulary."""
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    size, window = len(tokenizer), 512
-    base = tiny_base_model(vocab_size=size, max_position_embeddings=window)
-    return tokenizer, base, tiny_reward_model(vocab_size=size, max_position_embeddings=window)
-
-
-def tokens(tokenizer, chat):
-    text = (
-        chat
-        if isinstance(chat, str)
-        else tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    )
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-@pytest.mark.parametrize("inputs", [CHATS, ["the film was good", "a", "the cast was"]], ids=["chats", "texts"])
-@pytest.mark.parametrize("arguments", [{"do_sample": True}, {"num_beams": 2}], ids=str)
-def test_a_pipeline_in_batches(talk, inputs, arguments):
-    tokenizer, base, model = talk
-    recorder = Recorder(PartialRewardLogitsProcessor(model, beta=BETA, top_k=TOP_K, tokenizer=tokenizer))
-    generator = pipeline("text-generation", model=base, tokenizer=tokenizer)
-    arguments = {"max_new_tokens": NEW, "suppress_tokens": [PAD], "logits_processor": [recorder], **arguments}
-    assert len(generator(inputs, batch_size=2, **arguments)) == len(inputs)
-    prompts = [tokens(tokenizer, chat) for chat in inputs]
-    first = next(index for index, call in enumerate(recorder.calls) if len(call[0]) != len(recorder.calls[0][0]))
-    oracle = Oracle(model, beta=BETA, top_k=TOP_K, pad=PAD, eos=EOS)
-    assert oracle.check(recorder.calls[:first], prompts[:2])[0] >= 2
-    assert oracle.check(recorder.calls[first:], prompts[2:])[0] >= 2
-
-
-@pytest.mark.parametrize("mode", [{}, {"do_sample": True}], ids=str)
-def test_the_next_turn_of_a_chat_reads_only_what_is_new(talk, mode):
-    tokenizer, base, model = talk
-    reward_model = RewardModel(model)
-    processor = PartialRewardLogitsProcessor(reward_model, beta=BETA, top_k=TOP_K, tokenizer=tokenizer)
-    oracle = Oracle(model, beta=BETA, top_k=TOP_K, pad=PAD, eos=EOS)
-    chat = tokens(tokenizer, CHATS[0])
-    known = 0
-    for question in ("and the cast?", "and the music?", "so?"):
-        recorder = Recorder(processor)
-        # Without an end, so that the number of tokens is known.
-        ask = partial(generate, base, recorder, [chat], suppress_tokens=[PAD, EOS], **mode)
-        output, reads = count_reads(reward_model.backbone, ask)
-        assert reads == [len(chat) - known + TOP_K] + [TOP_K] * (NEW - 1)
-        assert oracle.check(recorder.calls, [chat])[0] == NEW
-        # The token drawn last has not been shown.
-        known = output.shape[1] - 1
-        chat = [*output[0].tolist(), *tokens(tokenizer, f"<|endoftext|><user>{question}<assistant>")]
-
-
-def test_a_chat_that_goes_on_from_the_base_models_cache(talk):
-    tokenizer, base, model = talk
-    recorder = Recorder(PartialRewardLogitsProcessor(model, beta=BETA, top_k=TOP_K, tokenizer=tokenizer))
-    prompt = tokens(tokenizer, CHATS[0])
-    first = generate(base, recorder, [prompt], return_dict_in_generate=True, suppress_tokens=[PAD, EOS])
-    longer = [*first.sequences[0].tolist(), *tokens(tokenizer, "<|endoftext|><user>and?<assistant>")]
-    recorder.calls.clear()
-    generate(base, recorder, [longer], past_key_values=first.past_key_values)
-    oracle = Oracle(model, beta=BETA, top_k=TOP_K, pad=PAD, eos=EOS)
-    assert oracle.check(recorder.calls, [longer])[0] >= 1
