@@ -43,7 +43,9 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             decides and the base model fades. It is 1/β of KL-regularised RLHF. `generate` applies its temperature T
             afterwards, which makes it beta / T.
         top_k: How many candidates; see `CandidateRule`. `generate` in sampling mode cuts to its own `top_k=50`
-            afterwards, which changes nothing as long as it is not smaller.
+            afterwards, which changes nothing as long as it is not smaller. Beam sampling draws 2 · `num_beams`
+            different tokens in its first step: give it as many candidates, because it fills up with impossible ones, as
+            under transformers' own `top_k`.
         top_p: Cut the candidates to this share of the base model's probability.
         min_p: Cut the candidates to those at least this fraction as probable as the best.
         tokenizer: The base model's tokenizer. Its vocabulary is compared with the reward model's: if a token has

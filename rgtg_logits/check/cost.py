@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from itertools import pairwise
 from math import ceil
 from statistics import median
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessor, StoppingCriteria
+from transformers import DynamicCache, LogitsProcessor
 
+from rgtg_logits._clock import Clock
 from rgtg_logits.check.findings import Finding
 from rgtg_logits.check.models import ModelPair
 from rgtg_logits.errors import RGTGError
@@ -97,32 +95,16 @@ def _milliseconds(
 ) -> list[float]:
     """How long each token took."""
     device = pair.base.device
-    rows, clock = torch.tensor([prompt], device=device), _Clock(device)
+    rows, clock = torch.tensor([prompt], device=device), Clock(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        clock.stamp()
+        clock.start()
         pair.base.generate(
             input_ids=rows, attention_mask=torch.ones_like(rows), do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
             min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS, pad_token_id=pair.pad_token_id or 0,
             stopping_criteria=[clock], logits_processor=[*processors],
         )  # fmt: skip
-    return [1000 * (end - begin) for begin, end in pairwise(clock.stamps)]
-
-
-class _Clock(StoppingCriteria):
-    """Stamps the end of every step; never stops."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.stamps = device, list[float]()
-
-    def stamp(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.stamps.append(time.perf_counter())
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        self.stamp()
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+    return clock.steps()
 
 
 class _Step(LogitsProcessor):

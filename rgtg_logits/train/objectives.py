@@ -10,7 +10,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rgtg_logits.train import losses
+from rgtg_logits.train.losses import (
+    arm,
+    between,
+    bradley_terry,
+    cumulative,
+    every_prefix,
+    farma,
+    finished_answers,
+    soft_value,
+    value,
+)
 
 
 class Reading(NamedTuple):
@@ -105,14 +115,14 @@ def _each(parts: Tensor) -> Terms:
 
 def _partial_bt(reading: Reading, rows: Pairs, weights: Weights) -> Terms:
     chosen, rejected = reading.rewards.chunk(2)
-    pairs = losses.every_prefix(chosen, rejected, rows.chosen, rows.rejected, rows.start)
-    return Terms(losses.bradley_terry(pairs, margin=rows.margin, center=weights.center), pairs.exists)
+    pairs = every_prefix(chosen, rejected, rows.chosen, rows.rejected, rows.start)
+    return Terms(bradley_terry(pairs, margin=rows.margin, center=weights.center), pairs.exists)
 
 
 def _full_bt(reading: Reading, rows: Pairs, weights: Weights) -> Terms:
     chosen, rejected = reading.rewards.chunk(2)
-    pairs = losses.finished_answers(chosen, rejected, rows.chosen, rows.rejected, rows.start)
-    return Terms(losses.bradley_terry(pairs, margin=rows.margin, center=weights.center), pairs.exists)
+    pairs = finished_answers(chosen, rejected, rows.chosen, rows.rejected, rows.start)
+    return Terms(bradley_terry(pairs, margin=rows.margin, center=weights.center), pairs.exists)
 
 
 def _farma(reading: Reading, rows: Pairs, weights: Weights) -> Terms:
@@ -121,35 +131,33 @@ def _farma(reading: Reading, rows: Pairs, weights: Weights) -> Terms:
     (chosen, rejected), (chosen_best, rejected_best) = reading.rewards.chunk(2), reading.best.chunk(2)
     lengths = (rows.chosen, rows.rejected, rows.start)
     return _each(
-        losses.farma(
-            chosen, rejected, chosen_best, rejected_best, lengths, margin=rows.margin, weight=weights.farma_weight
-        )
+        farma(chosen, rejected, chosen_best, rejected_best, lengths, margin=rows.margin, weight=weights.farma_weight)
     )
 
 
 def _arm(reading: Reading, rows: Pairs, weights: Weights) -> Terms:
     chosen, rejected = reading.rewards.chunk(2)
     lengths = (rows.chosen, rows.rejected, rows.start)
-    return _each(losses.arm(chosen, rejected, *lengths, beta=weights.arm_beta, margin=rows.margin))
+    return _each(arm(chosen, rejected, *lengths, beta=weights.arm_beta, margin=rows.margin))
 
 
 def _value(reading: Reading, rows: Labelled, _: Weights) -> Terms:
     exists = _answers(reading, rows)
-    return Terms(losses.value(reading.rewards, rows.rewards, exists), exists)
+    return Terms(value(reading.rewards, rows.rewards, exists), exists)
 
 
 def _cumulative(reading: Reading, rows: Labelled, _: Weights) -> Terms:
-    return _each(losses.cumulative(reading.rewards, rows.rewards, _answers(reading, rows)))
+    return _each(cumulative(reading.rewards, rows.rewards, _answers(reading, rows)))
 
 
 def _soft_value(reading: Reading, rows: Labelled, weights: Weights) -> Terms:
     exists = _answers(reading, rows)
     options = {"beta": weights.beta, "clip": weights.clip}
-    return Terms(losses.soft_value(reading.rewards, rows.rewards, exists, **options), exists)
+    return Terms(soft_value(reading.rewards, rows.rewards, exists, **options), exists)
 
 
 def _answers(reading: Reading, rows: Labelled) -> Bool[Tensor, "rows length"]:
-    return losses.between(rows.start, rows.lengths, reading.rewards.shape[1])
+    return between(rows.start, rows.lengths, reading.rewards.shape[1])
 
 
 def _one(rows: Pairs | Labelled) -> Int[Tensor, " rows"]:
