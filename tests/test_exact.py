@@ -1,0 +1,366 @@
+"""What the theory says, by enumeration: each statement over several random worlds, cut to the top-k and uncut."""
+
+import math
+
+import pytest
+import torch
+from tabular import SIZES, random_rewards
+
+from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.exact import (
+    World,
+    arm,
+    best_value,
+    bradley_terry,
+    bradley_terry_loss,
+    conditional_mean,
+    dpo_ratio,
+    expected_reward,
+    full_bt,
+    guided,
+    kl,
+    optimal_sequences,
+    optimum,
+    partial_bt,
+    prefix_log_probs,
+    prefix_policies,
+    rlhf_objective,
+    sequence_log_probs,
+    soft_value,
+    total_variation,
+    value,
+    win_weights,
+)
+
+BETAS = (0.3, 1.0, 3.0)
+ROUNDING = 1e-13
+
+
+@pytest.fixture(params=[f"{size}, {cut}" for size in SIZES for cut in ("whole", "top-2")])
+def world(request):
+    size, cut = request.param.rsplit(", ", 1)
+    drawn = World.random(**SIZES[size], seed=len(request.param))
+    return drawn if cut == "whole" else drawn.truncated(2)
+
+
+def supported(log_probs):
+    return log_probs > float("-inf")
+
+
+def worst(got, wanted, log_probs):
+    """The largest difference of two tables over the prefixes that occur."""
+    return max(float((a - b)[supported(p)].abs().max()) for a, b, p in zip(got, wanted, log_probs, strict=True))
+
+
+def free_of_constant(entry):
+    return entry - entry.mean()
+
+
+# The world
+
+
+def test_a_world_is_a_distribution_over_texts(world):
+    probability = sequence_log_probs(world.policy).exp()
+    assert probability.sum().item() == pytest.approx(1, abs=ROUNDING)
+    texts = {tuple(row[:length]) for row, length, p in zip(
+        world.sequences().tolist(), world.lengths().tolist(), probability.flatten().tolist(), strict=True
+    ) if p > 0}  # fmt: skip
+    # Each text occurs once: behind its end there is one way to go on.
+    assert len(texts) == int((probability > 0).sum())
+    if world.eos is not None:
+        assert all(world.eos not in text[:-1] for text in texts)
+        assert len({len(text) for text in texts}) > 1
+
+
+def test_truncation_keeps_the_most_probable_tokens_in_proportion():
+    world = World.random(4, 3, seed=5)
+    for step, cut in zip(world.policy, world.truncated(2).policy, strict=True):
+        assert (supported(cut).sum(-1) == 2).all()
+        kept = step.masked_fill(~supported(cut), float("-inf"))
+        torch.testing.assert_close(cut, kept - kept.logsumexp(-1, keepdim=True), rtol=0, atol=ROUNDING)
+        assert (step[supported(cut)].min() >= step[~supported(cut)].min()).all()
+        assert (kept.amax(-1) == step.amax(-1)).all()
+
+
+def test_a_seed_is_a_world():
+    one, same, other = (World.random(3, 4, eos=0, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.reward, same.reward) and all(map(torch.equal, one.policy, same.policy))
+    assert not torch.equal(one.reward, other.reward)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda w: World(w.policy[:1], w.reward), "one entry of the policy per token"),
+        (lambda w: World(w.policy, w.reward.float()), "torch.float64"),
+        (lambda w: World(w.policy, w.reward / 0), "finite rewards"),
+        (lambda w: World(tuple(step + 1 for step in w.policy), w.reward), "add up to 1"),
+        (lambda w: World(w.policy, w.reward, eos=1), "nothing but token 1"),
+        (lambda w: World.random(3, 0), "horizon of 1 or more"),
+        (lambda w: World.random(3, 2, eos=3), "eos to be one of the tokens"),
+        (lambda w: w.truncated(0), "top_k to be 1 or more"),
+        (lambda w: soft_value(w, 0.0), "more than 0"),
+        (lambda w: arm(w, math.inf), "more than 0"),
+        (lambda w: bradley_terry(torch.tensor([[0.0, 1.0], [0.0, 0.0]]).double()), "no finite optimum"),
+    ],
+)
+def test_errors_say_what_to_do(make, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        make(World.random(2, 2))
+
+
+# §1: soft value and optimum
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_the_steps_of_the_optimum_multiply_to_the_optimum(world, beta):
+    steps = sequence_log_probs(optimum(world, beta))
+    assert (steps.exp() - optimal_sequences(world, beta).exp()).abs().max() < 1e-14
+    assert total_variation(steps, optimal_sequences(world, beta)) < 1e-14
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_nothing_is_better_than_the_optimum(world, beta):
+    best = soft_value(world, beta)[0]
+    log_z = (sequence_log_probs(world.policy) + beta * world.reward).flatten().logsumexp(0)
+    assert best.item() == pytest.approx(log_z.item() / beta, abs=ROUNDING)
+    star = optimal_sequences(world, beta)
+    assert rlhf_objective(world, star, beta).item() == pytest.approx(best.item(), abs=ROUNDING)
+    for seed in range(3):
+        other = sequence_log_probs(guided(world, random_rewards(world, seed), beta))
+        missing = best - rlhf_objective(world, other, beta)
+        assert missing.item() == pytest.approx(kl(other, star).item() / beta, abs=1e-12)
+        assert missing > 1e-6
+
+
+def test_the_soft_value_is_the_log_of_a_mean_of_exponentials(world):
+    means = conditional_mean(world.policy, (2.0 * world.reward).exp())
+    found = tuple(mean.log() / 2.0 for mean in means)
+    assert worst(soft_value(world, 2.0), found, prefix_log_probs(world.policy)) < ROUNDING
+
+
+# §2: the paper
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_full_sequences_say_nothing_of_prefixes(world, beta):
+    # Any policy over all but the last token can be had from rewards with one and the same loss.
+    target = guided(world, random_rewards(world, 7), 2.0)
+    ratio = tuple((q - p).masked_fill(~supported(p), 0.0) / beta for q, p in zip(target, world.policy, strict=True))
+    rewards = (*((torch.zeros(()).double()), *ratio)[:-1], world.reward)
+    for found, wanted in zip(guided(world, rewards, beta)[:-1], target[:-1], strict=True):
+        assert (found.exp() - wanted.exp()).abs().max() < 1e-14
+    wins = win_weights(world)
+    assert bradley_terry_loss(wins, rewards[-1].flatten()) == bradley_terry_loss(wins, world.reward.flatten())
+
+
+def test_two_reward_models_with_one_loss_have_two_fates(world):
+    fates = []
+    for sign in (1.0, -1.0):
+        # Only the last token is guided by what the loss has seen; before it, the best prefixes are sought or the worst.
+        rewards = (*(sign * 50.0 * entry for entry in value(world)[:-1]), world.reward)
+        fates.append(expected_reward(world, sequence_log_probs(guided(world, rewards, 1.0))).item())
+    base = value(world)[0].item()
+    assert fates[1] < base < fates[0] and fates[0] - fates[1] > 0.5
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_any_guided_policy_is_a_ratio_of_two_rlhf_policies(world, beta):
+    rewards = random_rewards(world)
+    by_length = prefix_policies(world, rewards, beta)
+    for step, shorter, longer in zip(guided(world, rewards, beta), by_length[:-1], by_length[1:], strict=True):
+        reached = supported(shorter)
+        ratio = (longer - shorter[..., None])[reached]
+        # The ratio is not normalised, because the two were normalised over all prefixes of their length.
+        ratio = ratio.exp() / ratio.exp().sum(-1, keepdim=True)
+        last_token = longer[reached].exp() / longer[reached].exp().sum(-1, keepdim=True)
+        assert (ratio - step[reached].exp()).abs().max() < 1e-14
+        assert (last_token - step[reached].exp()).abs().max() < 1e-14
+
+
+def test_partial_bt_at_the_last_length_is_the_reward(world):
+    reached = supported(sequence_log_probs(world.policy))
+    wanted = free_of_constant(world.reward[reached])
+    for tie_finished in (False, True):
+        found = partial_bt(world, tie_finished=tie_finished)[-1][reached]
+        if not tie_finished or world.eos is None:
+            assert (free_of_constant(found) - wanted).abs().max() < 1e-10
+    assert (free_of_constant(full_bt(world)[reached]) - wanted).abs().max() < 1e-10
+
+
+def test_partial_bt_predicts_how_often_each_prefix_wins(world):
+    # The equation of the theory: Σ_b (W[a,b] + W[b,a]) sigmoid(r(a) − r(b)) = Σ_b W[a,b] for every prefix a.
+    for i, entry in enumerate(partial_bt(world)):
+        size, rest = world.vocab**i, world.vocab ** (world.horizon - i)
+        wins = win_weights(world).view(size, rest, size, rest).sum((1, 3))
+        scores = entry.flatten()
+        predicted = ((wins + wins.T) * (scores[:, None] - scores).sigmoid()).sum(1)
+        assert (predicted - wins.sum(1)).abs().max() < 1e-15
+        reached = prefix_log_probs(world.policy)[i].exp()
+        assert abs(float((reached * entry).sum())) < ROUNDING
+
+
+def test_tied_finished_texts_have_one_reward_at_every_length():
+    world = World.random(3, 4, eos=0, seed=3)
+    _, one, two, _, four = partial_bt(world, tie_finished=True)
+    assert one[0] == two[0, 0] == four[0, 0, 0, 0] and two[1, 0] == four[1, 0, 0, 0]
+    loss = [_comparisons(world, entry) for entry in (partial_bt(world, tie_finished=True), _nudged(world))]
+    assert loss[0] < loss[1]
+
+
+def _nudged(world):
+    """The tied optimum with one reward changed a little, at every length where it occurs."""
+    table = [entry.clone() for entry in partial_bt(world, tie_finished=True)]
+    for i in range(2, world.horizon + 1):
+        table[i][(1, *(0,) * (i - 1))] += 1e-4
+    return tuple(table)
+
+
+def _comparisons(world, table):
+    """The loss over all comparisons of all pairs, added up pair by pair."""
+    wins, lengths, sequences = win_weights(world), world.lengths().tolist(), world.sequences().tolist()
+    total = 0.0
+    for a, (left, left_length) in enumerate(zip(sequences, lengths, strict=True)):
+        for b, (right, right_length) in enumerate(zip(sequences, lengths, strict=True)):
+            for i in range(1, max(left_length, right_length) + 1):
+                difference = table[i][tuple(left[:i])] - table[i][tuple(right[:i])]
+                total += float(wins[a, b]) * math.log1p(math.exp(-float(difference)))
+    return total
+
+
+def test_partial_bt_with_small_rewards_is_the_expected_reward(world):
+    errors = []
+    for scale in (1e-2, 1e-3):
+        small = World(world.policy, scale * world.reward, world.eos)
+        means = tuple((entry - value(world)[0]) for entry in value(world))
+        found = tuple(entry / scale for entry in partial_bt(small))
+        errors.append(worst(found, means, prefix_log_probs(world.policy)))
+    assert errors[1] < 1e-5
+    assert errors[0] / errors[1] == pytest.approx(100, rel=0.1)  # What is left is of second order.
+
+
+def test_partial_bt_of_another_sampler_is_that_sampler_s():
+    world = World.random(3, 3, seed=2)
+    sampler = guided(world, random_rewards(world), 1.0)
+    other = World(sampler, world.reward)
+    for got, wanted in zip(partial_bt(world, sampler), partial_bt(other), strict=True):
+        assert torch.equal(got, wanted)
+    assert (partial_bt(world, sampler)[1] - partial_bt(world)[1]).abs().max() > 1e-3
+    assert all(map(torch.equal, value(world, sampler), value(other)))
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_guidance_is_exact_if_and_only_if_the_reward_is_the_soft_value(world, beta):
+    values, star = soft_value(world, beta), optimal_sequences(world, beta)
+    shifts = random_rewards(world)
+    shifted = (values[0], *(entry + shift[..., None] for entry, shift in zip(values[1:], shifts[:-1], strict=True)))
+    assert kl(star, sequence_log_probs(guided(world, shifted, beta))).abs() < 1e-13
+    # Rewards that lead to the optimum differ from the soft value by a constant per parent: they are its log-ratio.
+    for best, base, after in zip(optimum(world, beta), world.policy, values[1:], strict=True):
+        difference = (best - base) / beta - after
+        spread = difference.masked_fill(~supported(base), float("-inf")).amax(-1) - difference.masked_fill(
+            ~supported(base), float("inf")
+        ).amin(-1)
+        assert spread.max() < 1e-12
+    bent = list(values)
+    for token in range(world.vocab):
+        if world.policy[0][token] > float("-inf"):
+            bent[1] = values[1].clone()
+            bent[1][token] += 0.1
+            assert kl(star, sequence_log_probs(guided(world, tuple(bent), beta))) > 1e-6
+
+
+# §3: the neighbours
+
+
+def test_the_expected_reward_is_right_to_first_order(world):
+    gaps = [
+        kl(optimal_sequences(world, beta), sequence_log_probs(guided(world, value(world), beta))).item()
+        for beta in (0.04, 0.02)
+    ]
+    assert gaps[0] / gaps[1] == pytest.approx(16, rel=0.15)
+
+
+def test_the_best_completion_is_the_limit_of_the_soft_value(world):
+    gaps = [worst(soft_value(world, beta), best_value(world), prefix_log_probs(world.policy)) for beta in (1e2, 1e3)]
+    assert gaps[1] < 0.05
+    assert gaps[0] / gaps[1] == pytest.approx(10, rel=0.3)
+    for soft, best in zip(soft_value(world, 1.0), best_value(world), strict=True):
+        assert (best >= soft - ROUNDING).all()
+
+
+@pytest.mark.parametrize("beta_r", [0.5, 1.0, 2.0])
+def test_log_probabilities_trained_on_pairs_multiply_to_the_optimum_but_do_not_sample_it(world, beta_r):
+    beta = 1.0
+    log_policy = arm(world, beta_r)
+    reached = supported(sequence_log_probs(world.policy))
+    assert log_policy[-1][reached].exp().sum().item() == pytest.approx(1, abs=ROUNDING)
+    # The reward of a pair is beta_r times their difference.
+    wanted = free_of_constant(world.reward[reached])
+    assert (free_of_constant(beta_r * log_policy[-1][reached]) - wanted).abs().max() < ROUNDING
+    for shorter, longer, step in zip(log_policy[:-1], log_policy[1:], world.policy, strict=True):
+        next_tokens = longer.masked_fill(~supported(step), float("-inf"))
+        assert (next_tokens.logsumexp(-1) - shorter).abs().max() < ROUNDING
+    star = optimal_sequences(world, beta)
+    product = sequence_log_probs(world.policy) + beta * beta_r * log_policy[-1]
+    assert total_variation(product.flatten().log_softmax(0), star.flatten()) < 1e-14
+    sampled = sequence_log_probs(guided(world, log_policy, beta * beta_r))
+    assert kl(star, sampled) > 1e-3
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_an_exact_dpo_pair_holds_the_soft_value(world, beta):
+    values = soft_value(world, beta)
+    wanted = tuple(entry - values[0] for entry in values)
+    assert worst(dpo_ratio(world, beta), wanted, prefix_log_probs(world.policy)) < 1e-13
+    star = optimal_sequences(world, beta)
+    assert kl(star, sequence_log_probs(guided(world, dpo_ratio(world, beta), beta))).abs() < 1e-13
+
+
+NEIGHBOURS = {
+    "partial BT": (partial_bt, (0.0009, 0.041, 1.09)),
+    "expected reward": (value, (0.0004, 0.041, 1.16)),
+    "best completion": (best_value, (0.022, 0.153, 0.40)),
+    "arm": (arm, (0.011, 0.082, 0.41)),
+    "at random": (random_rewards, (0.083, 0.85, 5.4)),
+}
+"""Mean KL from the optimum to the guided policy over 40 random worlds at the three betas, as written in the theory."""
+
+
+def test_the_neighbours_are_as_far_from_the_optimum_as_the_theory_says():
+    # Other worlds of the same kind were drawn there, so the figures agree in size and order only.
+    worlds = [World.random(3, 4, seed=seed) for seed in range(40)]
+    found = {
+        name: [
+            sum(
+                kl(optimal_sequences(world, beta), sequence_log_probs(guided(world, rewards, beta))).item()
+                for world, rewards in zip(worlds, map(prefix_rewards, worlds), strict=True)
+            ) / len(worlds)
+            for beta in BETAS
+        ]
+        for name, (prefix_rewards, _) in NEIGHBOURS.items()
+    }  # fmt: skip
+    for name, (_, written) in NEIGHBOURS.items():
+        for here, there in zip(found[name], written, strict=True):
+            assert 0.5 < here / there < 2, (name, found[name])
+    weak, _, strong = (sorted(found, key=lambda name, i=i: found[name][i]) for i in range(3))
+    assert weak == ["expected reward", "partial BT", "arm", "best completion", "at random"]
+    assert set(strong[:2]) == {"arm", "best completion"} and strong[-1] == "at random"
+
+
+def test_the_counterexample():
+    policy = (
+        torch.tensor([0.5, 0.5]).double().log(),
+        torch.tensor([[0.1, 0.9], [0.1, 0.9]], dtype=torch.float64).log(),
+    )
+    world = World(policy, torch.tensor([[3.0, -3.0], [0.0, 0.0]]).double())
+
+    def preference(table):
+        return (table[1][0] - table[1][1]).item()
+
+    assert preference(partial_bt(world)) == pytest.approx(-1.83, abs=0.005)
+    assert preference(value(world)) == pytest.approx(-2.40, abs=1e-6)
+    assert preference(soft_value(world, 1.0)) == pytest.approx(0.72, abs=0.005)
+    assert preference(best_value(world)) == 3.0
+    assert optimum(world, 1.0)[0].exp()[0] > 0.5
+    assert guided(world, partial_bt(world), 1.0)[0].exp()[0] < 0.5
