@@ -212,7 +212,9 @@ def cumulative(
 ) -> Float[Tensor, "rows 1"]:
     """The squared differences of a row, the t-th prefix with weight t, divided by the weights (RAD, arXiv 2310.09520).
 
-    The minimiser is that of `value` under other weights of the prefixes. Arguments as in `value`.
+    The minimiser is that of `value` if all answers are equally long. Otherwise a long answer counts less at each of its
+    prefixes than a short one, because the weights of all prefixes of a row add up to 1: it is the expected reward when
+    an answer of n tokens is drawn in proportion to 2 / (n (n + 1)). Arguments as in `value`.
     """
     weight = exists.cumsum(1).masked_fill(~exists, 0)
     squares = ((rewards - targets[:, None]) ** 2).masked_fill(~exists, 0.0)

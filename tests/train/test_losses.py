@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.testing import VOCAB_SIZE, tiny_reward_model
-from rgtg_logits.train import full_bt, partial_bt
+from rgtg_logits.train import full_bt, losses, partial_bt
 from rgtg_logits.train.data import pair_lengths
+from rgtg_logits.train.objectives import OBJECTIVES, Labelled, Pairs, Reading, Weights
 
 
 def common_prefix(left: list[int], right: list[int]) -> int:
@@ -109,3 +110,101 @@ def test_full_bt_reads_the_finished_answers_only() -> None:
     assert loss.item() == pytest.approx(math.log1p(math.exp(-1)), rel=1e-6)
     assert chosen.grad is not None
     assert chosen.grad.nonzero().tolist() == [[0, 2]]
+
+
+ANSWERS = Labelled(torch.tensor([3, 4]), torch.tensor([1, 2]), torch.tensor([3.0, -1.0]))
+"""Two answers of two tokens each; what the model says of prompts and padding is 777."""
+REWARDS = torch.tensor([[777.0, 1.0, 2.0, 777.0], [777.0, 777.0, 0.0, -1.5]])
+
+
+def terms(name: str, **weights: float):
+    return OBJECTIVES[name].terms(Reading(REWARDS), ANSWERS, Weights(**weights))
+
+
+def test_value_is_half_the_squared_error_of_every_prefix_of_the_answer() -> None:
+    found = terms("value")
+
+    assert found.losses.tolist() == [[0.0, 2.0, 0.5, 0.0], [0.0, 0.0, 0.5, 0.125]]
+    assert found.exists.tolist() == [[False, True, True, False], [False, False, True, True]]
+    assert OBJECTIVES["value"].count(ANSWERS).tolist() == [2, 2]
+
+
+def test_cumulative_weighs_the_tokens_of_the_answer_by_their_place() -> None:
+    found = terms("cumulative")
+
+    expected = torch.tensor([[(1 * 4.0 + 2 * 1.0) / 3], [(1 * 1.0 + 2 * 0.25) / 3]])
+    torch.testing.assert_close(found.losses, expected, rtol=0, atol=1e-6)
+    nothing = losses.cumulative(REWARDS, ANSWERS.rewards, torch.zeros(2, 4, dtype=torch.bool))
+    assert nothing.tolist() == [[0.0], [0.0]]
+
+
+def test_soft_value_is_the_linex_loss_of_every_prefix_of_the_answer() -> None:
+    found = terms("soft_value", beta=0.5)
+
+    differences = [[1.5 - 1.0, 1.5 - 2.0], [-0.5 - 0.0, -0.5 + 1.5]]
+    expected = [[math.exp(d) - d - 1 for d in row] for row in differences]
+    zero = 0.0
+    wanted = torch.tensor([[zero, *expected[0], zero], [zero, zero, *expected[1]]])
+    torch.testing.assert_close(found.losses, wanted, rtol=0, atol=1e-6)
+
+
+def test_the_clip_of_soft_value_goes_on_as_a_line_without_a_jump_or_a_bend() -> None:
+    clip, step = 2.0, 1e-6
+
+    def at(difference: float) -> tuple[float, float]:
+        rewards = torch.tensor([[-difference]], dtype=torch.double, requires_grad=True)
+        loss = losses.soft_value(rewards, torch.zeros(1).double(), torch.ones(1, 1, dtype=torch.bool), clip=clip).sum()
+        loss.backward()
+        assert rewards.grad is not None
+        return loss.item(), -rewards.grad.item()
+
+    (before, slope_before), (after, slope_after) = at(clip - step), at(clip + step)
+    assert after - before == pytest.approx(2 * step * (math.exp(clip) - 1), rel=1e-4)
+    assert slope_before == pytest.approx(slope_after, abs=1e-5)
+    for far in (3.0, 500.0):
+        value, slope = at(far)
+        assert slope == pytest.approx(math.exp(clip) - 1)
+        assert value == pytest.approx(math.exp(clip) * (1 + far - clip) - far - 1)
+    assert at(0.0) == (0.0, 0.0)
+    assert at(1.0)[1] == pytest.approx(math.e - 1)
+    assert at(-500.0)[1] == pytest.approx(-1.0)
+
+
+PAIR = Pairs(torch.tensor([3]), torch.tensor([4]), torch.tensor([1]))
+"""A chosen answer of two tokens and a rejected one of three, behind one token that they share."""
+
+
+def test_farma_is_bradley_terry_at_the_end_and_the_best_next_reward_before_it() -> None:
+    rewards = torch.tensor([[9.0, 1.0, 2.0, 777.0], [9.0, 0.5, 0.0, 1.0]], requires_grad=True)
+    best = torch.tensor([[777.0, 4.0, 777.0, 777.0], [777.0, 1.5, -1.0, 777.0]], requires_grad=True)
+    pair = PAIR._replace(margin=torch.tensor([0.25]))
+
+    loss = OBJECTIVES["farma"].terms(Reading(rewards, best), pair, Weights(farma_weight=0.5)).losses
+    loss.sum().backward()
+
+    constraint = ((1.0 - 4.0) ** 2 + (0.5 - 1.5) ** 2 + (0.0 + 1.0) ** 2) / 3
+    assert loss.tolist() == [[pytest.approx(math.log1p(math.exp(-0.75)) + 0.5 * constraint)]]
+    assert best.grad is None
+    assert rewards.grad is not None
+    # The shared beginning and padding are not trained.
+    assert rewards.grad.nonzero().tolist() == [[0, 1], [0, 2], [1, 1], [1, 2], [1, 3]]
+    assert rewards.grad[0, 1].item() == pytest.approx(0.5 * 2 * (1.0 - 4.0) / 3)
+
+
+def test_farma_of_answers_of_one_token_is_bradley_terry() -> None:
+    pair = Pairs(torch.tensor([2]), torch.tensor([2]), torch.tensor([1]))
+    reading = Reading(torch.tensor([[9.0, 1.0], [9.0, -1.0]]), torch.full((2, 2), 777.0))
+
+    assert OBJECTIVES["farma"].terms(reading, pair, Weights()).losses.item() == pytest.approx(math.log1p(math.exp(-2)))
+
+
+def test_arm_compares_the_summed_log_probabilities_of_finished_answers() -> None:
+    summed = torch.tensor([[-9.0, -1.0, -3.0, 777.0], [-9.0, -1.0, -2.0, -3.5]], requires_grad=True)
+    pair = PAIR._replace(margin=torch.tensor([0.5]))
+
+    loss = OBJECTIVES["arm"].terms(Reading(summed), pair, Weights(arm_beta=2.0)).losses
+    loss.sum().backward()
+
+    assert loss.tolist() == [[pytest.approx(math.log1p(math.exp(-(2.0 * 0.5 - 0.5))))]]
+    assert summed.grad is not None
+    assert summed.grad.nonzero().tolist() == [[0, 2], [1, 3]]
