@@ -184,10 +184,11 @@ def token_scores(
     Returns:
         The token's own logit or log-probability; 0 at padding and at the first token, behind which there is nothing.
     """
-    before = logits[:, :-1].float()
-    scores = before.gather(-1, input_ids[:, 1:, None])[..., 0]
+    before = logits[:, :-1]
+    # In this order, because all logits in float32 may take more memory than the model.
+    scores = before.gather(-1, input_ids[:, 1:, None])[..., 0].float()
     if log_softmax:
-        scores = scores - before.logsumexp(-1)
+        scores = scores - before.float().logsumexp(-1)
     has_both = (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
     return nn.functional.pad(scores.masked_fill(~has_both, 0.0), (1, 0))
 

@@ -24,6 +24,12 @@ class RewardModelConfig:
             2406.07780), "full_bt" (on whole sequences only), or None when nobody said.
         reference: For "log_ratio" alone: Hub id or folder of the reference model of a DPO pair, whose log-probability
             is subtracted; None for the log-probability alone.
+        unit: What a reward is measured in, in words.
+        beta: The strength that the objective itself has, if it has one. Of "soft_value": that of the KL-regularised
+            optimum that its rewards lead to, in nats per unit of the data's rewards. Of "arm": nats of preference per
+            nat of log-probability.
+        reward_mean: Mean of the rewards of prefixes of held-out answers, in `unit`.
+        reward_std: Their standard deviation.
 
     Raises:
         InvalidArgumentError: If there is no such kind, or a reference where none is used.
@@ -33,6 +39,10 @@ class RewardModelConfig:
     kind: str = "causal"
     objective: str | None = None
     reference: str | None = None
+    unit: str | None = None
+    beta: float | None = None
+    reward_mean: float | None = None
+    reward_std: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -55,8 +65,21 @@ class RewardModelConfig:
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def to_dict(self) -> dict[str, Any]:
-        """The dict that goes into `config.json`."""
-        return {key: value for key, value in asdict(self).items() if key != "reference" or value is not None}
+        """The dict that goes into `config.json`, without what nobody knows."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @property
+    def suggested_beta(self) -> float | None:
+        """A guidance strength to start from, in nats per unit of reward; None if nothing is known to tell it from.
+
+        Exactly 1 for "soft_value", whose rewards are logarithms of the weights of the KL-regularised optimum. 1 for
+        "arm", which multiplies the base model's probabilities by its own (arXiv 2410.08193, eq. 9). Otherwise one over
+        the spread of rewards on held-out prefixes: a prefix that is better than the mean by as much as prefixes usually
+        differ gets e times the odds. That is no optimum, but of the order at which guidance begins to be felt.
+        """
+        if self.objective in ("soft_value", "arm"):
+            return 1.0
+        return 1.0 / self.reward_std if self.reward_std else None
 
 
 def read_config(stored: dict[str, Any] | None, kind: str | None) -> RewardModelConfig:

@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from rgtg_logits.errors import InvalidArgumentError
 
 TAGS = ("reward-model", "reward-guided-decoding", "rgtg-logits")
-OBJECTIVES = ("partial_bt", "full_bt")
+OBJECTIVES = ("partial_bt", "full_bt", "value", "soft_value", "cumulative", "farma", "arm")
 
 
 @dataclass(frozen=True, kw_only=True)

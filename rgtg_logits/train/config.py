@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.train.objectives import OBJECTIVES
+from rgtg_logits.reward_model import RewardModelConfig
+from rgtg_logits.train.objectives import OBJECTIVES, Objective, Weights
 
 
 @dataclass
@@ -19,19 +21,64 @@ class PartialRewardConfig(RewardConfig):
     switched on only where the device has it, and a CPU computes in float32 unless `bf16` says otherwise.
 
     Args:
-        objective: "partial_bt" is Bradley-Terry on every prefix pair (PARGS, arXiv 2406.07780), "full_bt" on the
-            finished answers only, which is TRL's own loss.
+        objective: What to train on. From preference pairs: "partial_bt" (Bradley-Terry on every prefix pair; PARGS,
+            arXiv 2406.07780), "full_bt" (on the finished answers only, which is TRL's own loss), "farma" (that, and
+            every prefix as good as its best next token; arXiv 2502.04517) and "arm" (on log-probabilities of finished
+            answers; GenARM, arXiv 2410.08193). From answers with a reward each: "value" (the mean of the rewards that a
+            prefix leads to; arXiv 2310.17022), "cumulative" (the same, later prefixes weighing more; RAD, arXiv
+            2310.09520) and "soft_value" (the logarithm of the mean of exp(soft_value_beta · reward), which leads to the
+            optimum of KL-regularised RLHF). `losses.py` has the equations.
+        kind: What kind of checkpoint to make: "causal" (a scalar head), "vocabulary" (a language model whose next-token
+            logits are rewards: guidance costs one forward for any number of candidates) or "log_ratio" (one whose
+            log-probabilities are). By default the usual one of the objective.
+        soft_value_beta: Of "soft_value": the strength of the KL-regularised optimum, in nats per unit of the data's
+            rewards, > 0. Larger is further from the base model, and needs more data.
+        soft_value_clip: Of "soft_value": how far, in nats, a reward may be above the prediction before its loss goes
+            on as a straight line, > 0. 5 lets nearly all through; smaller is steadier and biased towards the mean.
+        arm_beta: Of "arm": nats of preference per nat of log-probability, > 0. The paper takes 0.05 for whole answers;
+            1 makes the sum of log-probabilities itself the reward.
+        farma_weight: Of "farma": weight of the part about unfinished prefixes, ≥ 0. 0 trains on finished answers only.
 
     Raises:
-        InvalidArgumentError: If there is no such objective.
+        InvalidArgumentError: If there is no such objective, it cannot make that kind, or a number is out of range.
     """
 
     objective: str = field(
         default="partial_bt",
         metadata={
-            "help": "What to train on: 'partial_bt' (Bradley-Terry on every prefix of a pair, for guided decoding) or "
-            "'full_bt' (on finished answers only, an ordinary reward model)."
+            "help": "What to train on. From preference pairs: 'partial_bt' (Bradley-Terry on every prefix of a pair, "
+            "for guided decoding), 'full_bt' (on finished answers only, an ordinary reward model), 'farma' (that, and "
+            "every prefix as good as its best next token), 'arm' (on log-probabilities). From answers with a reward "
+            "each: 'value' (expected reward of every prefix), 'cumulative' (later prefixes weighing more), "
+            "'soft_value' (leads to the optimum of KL-regularised RLHF)."
         },
+    )
+    kind: str | None = field(
+        default=None,
+        metadata={
+            "help": "Kind of checkpoint: 'causal' (scalar head), 'vocabulary' (next-token logits are rewards, for "
+            "'partial_bt', 'value', 'soft_value', 'cumulative', 'farma'), 'log_ratio' (log-probabilities, for 'arm'). "
+            "Not set: the usual one of the objective."
+        },
+    )
+    soft_value_beta: float = field(
+        default=1.0,
+        metadata={
+            "help": "For 'soft_value': strength of the KL-regularised optimum, in nats per unit of reward; above 0."
+        },
+    )
+    soft_value_clip: float = field(
+        default=5.0,
+        metadata={
+            "help": "For 'soft_value': nats by which a reward may exceed the prediction before its loss goes on as a "
+            "straight line; above 0."
+        },
+    )
+    arm_beta: float = field(
+        default=1.0, metadata={"help": "For 'arm': nats of preference per nat of log-probability; above 0."}
+    )
+    farma_weight: float = field(
+        default=1.0, metadata={"help": "For 'farma': weight of the part about unfinished prefixes; 0 is off."}
     )
 
     bf16: bool | None = field(
@@ -47,6 +94,57 @@ class PartialRewardConfig(RewardConfig):
                 f"Expected objective to be one of {', '.join(map(repr, OBJECTIVES))}, but got {self.objective!r}. "
                 "Choose 'partial_bt' for guided decoding, 'full_bt' for a reward model of finished texts."
             )
+        kinds = self.what.kinds
+        self.kind = kinds[0] if self.kind is None else self.kind
+        if self.kind not in kinds:
+            able = [name for name, objective in OBJECTIVES.items() if self.kind in objective.kinds]
+            raise InvalidArgumentError(
+                f"Expected kind to be one of {', '.join(map(repr, kinds))}, which the objective {self.objective!r} can "
+                f"train, but got {self.kind!r}. Leave it out"
+                + (f", or choose one of the objectives {', '.join(able)}." if able else ".")
+            )
+        self._check_numbers()
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
         super().__post_init__()
+
+    def _check_numbers(self) -> None:
+        for name in ("soft_value_beta", "soft_value_clip", "arm_beta", "farma_weight"):
+            value, least = getattr(self, name), "≥ 0" if name == "farma_weight" else "> 0"
+            if not math.isfinite(value) or value < 0 or (value == 0 and least == "> 0"):
+                raise InvalidArgumentError(
+                    f"Expected {name} to be a finite number {least}, but got {value}. Leave it out for the default."
+                )
+        if self.center_rewards_coefficient and self.objective not in ("partial_bt", "full_bt"):
+            raise InvalidArgumentError(
+                "Expected center_rewards_coefficient for the objectives 'partial_bt' and 'full_bt' only, but got "
+                f"{self.center_rewards_coefficient} for {self.objective!r}, in whose loss there is no such part. "
+                "Leave it out."
+            )
+
+    @property
+    def what(self) -> Objective:
+        """The objective."""
+        return OBJECTIVES[self.objective]
+
+    @property
+    def weights(self) -> Weights:
+        """The numbers in its loss."""
+        return Weights(
+            center=self.center_rewards_coefficient,
+            beta=self.soft_value_beta,
+            clip=self.soft_value_clip,
+            arm_beta=self.arm_beta,
+            farma_weight=self.farma_weight,
+        )
+
+    @property
+    def reward_model(self) -> RewardModelConfig:
+        """What the checkpoint says of itself, as far as it is known before any evaluation."""
+        betas = {"soft_value": self.soft_value_beta, "arm": self.arm_beta}
+        return RewardModelConfig(
+            kind=self.kind or self.what.kinds[0],
+            objective=self.objective,
+            unit=self.what.unit,
+            beta=betas.get(self.objective),
+        )

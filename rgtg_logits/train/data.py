@@ -1,13 +1,12 @@
-"""Preference pairs as tokens: where the answers part, which rows can be used, how often a prefix is judged right."""
+"""Preference pairs as tokens: where the answers part, and how often a prefix is judged right; and counts of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from datasets import Dataset, IterableDataset
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -54,10 +53,8 @@ def prefix_wins(
     Returns:
         1 where the chosen prefix wins, 0 where it loses, 0.5 for a tie.
     """
-    cuts = torch.tensor(percents, device=chosen.device)[None]
-    difference = chosen.gather(1, _last_token(lengths.chosen, lengths.start, cuts)) - rejected.gather(
-        1, _last_token(lengths.rejected, lengths.start, cuts)
-    )
+    ends = [last_tokens(length, lengths.start, percents) for length in (lengths.chosen, lengths.rejected)]
+    difference = chosen.gather(1, ends[0]) - rejected.gather(1, ends[1])
     return (torch.sign(difference) + 1) / 2
 
 
@@ -75,74 +72,48 @@ def prefix_accuracy(
     return dict(zip(percents, wins.tolist(), strict=True))
 
 
-@dataclass(frozen=True)
-class PairCounts:
-    """What became of the rows of a data set.
-
-    Attributes:
-        kept: Pairs that are used.
-        cut: Of these, pairs whose texts were cut at `max_length` tokens.
-        empty: Left out because an answer is missing or empty.
-        identical: Left out because both texts are the same, or become the same when cut.
-        too_long: Left out because a text is longer than `max_length` tokens.
-    """
-
-    kept: int
-    cut: int
-    empty: int
-    identical: int
-    too_long: int
-
-    @property
-    def left_out(self) -> int:
-        """All pairs that are not used."""
-        return self.empty + self.identical + self.too_long
-
-
-def drop_empty(dataset: Dataset | IterableDataset, **options: Any) -> Dataset | IterableDataset:
-    """Leaves out rows without a chosen or a rejected answer: nothing, an empty text, or no messages."""
-    return dataset.filter(_has_answers, **options)
-
-
-def drop_identical(dataset: Dataset | IterableDataset, **options: Any) -> Dataset | IterableDataset:
-    """Leaves out tokenised rows without a prefix pair: both texts are the same, or one has no token."""
-    return dataset.filter(_differs, **options)
-
-
-def drop_long(dataset: Dataset | IterableDataset, max_length: int, **options: Any) -> Dataset | IterableDataset:
-    """Leaves out tokenised rows with a text of more than `max_length` tokens."""
-    return dataset.filter(_fits, fn_kwargs={"max_length": max_length}, **options)
-
-
-def cut_long(dataset: Dataset | IterableDataset, max_length: int, **options: Any) -> Dataset | IterableDataset:
-    """Cuts tokenised texts from the end to `max_length` tokens: what is left is a pair of prefixes all the same.
-
-    The column `cut` then tells which rows were longer.
-    """
-    return dataset.map(_cut, fn_kwargs={"max_length": max_length}, **options)
-
-
-def _last_token(
-    lengths: Int[Tensor, " pairs"], start: Int[Tensor, " pairs"], cuts: Int[Tensor, "1 percents"]
-) -> Int[Tensor, "pairs percents"]:
+def last_tokens(
+    lengths: Int[Tensor, " rows"], start: Int[Tensor, " rows"], percents: Sequence[int] = PERCENTS
+) -> Int[Tensor, "rows percents"]:
+    """Where texts end whose answers are cut at a percentage of their own length; see `prefix_wins`."""
+    cuts = torch.tensor(percents, device=lengths.device)[None]
     # Integers, because 0.1 * 30 is more than 3 in floating point and would round up to 4.
     kept = ((lengths - start)[:, None] * cuts + 99) // 100
     # An answer that is a beginning of the other one has no token of its own: its reward is that of the common prefix.
     return torch.minimum(start[:, None] + kept.clamp(min=1), lengths[:, None]) - 1
 
 
-def _has_answers(row: Mapping[str, Any]) -> bool:
-    return bool(row["chosen"]) and bool(row["rejected"])
+@dataclass(frozen=True)
+class PairCounts:
+    """What became of the rows of a data set, pairs or answers with a reward each.
+
+    Attributes:
+        kept: Rows that are used.
+        cut: Of these, rows whose texts were cut at `max_length` tokens.
+        empty: Left out because there is no answer: none given, an empty text, or no messages.
+        identical: Left out because both texts of a pair are the same, or become the same when cut.
+        too_long: Left out because a text is longer than `max_length` tokens.
+        one_sided: Left out because a pair has one answer only.
+        unusable: Left out because the prompt is missing, or a margin or reward is missing or no finite number.
+    """
+
+    kept: int
+    cut: int = 0
+    empty: int = 0
+    identical: int = 0
+    too_long: int = 0
+    one_sided: int = 0
+    unusable: int = 0
+
+    @property
+    def left_out(self) -> int:
+        """All rows that are not used."""
+        return sum(getattr(self, reason) for reason in REASONS)
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{getattr(self, reason)} {reason.replace('_', ' ')}" for reason in REASONS)
+        return f"{self.kept} rows kept ({self.cut} cut at max_length), {self.left_out} left out: {reasons}"
 
 
-def _differs(row: Mapping[str, Any]) -> bool:
-    return bool(row["chosen_ids"]) and bool(row["rejected_ids"]) and row["chosen_ids"] != row["rejected_ids"]
-
-
-def _fits(row: Mapping[str, Any], max_length: int) -> bool:
-    return len(row["chosen_ids"]) <= max_length and len(row["rejected_ids"]) <= max_length
-
-
-def _cut(row: Mapping[str, Any], max_length: int) -> dict[str, Any]:
-    short = {name: row[name][:max_length] for name in ("chosen_ids", "rejected_ids")}
-    return {**short, "cut": not _fits(row, max_length)}
+REASONS = ("empty", "one_sided", "identical", "too_long", "unusable")
+"""Why rows are left out; see `PairCounts`."""

@@ -43,6 +43,11 @@ class Pairs(NamedTuple):
     start: Int[Tensor, " pairs"]
     margin: Float[Tensor, " pairs"] | None = None
 
+    @property
+    def texts(self) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+        """Tokens of every text, and of its beginning that is not trained on; chosen ones first."""
+        return torch.cat([self.chosen, self.rejected]), torch.cat([self.start, self.start])
+
 
 class Labelled(NamedTuple):
     """What is known of a batch of answers with a reward each: tokens of the texts and of their prompts, and rewards."""
@@ -50,6 +55,11 @@ class Labelled(NamedTuple):
     lengths: Int[Tensor, " rows"]
     start: Int[Tensor, " rows"]
     rewards: Float[Tensor, " rows"]
+
+    @property
+    def texts(self) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+        """Tokens of every text, and of its beginning that is not trained on."""
+        return self.lengths, self.start
 
 
 class Terms(NamedTuple):

@@ -1,4 +1,4 @@
-"""TRL's reward trainer with a loss on every prefix."""
+"""TRL's reward trainer with the objectives of reward models of prefixes."""
 
 from __future__ import annotations
 
@@ -6,39 +6,40 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from jaxtyping import Float
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardConfig, RewardTrainer
 
 from rgtg_logits._checkpoint import ADAPTER_FILE
 from rgtg_logits.card import CardFacts, Evaluation, render_card
-from rgtg_logits.errors import InvalidArgumentError, RewardModelError
-from rgtg_logits.reward_model import RewardModel, RewardModelConfig
+from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.train.config import PartialRewardConfig
-from rgtg_logits.train.data import (
-    PERCENTS,
-    PairCounts,
-    cut_long,
-    drop_empty,
-    drop_identical,
-    drop_long,
-    pair_lengths,
-    prefix_wins,
-)
+from rgtg_logits.train.data import PairCounts, pair_lengths
+from rgtg_logits.train.evaluation import Measured, correlation, measured, row_figures
+from rgtg_logits.train.labelled import LabelledCollator, answer_tokens
 from rgtg_logits.train.losses import finished
-from rgtg_logits.train.objectives import OBJECTIVES, Pairs, Reading, Weights
+from rgtg_logits.train.models import (
+    adapter_config,
+    check_model,
+    inner_model,
+    load_model,
+    load_tokenizer,
+    taken_as_loaded,
+)
+from rgtg_logits.train.objectives import Labelled, Pairs, Reading
+from rgtg_logits.train.reading import RewardReader
+from rgtg_logits.train.rows import Limit, Preparation
 
 logger = logging.getLogger(__name__)
 
@@ -53,25 +54,33 @@ _PACKAGES = ("rgtg_logits", "trl", "transformers", "torch", "datasets", "peft")
 
 
 class PartialRewardTrainer(RewardTrainer):
-    """Trains a reward model on prefixes (PARGS, arXiv 2406.07780) or on finished answers, from preference pairs.
+    """Trains a reward model on prefixes or on finished answers, from preference pairs or from answers with a reward.
 
     It is TRL's `RewardTrainer`: the same arguments, data formats, adapters, callbacks, checkpoints and uploads. Rewards
     of all prefixes come from one forward per text. What differs:
 
-    - the loss is that of `args.objective`, a mean over all comparisons of one optimiser step (gradient accumulation and
-      several processes change nothing);
-    - evaluation reports `eval_prefix_accuracy_10` … `_100` (see `prefix_accuracy`) and `eval_loss`, exact over the set;
-    - texts over `args.max_length` are cut from the end when training on prefixes; TRL leaves such rows out, and so does
-      this trainer in evaluation and for "full_bt", which need finished answers. Rows with an empty answer or two equal
-      texts are left out. The counts are logged and kept in `pair_counts` (streamed data are not counted);
-    - an adapter (`peft_config`) always gets the task type SEQ_CLS, because otherwise its head is neither trained nor
-      saved;
+    - the loss is that of `args.objective`, a mean over all its parts in one optimiser step (gradient accumulation and
+      several processes change nothing), and `args.kind` says what is trained: a scalar head or a language model;
+    - objectives that learn from rewards take rows with `completion` or `text` (as texts, or messages), `reward` or
+      `label` (a number), and perhaps `prompt`; or `input_ids`, `start` and `reward`;
+    - evaluation reports `eval_loss`, exact over the set; for pairs `eval_prefix_accuracy_10` … `_100` (see
+      `prefix_accuracy`), for rewards `eval_prefix_correlation_10` … `_100`: Pearson's correlation, over the set, of the
+      reward of answers cut at that percentage with that of the finished answer (0 where one of them does not vary).
+      Mean and standard deviation of the rewards of all prefixes, `eval_reward_mean` and `eval_reward_std`, go into the
+      checkpoint too, as long as the model stays as it was measured; so does what to try as guidance strength
+      (`RewardModelConfig.suggested_beta`);
+    - texts over `args.max_length` are cut when training on prefixes, see `Limit`; TRL leaves such rows out, and so does
+      this trainer in evaluation and for objectives on finished answers. Rows that cannot be used are left out. The
+      counts are logged and kept in `pair_counts` (streamed data are not counted);
+    - an adapter (`peft_config`) always gets the task type that the kind needs: SEQ_CLS, because otherwise the head is
+      neither trained nor saved, or CAUSAL_LM;
+    - a model that is given by name may be of any architecture with a causal language model;
     - checkpoints say what they are: `config.rgtg`, or `rgtg.json` beside an adapter, which has no config of the model;
     - the card holds measured facts only.
 
     Raises:
-        InvalidArgumentError: If `args` is not a `PartialRewardConfig`, no pair can be used, or the tokenizer has no
-            end-of-text token.
+        InvalidArgumentError: If `args` is not a `PartialRewardConfig`, the data are not those of the objective or none
+            can be used, the model is not of the kind, or the tokenizer has no end-of-text token.
         RewardModelError: If the model has no scalar head that reads every token.
 
     Example:
@@ -89,7 +98,12 @@ class PartialRewardTrainer(RewardTrainer):
         self,
         model: str | PreTrainedModel | PeftModel,
         args: RewardConfig | None = None,
+        data_collator: Callable[..., Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         *positional: Any,
+        quantization_config: Any = None,
         peft_config: PeftConfig | None = None,
         **options: Any,
     ) -> None:
@@ -101,16 +115,34 @@ class PartialRewardTrainer(RewardTrainer):
                 f"Expected args to be a PartialRewardConfig, which names the objective, but got {type(args).__name__}. "
                 "Build the arguments with rgtg_logits.train.PartialRewardConfig."
             )
+        self._what = args.what
         self.pair_counts: dict[str, PairCounts] = {}
-        self._measured: list[Tensor] = []
+        self._figures: list[Tensor] = []
         self._evaluations: dict[str, Evaluation] = {}
-        super().__init__(model, args, *positional, peft_config=_with_head(peft_config), **options)
-        reader = RewardModel(self.model)  # Checks that there is a scalar head, and finds it through adapters.
-        self._head = reader.head
-        self._inner = _inner_model(self.model)
-        self._inner.config.rgtg = RewardModelConfig(objective=args.objective).to_dict()
+        loaded = isinstance(model, str)
+        if isinstance(model, str):
+            processing_class = processing_class or load_tokenizer(model, args)
+            set_seed(args.seed)  # A new head is random.
+            model, quantization_config = load_model(model, args, quantization_config), None
+        kind = args.reward_model.kind
+        check_model(model, kind, args.objective)
+        with taken_as_loaded(model, args, here=loaded):
+            super().__init__(
+                model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional,
+                quantization_config=quantization_config, peft_config=adapter_config(peft_config, kind), **options,
+            )  # fmt: skip
+        if data_collator is None and self._what.data == "labels":
+            self.data_collator = LabelledCollator(self.processing_class.pad_token_id, args.pad_to_multiple_of)
+        self._reader = RewardReader(self.model, kind, len(self.processing_class))
+        self._inner = inner_model(self.model)
         self._inner.config.architectures = [type(self._inner).__name__]
-        if isinstance(self.model, PeftModel) and not any(p.requires_grad for p in self._head.parameters()):
+        self._describe(None)
+        head = self._reader.head
+        if (
+            head is not None
+            and isinstance(self.model, PeftModel)
+            and not any(p.requires_grad for p in head.parameters())
+        ):
             logger.warning(
                 "The reward head is frozen: only the adapter will be trained. If the head is untrained too, build the "
                 "adapter with task_type='SEQ_CLS'."
@@ -124,47 +156,43 @@ class PartialRewardTrainer(RewardTrainer):
                 "Expected a tokenizer with an end-of-text token, which closes a finished answer, but it has none. "
                 "Set eos_token in the training arguments."
             )
-        options = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
-        sizes = [_size(dataset)]
-        if dataset.column_names is None or "chosen" in dataset.column_names:
-            dataset = drop_empty(dataset, **options)
-        sizes.append(_usable(dataset, dataset_name))
-        # TRL would leave out every long row, and a copy of the arguments is the only way to ask it not to.
-        unlimited = copy.copy(args)
-        unlimited.max_length = None
-        dataset = super()._prepare_dataset(dataset, processing_class, unlimited, dataset_name)
-        cuts = args.objective == "partial_bt" and dataset_name == "train"
-        if args.max_length is not None:
-            shorten = cut_long if cuts else drop_long
-            dataset = shorten(dataset, args.max_length, **options)
-        sizes.append(_size(dataset))
-        dataset = drop_identical(dataset, **options)
-        sizes.append(_usable(dataset, dataset_name))
-        if None not in sizes:
-            cut = sum(dataset["cut"]) if "cut" in dataset.column_names else 0
-            self._count([size or 0 for size in sizes], cut, dataset_name)
+        cuts = self._what.every_prefix and dataset_name == "train"
+        limit = Limit(args.max_length, cuts, processing_class.bos_token_id)
+        preparation = Preparation(self._what, dataset_name, limit, args.dataset_num_proc)
+        if self._what.data == "labels":
+            dataset = preparation.labelled(dataset, partial(answer_tokens, tokenizer=processing_class))
+        else:
+            # TRL would leave out every long row, and a copy of the arguments is the only way to ask it not to.
+            unlimited = copy.copy(args)
+            unlimited.max_length = None
+            tokenize = super()._prepare_dataset
+            dataset = preparation.pairs(dataset, lambda rows: tokenize(rows, processing_class, unlimited, dataset_name))
+        counts = preparation.counts(dataset)
+        if counts is None:
+            logger.info(
+                "%s data: streamed, so rows that cannot be used will be left out without being counted.", dataset_name
+            )
+            return dataset
+        self.pair_counts[dataset_name] = counts
+        log = logger.warning if counts.left_out or counts.cut else logger.info
+        log("%s data: %s.", dataset_name, counts)
         return dataset
 
-    def _count(self, sizes: list[int], cut: int, dataset_name: str) -> None:
-        """Keeps and logs what became of the rows: `sizes` before, and after leaving out empty, long, identical ones."""
-        rows, answered, short, kept = sizes
-        counts = PairCounts(kept, cut, empty=rows - answered, identical=short - kept, too_long=answered - short)
-        self.pair_counts[dataset_name] = counts
-        log = logger.warning if counts.left_out or cut else logger.info
-        log(
-            "%s data: %d pairs kept (%d cut at max_length), %d left out: %d empty, %d identical, %d too long.",
-            dataset_name, kept, cut, counts.left_out, counts.empty, counts.identical, counts.too_long,
-        )  # fmt: skip
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self._what.data == "labels":
+            self._signature_columns = ["input_ids", "start", "reward"]
 
-    @contextmanager
-    def _head_outputs(self) -> Iterator[list[Tensor]]:
-        """Collects what the head says of every token, because the model itself returns one reward per text."""
-        outputs: list[Tensor] = []
-        hook = self._head.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-        try:
-            yield outputs
-        finally:
-            hook.remove()
+    def _known(self, inputs: dict[str, Any]) -> Pairs | Labelled:
+        """What is known of a batch besides its tokens."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        known: Pairs | Labelled
+        if self._what.data == "pairs":
+            known = Pairs(*pair_lengths(ids, mask), inputs.get("margin"))
+        else:
+            known = Labelled(mask.sum(1), inputs["start"], inputs["reward"])
+        # Before the first token of a text there are no logits, which would be its reward.
+        return known._replace(start=known.start.clamp(min=1)) if self.args.kind == "vocabulary" else known
 
     def compute_loss(
         self,
@@ -175,69 +203,94 @@ class PartialRewardTrainer(RewardTrainer):
     ) -> Any:
         """The loss of the objective, from one forward; TRL's metrics are kept.
 
-        In training it is the sum over this batch's comparisons divided by their number in the whole optimiser step.
+        In training it is the sum over this batch's parts divided by their number in the whole optimiser step.
         """
-        lengths = pair_lengths(inputs["input_ids"], inputs["attention_mask"])
-        rewards: Float[Tensor, "rows length"] = torch.empty(0)
+        known = self._known(inputs)
+        lengths, start = known.texts
+        reading = Reading(torch.empty(0, 0))
 
         def forward(*, margin: Tensor | None = None, **tokens: Any) -> Any:
-            nonlocal rewards
-            with self._head_outputs() as seen:
-                outputs = model(**tokens)
-            rewards = _token_rewards(seen, tokens["input_ids"])
-            # The model takes the last token that is not padding, which drops the end-of-text token where they are one.
-            outputs.logits = finished(rewards, torch.cat([lengths.chosen, lengths.rejected]))[:, None]
+            nonlocal reading
+            reading, outputs = self._reader.read(model, start=start, **tokens)
+            # A classifier takes the last token that is not padding, which drops the end of text where they are one.
+            outputs.logits = finished(reading.rewards, lengths)[:, None]
             return outputs
 
-        # TRL's loss of the finished answers is discarded: what is wanted are its metrics.
-        _, outputs = super().compute_loss(forward, dict(inputs), return_outputs=True)
-        chosen, rejected = rewards.chunk(2)
-        weights = Weights(center=self.args.center_rewards_coefficient)
-        terms = OBJECTIVES[self.args.objective].terms(Reading(rewards), Pairs(*lengths, inputs.get("margin")), weights)
-        if not self.model.training:
-            wins = prefix_wins(chosen.detach(), rejected.detach(), lengths)
-            self._record(wins, terms.losses.detach().sum(1), terms.exists.sum(1))
+        if isinstance(known, Pairs):
+            # TRL's loss of the finished answers is discarded: what is wanted are its metrics.
+            _, outputs = super().compute_loss(forward, dict(inputs), return_outputs=True)
+        else:
+            tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            outputs = forward(**tokens, use_cache=False)
+            self._keep_metrics(outputs.logits, known, tokens["attention_mask"])
+        terms = self._what.terms(reading, known, self.args.weights)
+        if self.model.training:
+            self._describe(None)  # What was measured before is no longer true.
+        else:
+            # Without the copies that fill up the last batch of several processes.
+            figures = self.accelerator.gather_for_metrics(row_figures(reading, known, terms))
+            self._figures.append(figures.cpu())
         if self.model.training and num_items_in_batch is not None:
             # The trainer divides by the accumulation steps, and processes are averaged: both are undone in advance.
             share = self.current_gradient_accumulation_steps * self.accelerator.num_processes
             loss = terms.losses.sum() * share / num_items_in_batch
         else:
-            loss = terms.losses.sum() / terms.exists.sum()
+            loss = terms.losses.sum() / terms.exists.sum().clamp(min=1)
         return (loss, outputs) if return_outputs else loss
 
+    @torch.no_grad()
+    def _keep_metrics(self, rewards: Float[Tensor, "rows 1"], known: Labelled, mask: Tensor) -> None:
+        """Keeps for the log what TRL keeps of pairs; the correlation with the data's rewards stands for accuracy."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        if self.model.training:
+            self._total_train_tokens += self.accelerator.gather_for_metrics(mask.sum()).sum().item()
+        metrics["num_tokens"] = [self._total_train_tokens]
+        rewards, labels = self.accelerator.gather(rewards)[:, 0].float(), self.accelerator.gather(known.rewards)
+        for name in ("min", "mean", "max"):
+            metrics[f"{name}_reward"].append(getattr(rewards, name)().item())
+        if len(labels) > 1:
+            metrics["correlation"].append(correlation(rewards, labels))
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | int | None:
-        """Counts the comparisons of one optimiser step, over all its batches and processes."""
+        """Counts the parts of the loss of one optimiser step, over all its batches and processes."""
         count = torch.zeros((), dtype=torch.long, device=device)
         for batch in batch_samples:
-            lengths = pair_lengths(batch["input_ids"], batch["attention_mask"])
-            count += OBJECTIVES[self.args.objective].count(Pairs(*lengths)).sum().to(device)
+            count += self._what.count(self._known(batch)).sum().to(device)
         return self.accelerator.gather(count).sum()
-
-    def _record(self, wins: Tensor, losses: Tensor, comparisons: Tensor) -> None:
-        """Keeps one row per pair, without the copies that fill up the last batch of several processes."""
-        rows = torch.cat([wins.double(), losses.double()[:, None], comparisons.double()[:, None]], dim=1)
-        self._measured.append(self.accelerator.gather_for_metrics(rows).cpu())
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> EvalLoopOutput:
         """Evaluates as the trainer does, and adds metrics that are exact over the whole set."""
-        self._measured = []
+        self._figures = []
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
-        if self._measured:
-            rows = torch.cat(self._measured)
-            accuracy = dict(zip(PERCENTS, rows[:, : len(PERCENTS)].mean(0).tolist(), strict=True))
-            loss = float(rows[:, -2].sum() / rows[:, -1].sum())
-            output.metrics[f"{metric_key_prefix}_loss"] = loss
-            output.metrics.update(
-                {f"{metric_key_prefix}_prefix_accuracy_{cut}": value for cut, value in accuracy.items()}
-            )
-            self._evaluations[metric_key_prefix] = Evaluation(
-                name=metric_key_prefix,
-                pairs=len(rows),
-                step=self.state.global_step,
-                loss=loss,
-                prefix_accuracy=accuracy,
-            )
+        if self._figures:
+            pairs = self._what.data == "pairs"
+            found = measured(torch.cat(self._figures), pairs=pairs)
+            name = f"{metric_key_prefix}_prefix_{'accuracy' if pairs else 'correlation'}"
+            output.metrics.update({f"{name}_{cut}": value for cut, value in found.by_percent.items()})
+            output.metrics[f"{metric_key_prefix}_loss"] = found.loss
+            output.metrics[f"{metric_key_prefix}_reward_mean"] = found.reward_mean
+            output.metrics[f"{metric_key_prefix}_reward_std"] = found.reward_std
+            self._describe(found)
+            if pairs:
+                self._evaluations[metric_key_prefix] = Evaluation(
+                    name=metric_key_prefix,
+                    pairs=found.rows,
+                    step=self.state.global_step,
+                    loss=found.loss,
+                    prefix_accuracy=found.by_percent,
+                )
         return output
+
+    def _describe(self, found: Measured | None) -> None:
+        """Writes into the model's configuration what it is, and what was measured of it as it is now."""
+        described = self.args.reward_model
+        if found is not None:
+            described = replace(described, reward_mean=found.reward_mean, reward_std=found.reward_std)
+        self._inner.config.rgtg = described.to_dict()
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._describe(None)  # The last evaluation was of other weights.
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -311,48 +364,6 @@ class PartialRewardTrainer(RewardTrainer):
         facts = self.card_facts(model_name, dataset_name, license=license)
         card = render_card(replace(facts, tags=tuple(sorted({*extra, *self._tag_names}))))
         Path(self.args.output_dir, "README.md").write_text(card, encoding="utf-8")
-
-
-def _with_head(config: PeftConfig | None) -> PeftConfig | None:
-    """The adapter's configuration with a trained head; the user's own object stays as it is."""
-    if config is None or str(getattr(config.task_type, "value", config.task_type)) == "SEQ_CLS":
-        return config
-    if config.task_type is not None:
-        logger.info("The adapter's task type %s becomes SEQ_CLS, so that the reward head is trained.", config.task_type)
-    config = copy.copy(config)
-    config.task_type = "SEQ_CLS"
-    return config
-
-
-def _inner_model(model: nn.Module) -> Any:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def _token_rewards(seen: list[Tensor], input_ids: Tensor) -> Float[Tensor, "rows length"]:
-    """The reward of every prefix, in float32 or better, because differences of rewards are small."""
-    expected = (*input_ids.shape, 1)
-    if len(seen) != 1 or seen[0].shape != expected:
-        raise RewardModelError(
-            f"Expected the model to apply its reward head once, to every token (shape {expected}), but it was applied "
-            f"{len(seen)} times, to shapes {[tuple(output.shape) for output in seen]}. Use an architecture whose "
-            "…ForSequenceClassification head reads every token."
-        )
-    rewards = seen[0].squeeze(-1)
-    return rewards.to(torch.promote_types(rewards.dtype, torch.float32))
-
-
-def _size(dataset: Any) -> int | None:
-    return len(dataset) if isinstance(dataset, Dataset) else None
-
-
-def _usable(dataset: Any, name: str) -> int | None:
-    size = _size(dataset)
-    if size == 0:
-        raise InvalidArgumentError(
-            f"Expected the {name} data to hold pairs of two different, non-empty answers within max_length tokens, but "
-            "none is left. Check the columns 'chosen' and 'rejected', or raise max_length."
-        )
-    return size
 
 
 def _dataset_label(name: str | None) -> str | None:

@@ -80,5 +80,5 @@ def test_a_card_of_a_base_model() -> None:
 
 
 def test_unknown_objective() -> None:
-    with pytest.raises(InvalidArgumentError, match="one of 'partial_bt', 'full_bt', but got 'ranking'"):
+    with pytest.raises(InvalidArgumentError, match="one of 'partial_bt', 'full_bt', .*, but got 'ranking'"):
         CardFacts(model_id="org/rm", objective="ranking")

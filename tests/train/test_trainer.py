@@ -135,7 +135,12 @@ def test_resumed_training_ends_in_the_same_weights(base: str, pairs: Dataset, ma
 
     assert torch.equal(weights(resumed), weights(straight))
     stored = json.loads((tmp_path / "reward-model" / "checkpoint-2" / "config.json").read_text())
-    assert stored["rgtg"] == {"version": 1, "kind": "causal", "objective": "partial_bt"}
+    assert stored["rgtg"] == {
+        "version": 1,
+        "kind": "causal",
+        "objective": "partial_bt",
+        "unit": "log-odds of Bradley-Terry",
+    }
 
 
 @pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
@@ -144,13 +149,13 @@ def test_lora_trains_and_saves_the_head(
 ) -> None:
     lora = LoraConfig(r=2, target_modules=["q_proj"], task_type=task_type)
     trainer = PartialRewardTrainer(base, make_config(), train_dataset=pairs, peft_config=lora)
-    before = trainer._head.weight.detach().clone()
+    before = trainer._reader.head.weight.detach().clone()
     trainer.train()
     trainer.save_model()
     trainer.create_model_card()
 
     assert lora.task_type == task_type  # the user's object is left alone
-    assert not torch.equal(trainer._head.weight, before)
+    assert not torch.equal(trainer._reader.head.weight, before)
     folder = tmp_path / "reward-model"
     loaded = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
     tokenizer = trainer.processing_class
@@ -187,12 +192,16 @@ def test_pad_token_that_ends_texts(base: str, pairs: Dataset, make_config, token
 def test_rows_without_a_pair_are_left_out_and_counted(base: str, pairs: Dataset, make_config, caplog) -> None:
     rows = [
         *pairs,
+        {"prompt": "the film was", "chosen": "", "rejected": None},
+        {"prompt": None, "chosen": " good", "rejected": " bad"},
+        {"prompt": "the film was", "chosen": " good", "rejected": " bad", "margin": float("nan")},
         {"prompt": "the film was", "chosen": "", "rejected": " bad"},
         {"prompt": "the film was", "chosen": " good", "rejected": None},
         {"prompt": "the film was", "chosen": " good", "rejected": " good"},
         {"prompt": "the film was", "chosen": " good" * 30, "rejected": " bad" * 60},
         {"prompt": "the film was" * 20, "chosen": " good", "rejected": " bad"},
     ]
+    rows = [{"margin": 0.0, **row} for row in rows]
     with caplog.at_level(logging.WARNING):
         trainer = PartialRewardTrainer(
             base,
@@ -202,10 +211,13 @@ def test_rows_without_a_pair_are_left_out_and_counted(base: str, pairs: Dataset,
         )
     trainer.train()
 
-    assert trainer.pair_counts["train"] == PairCounts(kept=13, cut=1, empty=2, identical=2, too_long=0)
-    assert trainer.pair_counts["eval"] == PairCounts(kept=12, cut=0, empty=2, identical=1, too_long=2)
+    assert trainer.pair_counts["train"] == PairCounts(kept=14, cut=2, empty=1, one_sided=2, identical=1, unusable=2)
+    assert trainer.pair_counts["eval"] == PairCounts(kept=12, empty=1, one_sided=2, identical=1, too_long=2, unusable=2)
     assert max(len(ids) for ids in trainer.train_dataset["rejected_ids"]) == 40
-    assert "13 pairs kept (1 cut at max_length), 4 left out: 2 empty, 2 identical, 0 too long" in caplog.text
+    assert (
+        "14 rows kept (2 cut at max_length), 6 left out: 1 empty, 2 one sided, 1 identical, 0 too long, 2 unusable"
+        in caplog.text
+    )
 
 
 def test_conversations(base: str, make_config, tokenizer) -> None:
@@ -265,7 +277,7 @@ def test_a_frozen_head_is_told(base: str, pairs: Dataset, make_config, tokenizer
 
 
 def test_unknown_objective(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"one of 'partial_bt', 'full_bt', but got 'bt'\. Choose"):
+    with pytest.raises(InvalidArgumentError, match=r"one of 'partial_bt', 'full_bt', .*'arm', but got 'bt'\. Choose"):
         PartialRewardConfig(str(tmp_path), objective="bt")
 
 

@@ -1,0 +1,103 @@
+"""Answers with a reward each: their tokens, and batches of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.data.data_collator import DataCollatorMixin
+
+from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.train.rows import common_prefix
+
+
+def answer_tokens(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
+    """Tokenises a prompt and its answer in one go, as preference pairs are.
+
+    A text is closed by the end-of-text token, a conversation by its template. The answer begins at the first token that
+    is not the one of the prompt alone, because the prompt's last letters may share a token with the answer's first.
+
+    Args:
+        row: `completion` or `text`, and perhaps `prompt`: texts, or lists of messages, with `tools` and
+            `chat_template_kwargs` as in TRL. Or `input_ids`, and perhaps `start`.
+        tokenizer: The reward model's.
+
+    Returns:
+        The tokens, and how many of them are the prompt; at least one is the answer.
+
+    Raises:
+        InvalidArgumentError: If one of prompt and answer is text, and the other one messages.
+    """
+    if "input_ids" in row:
+        ids, start = list(row["input_ids"]), int(row.get("start", 0))
+        return ids, min(start, len(ids) - 1)
+    answer = row["completion"] if "completion" in row else row["text"]
+    prompt = row.get("prompt", type(answer)())
+    if type(prompt) is not type(answer):
+        raise InvalidArgumentError(
+            f"Expected prompt and answer both as texts, or both as lists of messages, but got {type(prompt).__name__} "
+            f"and {type(answer).__name__}. Write both in the same way."
+        )
+    ids, given = (_texts if isinstance(answer, str) else _conversations)(row, prompt, answer, tokenizer)
+    return ids, min(common_prefix(ids, given), len(ids) - 1)
+
+
+def _texts(
+    row: Mapping[str, Any], prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    ids = list(tokenizer(prompt + answer)["input_ids"])
+    closed = ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
+    return closed, list(tokenizer(prompt)["input_ids"])
+
+
+def _conversations(
+    row: Mapping[str, Any], prompt: list[Any], answer: list[Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    tools = row.get("tools")
+    options = {
+        "tools": json.loads(tools) if isinstance(tools, str) else tools,
+        **(row.get("chat_template_kwargs") or {}),
+        "tokenize": True,
+        "return_dict": True,
+    }
+    ids = tokenizer.apply_chat_template([*prompt, *answer], **options)["input_ids"]
+    # With what opens the answer, because guided tokens come after that.
+    given = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **options)["input_ids"] if prompt else []
+    return list(ids), list(given)
+
+
+@dataclass
+class LabelledCollator(DataCollatorMixin):
+    """Makes batches of answers with a reward each, padded on the right.
+
+    Args:
+        pad_token_id: The token that pads.
+        pad_to_multiple_of: Pads up to a multiple of this many tokens.
+
+    Returns:
+        Of its calls: `input_ids` and `attention_mask` of shape (rows, length), `start` and `reward` of shape (rows,).
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
+    return_tensors: str = "pt"
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Makes one batch."""
+        lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+        multiple = self.pad_to_multiple_of or 1
+        width = -(-int(lengths.max()) // multiple) * multiple
+        input_ids = torch.full((len(examples), width), self.pad_token_id)
+        for row, example in zip(input_ids, examples, strict=True):
+            row[: len(example["input_ids"])] = torch.as_tensor(example["input_ids"])
+        return {
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(width)[None] < lengths[:, None]).long(),
+            "start": torch.tensor([int(example["start"]) for example in examples]),
+            "reward": torch.tensor([float(example["reward"]) for example in examples]),
+        }

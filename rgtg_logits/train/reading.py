@@ -1,0 +1,93 @@
+"""How the rewards of a batch are read from one forward, with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rgtg_logits._bodies import token_scores
+from rgtg_logits.errors import RewardModelError
+from rgtg_logits.reward_model import RewardModel, RewardModelConfig
+from rgtg_logits.train.losses import between
+from rgtg_logits.train.objectives import Reading
+
+
+class RewardReader:
+    """Reads rewards as `RewardModel.score_tokens` does, from a model that is trained.
+
+    Args:
+        model: The model, or an adapter on it.
+        kind: How its rewards are read; see `RewardModelConfig`.
+        tokens: Number of tokens that there are. A language model may have more logits, which mean nothing.
+
+    Raises:
+        RewardModelError: If the model is not of that kind.
+    """
+
+    def __init__(self, model: nn.Module, kind: str, tokens: int) -> None:
+        self._kind, self._tokens = kind, tokens
+        reward_model = RewardModel(model, config=RewardModelConfig(kind=kind))
+        self.head = reward_model.head if kind == "causal" else None
+
+    def read(
+        self,
+        forward: Callable[..., Any],
+        input_ids: Int[Tensor, "rows length"],
+        attention_mask: Int[Tensor, "rows length"],
+        start: Int[Tensor, " rows"],
+        **options: Any,
+    ) -> tuple[Reading, Any]:
+        """Runs the model once.
+
+        Args:
+            forward: The model, perhaps wrapped for several processes.
+            input_ids: Token ids, padded on the right.
+            attention_mask: 1 for text, 0 for padding.
+            start: Where each answer begins. With "log_ratio", log-probabilities are summed up from there.
+            options: For the model.
+
+        Returns:
+            The rewards in float32 or better, because differences of rewards are small, and the model's own output.
+        """
+        tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.head is not None:
+            with _outputs(self.head) as seen:
+                output = forward(**tokens, **options)
+            return Reading(_token_rewards(seen, input_ids)), output
+        output = forward(**tokens, **options)
+        scores = token_scores(output.logits, input_ids, attention_mask, log_softmax=self._kind == "log_ratio")
+        if self._kind == "vocabulary":
+            # Whatever is made of the best next token is a target, and has no gradient.
+            best = output.logits.detach()[..., : self._tokens].amax(-1).float()
+            return Reading(scores, best), output
+        answer = between(start, attention_mask.sum(1), input_ids.shape[1])
+        return Reading(scores.masked_fill(~answer, 0.0).cumsum(1)), output
+
+
+@contextmanager
+def _outputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects what a head says of every token, because the model itself returns one reward per text."""
+    seen: list[Tensor] = []
+    hook = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def _token_rewards(seen: list[Tensor], input_ids: Tensor) -> Float[Tensor, "rows length"]:
+    """The reward of every prefix."""
+    expected = (*input_ids.shape, 1)
+    if len(seen) != 1 or seen[0].shape != expected:
+        raise RewardModelError(
+            f"Expected the model to apply its reward head once, to every token (shape {expected}), but it was applied "
+            f"{len(seen)} times, to shapes {[tuple(output.shape) for output in seen]}. Use an architecture whose "
+            "…ForSequenceClassification head reads every token."
+        )
+    rewards = seen[0].squeeze(-1)
+    return rewards.to(torch.promote_types(rewards.dtype, torch.float32))
