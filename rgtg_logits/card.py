@@ -1,162 +1,155 @@
 """The model card: from facts to text.
 
-Pure: knows no model, no network, no clock. What is not known is absent; nothing is invented.
+Pure: knows no model, no network, no clock. What is not known is absent; nothing is invented. Of pictures it is only
+told which files there are.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from importlib.resources import files
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits._card_facts import (
+    BaseCardFacts,
+    CardFacts,
+    DataFacts,
+    Evaluation,
+    Guidance,
+    GuidedPoint,
+    RewardDistribution,
+    ScoredExample,
+)
+from rgtg_logits._card_words import OBJECTIVES, PAPERS, READING
+
+__all__ = [
+    "BaseCardFacts",
+    "CardFacts",
+    "DataFacts",
+    "Evaluation",
+    "Guidance",
+    "GuidedPoint",
+    "RewardDistribution",
+    "ScoredExample",
+    "render_card",
+]
 
 TAGS = ("reward-model", "reward-guided-decoding", "rgtg-logits")
-OBJECTIVES = ("partial_bt", "full_bt", "value", "soft_value", "cumulative", "farma", "arm")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What was measured on one set of held-out pairs.
+class _Names(dict[str, str]):
+    """Settings in words; one that is not known is called by its name."""
 
-    Attributes:
-        name: Its name, such as "eval".
-        pairs: Number of pairs.
-        step: Optimiser step after which it was measured.
-        loss: The training objective on it, in nats per comparison.
-        prefix_accuracy: From percent of the answer to the fraction of pairs judged right; 0.5 is chance.
+    def __missing__(self, name: str) -> str:
+        return name
+
+
+def render_card(facts: CardFacts | BaseCardFacts, pictures: Collection[str] = ()) -> str:
+    """Renders the card as Markdown with the YAML header that the Hub reads.
+
+    Args:
+        facts: What is known.
+        pictures: Names of the picture files beside the card (see `_card_plots`); no other picture is referred to.
     """
-
-    name: str
-    pairs: int
-    prefix_accuracy: Mapping[int, float]
-    step: int | None = None
-    loss: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CardFacts:
-    """What is known about a reward model; None (or nothing) where nobody knows.
-
-    Attributes:
-        model_id: Hub id or name, as it stands in the usage example.
-        objective: "partial_bt" or "full_bt".
-        base_model: Hub id of the model it was trained from.
-        dataset: Hub id or name of the preference pairs.
-        dataset_on_hub: Whether `dataset` is a Hub id, and so belongs into the header.
-        train_pairs: Pairs trained on.
-        cut_pairs: Of these, pairs whose texts were cut at `max_length` tokens.
-        left_out_pairs: Pairs not used: empty, identical or too long.
-        max_length: Longest text in tokens.
-        steps: Optimiser steps.
-        evaluations: Measurements on held-out pairs.
-        hyperparameters: Those that differ from the defaults of `PartialRewardConfig`.
-        versions: From package to version.
-        license: Licence identifier of the Hub.
-        language: Language codes.
-        tags: Tags besides those of this library.
-        pad_is_eos: Whether padding and end of text are the same token.
-        adapter: Whether the checkpoint is a PEFT adapter.
-        notes: Paragraphs of Markdown that only a person can write, such as what the data are.
-    """
-
-    model_id: str
-    objective: str
-    base_model: str | None = None
-    dataset: str | None = None
-    dataset_on_hub: bool = False
-    train_pairs: int | None = None
-    cut_pairs: int | None = None
-    left_out_pairs: int | None = None
-    max_length: int | None = None
-    steps: int | None = None
-    evaluations: tuple[Evaluation, ...] = ()
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    license: str | None = None
-    language: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    pad_is_eos: bool = False
-    adapter: bool = False
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise InvalidArgumentError(
-                f"Expected objective to be one of {', '.join(map(repr, OBJECTIVES))}, but got {self.objective!r}. "
-                "Say what the model was trained on, or write its card by hand."
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseCardFacts:
-    """What is known about a base language model that was trained on for an example.
-
-    Attributes:
-        model_id: Hub id or name, as it stands in the usage example.
-        base_model: Hub id of the model it was trained from.
-        dataset: Hub id or name of the texts.
-        dataset_on_hub: Whether `dataset` is a Hub id, and so belongs into the header.
-        architecture: Class of the model.
-        parameters: Number of weights.
-        tokens: Tokens trained on.
-        loss_before: Loss on held-out texts before the training, in nats per token.
-        loss_after: The same after it.
-        hyperparameters: Settings of the training.
-        versions: From package to version.
-        license: Licence identifier of the Hub.
-        language: Language codes.
-        tags: Tags.
-        notes: Paragraphs of Markdown that only a person can write.
-    """
-
-    model_id: str
-    base_model: str | None = None
-    dataset: str | None = None
-    dataset_on_hub: bool = False
-    architecture: str | None = None
-    parameters: int | None = None
-    tokens: int | None = None
-    loss_before: float | None = None
-    loss_after: float | None = None
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    license: str | None = None
-    language: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def render_card(facts: CardFacts | BaseCardFacts) -> str:
-    """Renders the card as Markdown with the YAML header that the Hub reads."""
     # Autoescaping is for HTML; StrictUndefined, because a misspelt fact should fail instead of vanishing.
     environment = Environment(
         autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    name = "model_card.md.jinja" if isinstance(facts, CardFacts) else "base_model_card.md.jinja"
+    environment.filters.update(seconds=_duration, data=_data, literal=_literal)
+    if isinstance(facts, CardFacts):
+        name, more = "model_card.md.jinja", _words(facts)
+    else:
+        name, more = "base_model_card.md.jinja", {}
     template = environment.from_string((files("rgtg_logits") / "templates" / name).read_text(encoding="utf-8"))
-    text = template.render(facts=facts, header=_header(facts))
+    text = template.render(facts=facts, header=_header(facts), pictures=pictures, **more)
     # Absent facts leave blank lines behind, which the template would have to count otherwise.
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _words(facts: CardFacts) -> dict[str, Any]:
+    """What the objective and the kind of checkpoint have to say on this card."""
+    objective = OBJECTIVES[facts.objective]
+    settings = _Names({name: f"{value:g}" for name, value in facts.settings.items()})
+    beta, source = facts.suggested_beta, facts.beta_source
+    if beta is None and objective.beta is not None:
+        beta, source = objective.beta
+    return {
+        "words": objective,
+        "unit": facts.unit or objective.unit,
+        "reading": READING[facts.kind],
+        "meaning": objective.meaning.format_map(settings),
+        "training": objective.training.format_map(settings),
+        "limits": [limit.format_map(settings) for limit in objective.limits],
+        "papers": [PAPERS[key] for key in objective.papers],
+        "beta": beta,
+        "beta_source": source,
+    }
 
 
 def _header(facts: CardFacts | BaseCardFacts) -> str:
     own: dict[str, Any] = {"pipeline_tag": "text-generation", "tags": list(facts.tags) or None}
     if isinstance(facts, CardFacts):
-        own = {"pipeline_tag": "text-classification", "tags": list(dict.fromkeys((*TAGS, *facts.tags)))}
-        if facts.adapter and facts.base_model:
-            own["base_model_relation"] = "adapter"
+        own["tags"] = list(dict.fromkeys((*TAGS, *facts.tags)))
+        if facts.kind == "causal":
+            own["pipeline_tag"] = "text-classification"
+        results = _results(facts, own["pipeline_tag"])
+        if results:
+            own |= {"eval_results": results, "model_name": facts.model_id}
+        if facts.base_model is not None:
+            own["base_model_relation"] = "adapter" if facts.adapter else "finetune"
+    on_hub = facts.data is not None and facts.data.on_hub
     data = ModelCardData(
         base_model=facts.base_model,
-        datasets=facts.dataset if facts.dataset_on_hub else None,
+        datasets=facts.data.name if facts.data is not None and on_hub else None,
         language=list(facts.language) or None,
         library_name="transformers",
         license=facts.license,
         **own,
     )
     return str(data.to_yaml()).strip()
+
+
+def _results(facts: CardFacts, task: str) -> list[EvalResult]:
+    """Measurements of this model on data of the Hub, which alone the Hub's index of results can name."""
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=item.data.name,
+            dataset_name=item.data.name,
+            dataset_config=item.data.configuration,
+            dataset_split=item.data.split,
+            dataset_revision=item.data.revision,
+            metric_type="accuracy" if item.prefix_accuracy else "pearsonr",
+            metric_name=f"{'Prefix accuracy' if item.prefix_accuracy else 'Correlation'} at {percent} % of the answer",
+            metric_value=round(value, 4),
+        )
+        for item in facts.evaluations
+        if item.data is not None and item.data.name is not None and item.data.on_hub and not item.baseline
+        for percent, value in item.figures.items()
+    ]
+
+
+def _data(data: DataFacts) -> str:
+    """Where data are from, as far as it is known."""
+    parts = [f"`{data.name}`"] if data.name is not None else []
+    for word in ("configuration", "split", "revision"):
+        value = getattr(data, word)
+        if value is not None:
+            parts.append(f"{word} `{value}`")
+    return ", ".join(parts)
+
+
+def _literal(text: str) -> str:
+    """A text as Python writes it, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from rgtg_logits.benchmark import ARMS, DEFAULT_ARMS, BenchmarkSettings, run_benchmark, run_profile
+from rgtg_logits.card_files import check_folder, render_folder
 from rgtg_logits.check import CheckSettings, run_check
 from rgtg_logits.demo import run_demo
 from rgtg_logits.errors import RGTGError
@@ -53,6 +54,26 @@ def train(context: typer.Context) -> None:
             'Run: pip install "rgtg_logits[train]".'
         ) from error
     body(context.args)
+
+
+@app.command()
+def card(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Folders with a facts.json.", show_default=False)
+    ],
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; show what differs, and end with status 1 if anything does.")
+    ] = False,
+) -> None:
+    """Makes the model card of a folder (README.md, pictures) again from facts.json, which may have been edited."""
+    if not check:
+        for folder in folders:
+            render_folder(folder)
+        return
+    found = [difference for difference in map(check_folder, folders) if difference]
+    for difference in found:
+        typer.echo(difference)
+    raise typer.Exit(1 if found else 0)
 
 
 @app.command()

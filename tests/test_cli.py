@@ -20,7 +20,7 @@ def rgtg(*arguments):
 def test_help_names_every_command():
     result = rgtg("--help")
     assert result.returncode == 0
-    assert all(name in result.stdout for name in ("demo", "train", "check", "benchmark"))
+    assert all(name in result.stdout for name in ("demo", "train", "check", "card", "benchmark"))
 
 
 def test_a_mistake_ends_in_one_message():
@@ -46,6 +46,20 @@ def test_check_ends_with_its_status(tmp_path):
     fits, too_long = rgtg(*arguments, 8), rgtg(*arguments, 80)
     assert (fits.returncode, too_long.returncode) == (0, 1), fits.stderr + too_long.stderr
     assert "Nothing failed" in fits.stdout and "failed: context: prompt + new." in too_long.stdout
+
+
+def test_card_is_made_again_from_its_facts_and_checked(tmp_path):
+    (tmp_path / "facts.json").write_text('{"card": "reward model", "model_id": "org/rm", "objective": "arm"}')
+    assert rgtg("card", tmp_path).returncode == 0
+    fresh = rgtg("card", "--check", tmp_path)
+    assert (fresh.returncode, fresh.stdout) == (0, "")
+    (tmp_path / "facts.json").write_text('{"card": "reward model", "model_id": "org/other", "objective": "arm"}')
+    stale = rgtg("card", "--check", tmp_path)
+    assert stale.returncode == 1 and "-# org/rm" in stale.stdout and "+# org/other" in stale.stdout
+    assert "# org/rm\n" in (tmp_path / "README.md").read_text()
+    (tmp_path / "facts.json").write_text('{"card": "reward model", "model": "org/rm"}')
+    wrong = rgtg("card", tmp_path)
+    assert wrong.returncode == 2 and "but got 'model'" in " ".join(wrong.stderr.split())
 
 
 def test_train_has_the_arguments_of_trl():

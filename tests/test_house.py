@@ -11,7 +11,8 @@ PACKAGE = Path(rgtg_logits.__file__).parent
 
 FLOORS = {
     "errors": 0,
-    "candidates": 1, "guidance": 1.5, "prefix": 1, "trace": 1, "card": 1, "_tiny_tokenizers": 1,
+    "candidates": 1, "guidance": 1.5, "prefix": 1, "trace": 1, "_tiny_tokenizers": 1,
+    "_card_json": 1, "_card_words": 1, "_card_facts": 1.5, "card": 1.6, "_card_plots": 1.6, "card_files": 1.7,
     "_config": 1, "_bodies": 1, "_classifiers": 1, "_checkpoint": 1.5, "reward_model": 2,
     "scorers.base": 2, "scorers._kv_cache": 2, "scorers._branches": 2, "scorers._sibling_mask": 2.1,
     "scorers._layout": 2, "scorers._prompts": 2, "scorers._pieces": 2, "scorers._chat": 2.1, "scorers._text": 2.2,
@@ -21,7 +22,8 @@ FLOORS = {
     "exact.world": 2, "exact.policies": 2.1, "exact.optima": 2.2, "exact": 2.3,
     "processor": 4, "testing": 4,
     "train.losses": 1, "train.data": 1, "train.objectives": 2, "train.evaluation": 2.1, "train.rows": 2.1,
-    "train.labelled": 2.2, "train.reading": 2.3, "train.config": 4, "train.models": 4.1, "train.trainer": 4.5,
+    "train.labelled": 2.2, "train.reading": 2.3, "train.config": 4, "train.models": 4.1, "train.facts": 4.4,
+    "train.trainer": 4.5,
     "train.run": 4.6, "train": 4.7,
     "": 4.9,
     "_costs": 1, "_clock": 1, "_profile": 1, "_workload": 4.5, "_arms": 4.6, "benchmark": 5, "demo": 5,

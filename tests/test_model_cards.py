@@ -1,15 +1,17 @@
 """The shipped models are as they would be pushed."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rgtg_logits import RewardModel
-from rgtg_logits.card import BaseCardFacts, CardFacts, Evaluation, render_card
+from rgtg_logits.card_files import check_folder, read_facts
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 BASE, REWARD = CARDS / "tiny-imdb-base", CARDS / "tiny-imdb-partial-rm"
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.skipif(not REWARD.exists(), reason="an installed packag
 def test_they_are_small_safe_and_complete():
     files = [path for path in CARDS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 30e6
-    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md", ".png"}
     for folder in (BASE, REWARD):
         assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
 
@@ -46,12 +48,32 @@ def test_the_reward_model_loads_plainly_and_through_the_library():
     assert praise > blame
 
 
-def test_the_cards_say_what_the_facts_say():
-    base = json.loads((BASE / "facts.json").read_text())
-    reward = json.loads((REWARD / "facts.json").read_text())
-    reward["evaluations"] = tuple(
-        Evaluation(**{**item, "prefix_accuracy": {int(key): value for key, value in item["prefix_accuracy"].items()}})
-        for item in reward["evaluations"]
-    )
-    assert render_card(BaseCardFacts(**base)) == (BASE / "README.md").read_text()
-    assert render_card(CardFacts(**reward)) == (REWARD / "README.md").read_text()
+@pytest.mark.parametrize("folder", [BASE, REWARD], ids=lambda folder: folder.name)
+def test_the_cards_say_what_the_facts_say(folder):
+    assert check_folder(folder) == ""
+    ModelCard.load(folder / "README.md")
+
+
+def test_the_usage_examples_print_what_the_card_says(monkeypatch, capsys):
+    text = (REWARD / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(python|text)\n(.*?)```", text, flags=re.DOTALL)
+    assert [language for language, _ in blocks] == ["python", "python", "text", "python"]
+    monkeypatch.chdir(CARDS)  # There the ids of the card are the names of folders.
+    names = {}
+    for language, code in blocks:
+        if language == "python":
+            exec(code, names)
+        else:
+            assert capsys.readouterr().out == code
+    assert type(names["model"]).__name__ == "LlamaForSequenceClassification"
+    facts = read_facts(REWARD)
+    assert names["scores"].tolist() == pytest.approx(facts.example.scores, abs=1e-4)
+
+
+def test_the_figures_are_those_of_the_experiment():
+    results = CARDS.parent / "examples" / "imdb_sentiment" / "results" / "results.json"
+    accuracy, facts = json.loads(results.read_text())["prefix_accuracy"], read_facts(REWARD)
+    for item, key in zip(facts.evaluations, ("partial_bt", "full_bt"), strict=True):
+        assert list(item.prefix_accuracy.values()) == accuracy[key]["mean"]
+        assert list(item.standard_error.values()) == accuracy[key]["standard_error"]
+        assert (list(item.prefix_accuracy), item.pairs) == (accuracy["percents"], accuracy["pairs"])

@@ -2,15 +2,16 @@
 
     python examples/imdb_sentiment/publish.py --run runs/imdb --base runs/base/final --output_dir model_cards
 
-`--run` is what run.py wrote, `--base` what train_base.py wrote. Cards hold measured numbers only; `facts.json` beside a
-card is what it was rendered from.
+`--run` is what run.py wrote, `--base` what train_base.py wrote; without them, the folders that are there are kept, and
+only what the usage example prints is computed anew. Cards hold measured numbers only; `rgtg card` makes them from the
+`facts.json` beside them.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,32 +21,38 @@ from stages import write
 from train_base import Arguments as BaseTraining
 from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser
 
-from rgtg_logits.card import BaseCardFacts, CardFacts, Evaluation, render_card
+from rgtg_logits import RewardModel
+from rgtg_logits.card import BaseCardFacts, CardFacts, DataFacts, Evaluation, Guidance, GuidedPoint
+from rgtg_logits.card_files import read_facts, write_card
+from rgtg_logits.train.facts import scored_example
 
 CITATION = "Maas et al., Learning Word Vectors for Sentiment Analysis, ACL 2011"
 DATASET = "stanfordnlp/imdb"
+EXAMPLE = (
+    "<|endoftext|>The acting in this movie is",
+    (" great and the story is moving.", " awful and the story is a bore."),
+)
 
 
 @dataclass
 class Arguments:
     """Where the parts are, and where the folders go."""
 
-    run: str
-    base: str
+    run: str | None = None
+    base: str | None = None
     output_dir: str = "model_cards"
     base_name: str = "tiny-imdb-base"
     reward_name: str = "tiny-imdb-partial-rm"
 
 
-def base_facts(args: Arguments) -> BaseCardFacts:
+def base_facts(base: Path, name: str) -> BaseCardFacts:
     """What is known of the base model."""
-    report = json.loads((Path(args.base).parent / "validation.json").read_text(encoding="utf-8"))
-    model = AutoModelForCausalLM.from_pretrained(args.base)
+    report = json.loads((base.parent / "validation.json").read_text(encoding="utf-8"))
+    model = AutoModelForCausalLM.from_pretrained(base)
     training = BaseTraining(model="")
     return BaseCardFacts(
-        model_id=args.base_name,
-        dataset=DATASET,
-        dataset_on_hub=True,
+        model_id=name,
+        data=DataFacts(name=DATASET, on_hub=True),
         architecture=type(model).__name__,
         parameters=model.num_parameters(),
         tokens=report["tokens"],
@@ -66,26 +73,70 @@ def base_facts(args: Arguments) -> BaseCardFacts:
     )
 
 
-def reward_facts(args: Arguments) -> CardFacts:
+def reward_facts(run: Path, name: str, base_name: str) -> CardFacts:
     """What is known of the reward model trained on prefixes."""
-    run = Path(args.run)
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     training = json.loads((run / "reward_models" / "partial_bt.json").read_text(encoding="utf-8"))
-    accuracy, settings = results["prefix_accuracy"], results["settings"]
-    facts: dict[str, Any] = {
-        **training["facts"],
-        "model_id": args.reward_name,
-        "language": ("en",),
-        "license": "apache-2.0",
-    }
-    facts["evaluations"] = tuple(
-        Evaluation(name=name, pairs=accuracy["pairs"], prefix_accuracy=_by_percent(accuracy, key))
-        for name, key in (("this model", "partial_bt"), ("the same trained on finished texts only", "full_bt"))
+    facts = CardFacts.from_dict(training["facts"])
+    source = f"samples of {base_name} on the first words of reviews of {DATASET}"
+    return replace(
+        facts,
+        model_id=name,
+        data=replace(facts.data or DataFacts(), name=source),
+        language=("en",),
+        license="apache-2.0",
+        notes=_notes(results, base_name),
+        **measured(results, base_name),
     )
-    facts["dataset"] = f"samples of {args.base_name} on the first words of reviews of {DATASET}"
+
+
+def measured(results: dict[str, Any], base_name: str) -> dict[str, Any]:
+    """The figures of the run, as facts."""
+    accuracy, settings = results["prefix_accuracy"], results["settings"]
+    names = {"partial_bt": "this model", "full_bt": "the same trained on finished texts only"}
+    evaluations = tuple(
+        Evaluation(
+            name=label,
+            pairs=accuracy["pairs"],
+            prefix_accuracy=dict(zip(accuracy["percents"], accuracy[key]["mean"], strict=True)),
+            standard_error=dict(zip(accuracy["percents"], accuracy[key]["standard_error"], strict=True)),
+            baseline=key != "partial_bt",
+        )
+        for key, label in names.items()
+    )
+    lines = [line for line in results["policies"] if line["method"] in ("base sampling", "PARGS sampling")]
+    guidance = Guidance(
+        points=tuple(
+            GuidedPoint(
+                beta=line["beta"],
+                reward=line["gold"],
+                kl=line["kl_per_token"],
+                reward_interval=tuple(line["gold_interval"]),
+                kl_interval=tuple(line["kl_per_token_interval"]),
+            )
+            for line in sorted(lines, key=lambda line: line["beta"])
+        ),
+        reward="log-odds of positive sentiment, in nats, by the classifier that labelled the pairs",
+        kl="nats per token",
+        prompts=lines[0]["prompts"],
+        confidence=95,
+        base_model=base_name,
+        setting=f"sampling from the {settings['top_k']} most probable tokens, {settings['new_tokens']} new tokens; "
+        "that truncation alone is the KL at beta 0",
+    )
+    return {
+        "evaluations": evaluations,
+        "guidance": guidance,
+        "suggested_beta": 4.0,
+        "beta_source": "what `rgtg demo` uses; see the table of reward against KL",
+    }
+
+
+def _notes(results: dict[str, Any], base_name: str) -> tuple[str, ...]:
+    accuracy, settings = results["prefix_accuracy"], results["settings"]
     errors = accuracy["partial_bt"]["standard_error"]
-    facts["notes"] = (
-        f"It prefers film reviews of positive sentiment, was trained from `{args.base_name}`, shares its tokenizer and "
+    return (
+        f"It prefers film reviews of positive sentiment, was trained from `{base_name}`, shares its tokenizer and "
         "is small enough for tests and demonstrations on a CPU. It knows nothing else.",
         f"Pairs: two samples of the base model (temperature 1, {settings['new_tokens']} new tokens) after "
         "`<|endoftext|>` and the first 12 tokens of a review. A sample that was cut at the limit has no end-of-text "
@@ -96,11 +147,6 @@ def reward_facts(args: Arguments) -> CardFacts:
         f"reviews that were used in no training; their standard errors are {min(errors):.3f} to {max(errors):.3f}. The "
         f"classifier itself agrees with {accuracy['gold']['mean'][0]:.3f} of the drawn labels of finished texts.",
     )
-    return CardFacts(**facts)
-
-
-def _by_percent(accuracy: dict[str, Any], key: str) -> dict[int, float]:
-    return dict(zip(accuracy["percents"], accuracy[key]["mean"], strict=True))
 
 
 def publish(source: Path, target: Path, facts: CardFacts | BaseCardFacts) -> None:
@@ -116,8 +162,13 @@ def publish(source: Path, target: Path, facts: CardFacts | BaseCardFacts) -> Non
         if file.suffix in {".json", ".safetensors"}:
             shutil.copyfile(file, target / file.name)
     _readable_by_older_transformers(target / "tokenizer_config.json")
-    write(target / "facts.json", json.dumps(asdict(facts), indent=2) + "\n")
-    write(target / "README.md", render_card(facts))
+    write_card(target, facts)
+
+
+def score_example(folder: Path) -> None:
+    """Computes what the usage example of a reward model prints, with its weights as they lie there, for its card."""
+    reward_model = RewardModel.from_pretrained(folder, dtype=torch.float32)
+    write_card(folder, replace(read_facts(folder), example=scored_example(reward_model, *EXAMPLE)))
 
 
 def _readable_by_older_transformers(file: Path) -> None:
@@ -133,8 +184,12 @@ def _readable_by_older_transformers(file: Path) -> None:
 def main(args: Arguments) -> None:
     """Makes both folders."""
     target = Path(args.output_dir)
-    publish(Path(args.base), target / args.base_name, base_facts(args))
-    publish(Path(args.run) / "reward_models" / "partial_bt", target / args.reward_name, reward_facts(args))
+    if args.base is not None:
+        publish(Path(args.base), target / args.base_name, base_facts(Path(args.base), args.base_name))
+    if args.run is not None:
+        facts = reward_facts(Path(args.run), args.reward_name, args.base_name)
+        publish(Path(args.run) / "reward_models" / "partial_bt", target / args.reward_name, facts)
+    score_example(target / args.reward_name)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def train(
     trained.save_pretrained(folder)
     shutil.rmtree(folder / "trainer", ignore_errors=True)
     return {
-        "facts": asdict(trainer.card_facts(objective)),
+        "facts": trainer.card_facts(objective).to_dict(),
         "loss": result.training_loss,
         "seconds": result.metrics["train_runtime"],
         "log": [entry for entry in trainer.state.log_history if "loss" in entry],

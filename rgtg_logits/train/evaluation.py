@@ -22,13 +22,15 @@ class Measured:
         loss: The objective's mean over all its parts.
         by_percent: From percent of the answer to prefix accuracy (pairs), or to Pearson's correlation of the prefix's
             reward with the answer's (labels).
-        reward_mean: Mean of the rewards of all prefixes of the answers.
+        prefixes: Prefixes of the answers, those of both answers of a pair.
+        reward_mean: Mean of the rewards of all of them.
         reward_std: Their standard deviation.
     """
 
     rows: int
     loss: float
     by_percent: dict[int, float]
+    prefixes: int
     reward_mean: float
     reward_std: float
 
@@ -66,6 +68,7 @@ def measured(figures: Float[Tensor, "rows figures"], *, pairs: bool) -> Measured
         rows=len(figures),
         loss=float(losses.sum() / parts.sum()),
         by_percent=dict(zip(PERCENTS, by_percent, strict=True)),
+        prefixes=int(counts.sum()),
         reward_mean=mean,
         reward_std=max(0.0, float(squares.sum() / counts.sum()) - mean**2) ** 0.5,
     )

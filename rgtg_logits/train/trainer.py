@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import math
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,13 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardConfig, RewardTrainer
 
 from rgtg_logits._checkpoint import ADAPTER_FILE
-from rgtg_logits.card import CardFacts, Evaluation, render_card
+from rgtg_logits.card import CardFacts, Evaluation, RewardDistribution
+from rgtg_logits.card_files import write_card
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.data import PairCounts, pair_lengths
 from rgtg_logits.train.evaluation import Measured, correlation, measured, row_figures
+from rgtg_logits.train.facts import card_facts
 from rgtg_logits.train.labelled import LabelledCollator, answer_tokens
 from rgtg_logits.train.losses import finished
 from rgtg_logits.train.models import (
@@ -42,15 +42,6 @@ from rgtg_logits.train.reading import RewardReader
 from rgtg_logits.train.rows import Limit, Preparation
 
 logger = logging.getLogger(__name__)
-
-# What a card tells of the training arguments when they differ from the defaults: that which shapes the weights.
-_HYPERPARAMETERS = (
-    "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "optim", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm",
-    "max_length", "center_rewards_coefficient", "disable_dropout", "bf16", "fp16", "seed",
-)  # fmt: skip
-_LORA = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules")
-_PACKAGES = ("rgtg_logits", "trl", "transformers", "torch", "datasets", "peft")
 
 
 class PartialRewardTrainer(RewardTrainer):
@@ -270,22 +261,26 @@ class PartialRewardTrainer(RewardTrainer):
             output.metrics[f"{metric_key_prefix}_loss"] = found.loss
             output.metrics[f"{metric_key_prefix}_reward_mean"] = found.reward_mean
             output.metrics[f"{metric_key_prefix}_reward_std"] = found.reward_std
-            self._describe(found)
-            if pairs:
-                self._evaluations[metric_key_prefix] = Evaluation(
-                    name=metric_key_prefix,
-                    pairs=found.rows,
-                    step=self.state.global_step,
-                    loss=found.loss,
-                    prefix_accuracy=found.by_percent,
-                )
+            self._describe(found, metric_key_prefix)
+            self._evaluations[metric_key_prefix] = Evaluation(
+                name=metric_key_prefix,
+                step=self.state.global_step,
+                loss=found.loss,
+                pairs=found.rows if pairs else None,
+                texts=None if pairs else found.rows,
+                prefix_accuracy=found.by_percent if pairs else {},
+                correlation={} if pairs else found.by_percent,
+            )
         return output
 
-    def _describe(self, found: Measured | None) -> None:
+    def _describe(self, found: Measured | None, name: str | None = None) -> None:
         """Writes into the model's configuration what it is, and what was measured of it as it is now."""
-        described = self.args.reward_model
+        described, self._rewards = self.args.reward_model, None
         if found is not None:
             described = replace(described, reward_mean=found.reward_mean, reward_std=found.reward_std)
+            self._rewards = RewardDistribution(
+                prefixes=found.prefixes, mean=found.reward_mean, standard_deviation=found.reward_std, source=name
+            )
         self._inner.config.rgtg = described.to_dict()
 
     def _load_best_model(self) -> None:
@@ -303,44 +298,17 @@ class PartialRewardTrainer(RewardTrainer):
     def card_facts(
         self, model_name: str | None = None, dataset_name: str | None = None, *, license: str | None = None
     ) -> CardFacts:
-        """Gathers what this training knows of its model: nothing here is a guess."""
-        base = str(self._inner.config.name_or_path or "")
-        tokenizer = self.processing_class
-        counts = self.pair_counts.get("train")
-        return CardFacts(
-            model_id=self.hub_model_id or model_name or Path(self.args.output_dir).name,
-            objective=self.args.objective,
-            base_model=base if base and not Path(base).exists() else None,
-            dataset=_dataset_label(dataset_name),
-            dataset_on_hub=dataset_name is not None and not Path(dataset_name).exists(),
-            train_pairs=counts.kept if counts else None,
-            cut_pairs=counts.cut if counts else None,
-            left_out_pairs=counts.left_out if counts else None,
-            max_length=self.args.max_length,
-            steps=self.state.global_step,
-            evaluations=tuple(self._evaluations.values()),
-            hyperparameters=self._hyperparameters(),
-            versions={name: version(name) for name in _PACKAGES if name != "peft" or isinstance(self.model, PeftModel)},
-            pad_is_eos=tokenizer.pad_token_id == tokenizer.eos_token_id,
-            adapter=isinstance(self.model, PeftModel),
+        """Gathers what this training knows of its model; see `facts.card_facts`."""
+        return card_facts(
+            self,
+            counts=self.pair_counts.get("train"),
+            evaluations=self._evaluations.values(),
+            weights=self.args.weights,
+            rewards=self._rewards,
+            model_name=model_name,
+            dataset_name=dataset_name,
             license=license,
         )
-
-    def _hyperparameters(self) -> dict[str, Any]:
-        """Training arguments that differ from their defaults, and the shape of an adapter."""
-        # Read from the fields, because building a second config resets the devices of this one (transformers 5.23).
-        defaults = {field.name: field.default for field in fields(self.args)}
-        values = {name: getattr(self.args, name) for name in _HYPERPARAMETERS if name in defaults}
-        changed = {
-            name: value
-            for name, value in values.items()
-            # Precision that is left to the device (None) is told only where it is not float32.
-            if _plain(value) != _plain(defaults[name]) and (value or defaults[name] is not None)
-        }
-        if isinstance(self.model, PeftModel):
-            adapter = self.model.active_peft_config
-            changed |= {name: getattr(adapter, name) for name in _LORA if hasattr(adapter, name)}
-        return {name: _plain(value) for name, value in changed.items()}
 
     def create_model_card(
         self,
@@ -350,7 +318,9 @@ class PartialRewardTrainer(RewardTrainer):
         *,
         license: str | None = None,
     ) -> None:
-        """Writes the card of the model to `output_dir/README.md`.
+        """Writes the card of the model to `output_dir/README.md`, and beside it its facts and pictures.
+
+        It can be made again from `facts.json`, with more of them, by `rgtg card`.
 
         Args:
             model_name: Its name; by default that of the output folder.
@@ -362,19 +332,5 @@ class PartialRewardTrainer(RewardTrainer):
             return
         extra = [tags] if isinstance(tags, str) else list(tags or [])
         facts = self.card_facts(model_name, dataset_name, license=license)
-        card = render_card(replace(facts, tags=tuple(sorted({*extra, *self._tag_names}))))
-        Path(self.args.output_dir, "README.md").write_text(card, encoding="utf-8")
-
-
-def _dataset_label(name: str | None) -> str | None:
-    """A Hub id as it is; of a local path only the last part, because the rest says nothing to a reader."""
-    return None if name is None else Path(name).name if Path(name).exists() else name
-
-
-def _plain(value: Any) -> Any:
-    """Enums and sets as text, so that a card reads the same on every run."""
-    if isinstance(value, (set, frozenset)):
-        return ", ".join(sorted(map(str, value)))
-    if isinstance(value, float) and math.isinf(value):
-        return str(value)
-    return getattr(value, "value", value)
+        facts = replace(facts, tags=tuple(sorted({*extra, *self._tag_names})))
+        write_card(Path(self.args.output_dir), facts)

@@ -49,7 +49,7 @@ def test_train_an_adapter_from_a_file(base: str, tmp_path: Path) -> None:
     train(["--model_name_or_path", base, "--dataset_name", str(file), "--output_dir", str(out), *QUICK, *adapter])
 
     assert "score" in json.loads((out / "adapter_config.json").read_text())["modules_to_save"]
-    assert "It was not evaluated on held-out pairs" in (out / "README.md").read_text()
+    assert "This card holds no evaluation on held-out data" in (out / "README.md").read_text()
 
 
 def test_data_on_disk(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_train_evaluate_save_reload(base: str, pairs: Dataset, make_config, tmp_
     assert card.data.license is None
     assert card.data.base_model is None  # a local folder says nothing to a reader
     assert str(tmp_path) not in card.content
-    assert "Pairs trained on: 12" in card.content
+    assert "Rows trained on: 12 pairs" in card.content
     assert "7 pairs, after step 2" in card.content
     for cut in (10, 25, 50, 75, 100):
         assert f"{metrics[f'eval_prefix_accuracy_{cut}']:.3f}" in card.content
@@ -244,7 +244,7 @@ def test_streamed_data(base: str, pairs: Dataset, make_config) -> None:
     trainer.train()
 
     assert trainer.state.global_step == 2
-    assert trainer.card_facts().train_pairs is None
+    assert trainer.card_facts().data is None
 
 
 def test_no_pair_is_left(base: str, make_config) -> None:

@@ -1,0 +1,134 @@
+"""The pictures of a model card: figures by position, and reward against divergence.
+
+Each file says inside which numbers it shows, so that a picture of other numbers is found out without drawing again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rgtg_logits._card_facts import CardFacts, Evaluation, Guidance
+from rgtg_logits._card_json import to_plain
+
+PREFIX_ACCURACY = "prefix_accuracy.png"
+PREFIX_CORRELATION = "prefix_correlation.png"
+REWARD_AGAINST_KL = "reward_against_kl.png"
+
+_STAMP = "Facts"
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# From the Okabe-Ito palette, which stays apart for colour-blind readers; markers differ as well.
+_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+
+
+def wanted(facts: CardFacts) -> dict[str, str]:
+    """The pictures that these facts give, from file name to a digest of what each shows."""
+    shown: dict[str, Any] = {
+        PREFIX_ACCURACY: [_named(item) for item in facts.evaluations if item.prefix_accuracy],
+        PREFIX_CORRELATION: [_named(item) for item in facts.evaluations if item.correlation],
+        # A point alone is no curve.
+        REWARD_AGAINST_KL: to_plain(facts.guidance) if facts.guidance and len(facts.guidance.points) > 1 else None,
+    }
+    return {
+        name: hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        for name, data in shown.items()
+        if data
+    }
+
+
+def stamp(path: Path) -> str | None:
+    """The digest of what a picture shows; None if there is no picture, or not one of these."""
+    if not path.is_file():
+        return None
+    content, position = path.read_bytes(), len(_SIGNATURE)
+    if not content.startswith(_SIGNATURE):
+        return None
+    # A PNG file is a list of parts: length, type, content, checksum.
+    while position + 8 <= len(content):
+        length, kind = struct.unpack(">I4s", content[position : position + 8])
+        key, _, text = content[position + 8 : position + 8 + length].partition(b"\0")
+        if kind == b"tEXt" and key.decode("latin-1") == _STAMP:
+            return text.decode("latin-1")
+        position += length + 12
+    return None
+
+
+def draw(facts: CardFacts, name: str, path: Path) -> None:
+    """Draws one of the `wanted` pictures. Needs matplotlib."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  (heavy, and not needed for cards without pictures)
+
+    # Without pyplot, so that neither a window nor the settings of the caller's own figures are touched.
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    if name == REWARD_AGAINST_KL and facts.guidance is not None:
+        _draw_guidance(axes, facts.guidance)
+    else:
+        _draw_positions(axes, facts.evaluations, accuracy=name == PREFIX_ACCURACY)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.5)
+    draft = path.with_name(f".draft-{path.name}")
+    # The version of matplotlib is left out, so that the same facts give the same file where the fonts are the same.
+    figure.savefig(draft, dpi=120, format="png", metadata={_STAMP: wanted(facts)[name], "Software": None})
+    draft.replace(path)
+
+
+def _named(item: Evaluation) -> Mapping[str, Any]:
+    return {"name": item.name, "figures": to_plain(item.figures), "errors": to_plain(item.standard_error)}
+
+
+def _draw_positions(axes: Any, evaluations: tuple[Evaluation, ...], *, accuracy: bool) -> None:
+    shown = [item for item in evaluations if (item.prefix_accuracy if accuracy else item.correlation)]
+    for index, item in enumerate(shown):
+        color, marker = _STYLES[index % len(_STYLES)]
+        places = list(item.figures)
+        # A little apart, so that error bars of several sets do not hide each other.
+        shifted = [place + 0.8 * (index - (len(shown) - 1) / 2) for place in places]
+        errors = [item.standard_error.get(place, 0.0) for place in places] if item.standard_error else None
+        axes.errorbar(
+            shifted, list(item.figures.values()), yerr=errors, color=color, marker=marker, label=item.name,
+            linestyle="--" if item.baseline else "-", linewidth=1.6, markersize=5, elinewidth=1.1, capsize=3,
+        )  # fmt: skip
+    axes.axhline(0.5 if accuracy else 0.0, color="#555555", linestyle=":", linewidth=1, label="chance")
+    axes.set_xticks(sorted({place for item in shown for place in item.figures}))
+    axes.set_xlabel("Answers cut at (percent of their length)")
+    bars = " (bars: one standard error)" if any(item.standard_error for item in shown) else ""
+    axes.set_ylabel("Prefix accuracy" if accuracy else "Correlation with the reward")
+    axes.set_title(f"Held-out {'pairs' if accuracy else 'answers'}{bars}", loc="left", fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _draw_guidance(axes: Any, guidance: Guidance) -> None:
+    points = sorted(guidance.points, key=lambda point: point.beta)
+    color, marker = _STYLES[0]
+    errors = {
+        "xerr": _bars([point.kl for point in points], [point.kl_interval for point in points]),
+        "yerr": _bars([point.reward for point in points], [point.reward_interval for point in points]),
+    }
+    axes.errorbar(
+        [point.kl for point in points], [point.reward for point in points], **errors, color=color, marker=marker,
+        linewidth=1.6, markersize=5, elinewidth=1.1, capsize=3,
+    )  # fmt: skip
+    for point in points:
+        axes.annotate(
+            f"{point.beta:g}", (point.kl, point.reward), xytext=(7, -11), textcoords="offset points", fontsize=9
+        )
+    axes.margins(x=0.1, y=0.1)
+    axes.set_xlabel(f"KL to the unguided model ({guidance.kl})")
+    axes.set_ylabel("Reward")
+    bars = f"; bars: {guidance.confidence} % intervals" if guidance.confidence is not None else ""
+    axes.set_title(f"Guided generation (numbers: beta{bars})", loc="left", fontsize=10)
+
+
+def _bars(values: list[float], intervals: list[tuple[float, float] | None]) -> list[list[float]] | None:
+    """Distances down and up from each value to the ends of its interval; None without any interval."""
+    if not any(intervals):
+        return None
+    ends = [(value, value) if interval is None else interval for value, interval in zip(values, intervals, strict=True)]
+    return [
+        [value - lower for value, (lower, _) in zip(values, ends, strict=True)],
+        [upper - value for value, (_, upper) in zip(values, ends, strict=True)],
+    ]

@@ -1,0 +1,122 @@
+"""Model cards on disk: `facts.json`, and the `README.md` and pictures that are made from it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from difflib import unified_diff
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rgtg_logits._card_facts import BaseCardFacts, CardFacts
+from rgtg_logits._card_plots import draw, stamp, wanted
+from rgtg_logits.card import render_card
+from rgtg_logits.errors import InvalidArgumentError
+
+logger = logging.getLogger(__name__)
+
+FACTS = "facts.json"
+CARD = "README.md"
+_READERS: dict[str, Callable[[Any], CardFacts | BaseCardFacts]] = {
+    "reward model": CardFacts.from_dict,
+    "base model": BaseCardFacts.from_dict,
+}
+
+
+def write_card(folder: Path, facts: CardFacts | BaseCardFacts) -> None:
+    """Writes `facts.json`, the pictures that have changed and the card; each file appears whole or not at all.
+
+    Without matplotlib (the train extra has it), pictures that are not up to date are left out of the card.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sort = "reward model" if isinstance(facts, CardFacts) else "base model"
+    _write(folder / FACTS, json.dumps({"card": sort, **facts.to_dict()}, indent=2, ensure_ascii=False) + "\n")
+    _draw(folder, facts)
+    _write(folder / CARD, _render(folder, facts))
+
+
+def render_folder(folder: Path) -> None:
+    """Makes the pictures and the card of a folder again from its `facts.json`, which stays as it is.
+
+    Raises:
+        InvalidArgumentError: If there is no `facts.json`, or it does not hold the facts of a card.
+    """
+    facts = read_facts(folder)
+    _draw(folder, facts)
+    _write(folder / CARD, _render(folder, facts))
+
+
+def check_folder(folder: Path) -> str:
+    """What `render_folder` would change, as a diff; empty if the card is up to date. Writes nothing.
+
+    Raises:
+        InvalidArgumentError: If there is no `facts.json`, or it does not hold the facts of a card.
+    """
+    facts, card = read_facts(folder), folder / CARD
+    there = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    lines = list(unified_diff(there, _render(folder, facts).splitlines(), str(card), "from the facts", lineterm=""))
+    lines += [f"{folder / name} is missing or shows other facts." for name in _outdated(folder, facts)]
+    return "\n".join(lines)
+
+
+def read_facts(folder: Path) -> CardFacts | BaseCardFacts:
+    """Reads the facts of a card.
+
+    Raises:
+        InvalidArgumentError: If there are none, or they are not what `write_card` writes.
+    """
+    file = folder / FACTS
+    if not file.is_file():
+        raise InvalidArgumentError(
+            f"Expected the facts of a model card in {file}, but there is no such file. Name the folder of a model that "
+            "rgtg train wrote."
+        )
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InvalidArgumentError(f"Expected JSON in {file}, but got: {error}. Correct it.") from error
+    sort = values.pop("card", None) if isinstance(values, dict) else None
+    if sort not in _READERS:
+        raise InvalidArgumentError(
+            f"Expected {file} to be an object with 'card' as one of {', '.join(map(repr, _READERS))}, but got "
+            f"{sort!r}. Add it."
+        )
+    try:
+        return _READERS[sort](values)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"In {file}: {error}") from error
+
+
+def _render(folder: Path, facts: CardFacts | BaseCardFacts) -> str:
+    if isinstance(facts, BaseCardFacts):
+        return render_card(facts)
+    return render_card(facts, wanted(facts).keys() - _outdated(folder, facts))
+
+
+def _outdated(folder: Path, facts: CardFacts | BaseCardFacts) -> list[str]:
+    """Pictures that the facts give, but that are not there or show something else."""
+    if isinstance(facts, BaseCardFacts):
+        return []
+    return [name for name, digest in wanted(facts).items() if stamp(folder / name) != digest]
+
+
+def _draw(folder: Path, facts: CardFacts | BaseCardFacts) -> None:
+    if isinstance(facts, BaseCardFacts):
+        return
+    names = _outdated(folder, facts)
+    if names and find_spec("matplotlib") is None:
+        logger.warning(
+            "The card of %s has no %s, because matplotlib is missing. Run: pip install matplotlib, then rgtg card %s.",
+            folder, ", ".join(names), folder,
+        )  # fmt: skip
+        return
+    for name in names:
+        draw(facts, name, folder / name)
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f".draft-{path.name}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
