@@ -56,7 +56,7 @@ def card_facts(
         trainer: The trainer, whose arguments have an `objective` and whose model has `config.rgtg`.
         counts: What became of the training rows.
         evaluations: What was measured; standard errors that are not there are worked out as `with_errors` says. Of a
-            model whose scores are not finite the card says just that.
+            set on which a figure or the loss is not finite, the card says just that.
         rewards: Scores of held-out prefixes by the model as it is now.
         weights: The numbers in the losses.
         model_name: The model's name; by default that of the output folder.
@@ -70,7 +70,7 @@ def card_facts(
     tokenizer: Any = trainer.processing_class
     args: Any = trainer.args
     found = list(evaluations)
-    finite = [item for item in found if all(math.isfinite(value) for value in item.figures.values())]
+    finite = [item for item in found if all(map(math.isfinite, (*item.figures.values(), item.loss or 0.0)))]
     described = RewardModelConfig.from_dict(inner.config.rgtg)
     return CardFacts(
         model_id=trainer.hub_model_id or model_name or Path(args.output_dir).name,
@@ -83,7 +83,9 @@ def card_facts(
         max_length=args.max_length,
         steps=trainer.state.global_step,
         evaluations=tuple(with_errors(item) for item in finite),
-        limits=tuple(f"On `{item.name}` its scores were not finite numbers." for item in found if item not in finite),
+        limits=tuple(
+            f"On `{item.name}` its scores or its loss were not finite." for item in found if item not in finite
+        ),
         rewards=rewards if rewards is not None and math.isfinite(rewards.mean) else None,
         **_strength(described),
         hyperparameters=hyperparameters(args, model),
@@ -166,7 +168,7 @@ def training_seconds(log: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def with_errors(item: Evaluation) -> Evaluation:
-    """Adds standard errors where there are none, taking rows as independent; a loss that is not a number is left out.
+    """Adds standard errors where there are none, taking rows as independent.
 
     Of an accuracy p of n pairs √(p (1 − p) / n), of a correlation r of n texts (1 − r²) / √(n − 1), which is that of
     normally distributed values.
@@ -176,8 +178,7 @@ def with_errors(item: Evaluation) -> Evaluation:
         errors = {cut: math.sqrt(p * (1 - p) / item.pairs) for cut, p in item.prefix_accuracy.items()}
     if not errors and item.texts and item.texts > 1:
         errors = {cut: (1 - r**2) / math.sqrt(item.texts - 1) for cut, r in item.correlation.items()}
-    loss = item.loss if item.loss is not None and math.isfinite(item.loss) else None
-    return replace(item, standard_error=errors, loss=loss)
+    return replace(item, standard_error=errors)
 
 
 def reward_distribution(rewards: Tensor, source: str | None = None) -> RewardDistribution:
