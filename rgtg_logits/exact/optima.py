@@ -89,7 +89,7 @@ def dpo_ratio(world: World, beta: float) -> Table:
 
 
 def win_weights(world: World, sampler: Table | None = None) -> Float[Tensor, "sequences sequences"]:
-    """How often y and y' are drawn as a pair and y is preferred: μ(y) μ(y') sigmoid(r(y) − r(y')).
+    """How often y and y' are drawn, in this order, and y is preferred: μ(y) μ(y') sigmoid(r(y) − r(y')).
 
     Args:
         world: The world.
@@ -176,13 +176,13 @@ def bradley_terry(wins: Float[Tensor, "texts texts"]) -> Float[Tensor, " texts"]
 
 
 def bradley_terry_loss(wins: Float[Tensor, "texts texts"], scores: Float[Tensor, " texts"]) -> Float[Tensor, ""]:
-    """The Bradley-Terry loss, Σ wins · −log sigmoid(s − s'), in nats for each unit of weight.
+    """The Bradley-Terry loss, the mean of −log sigmoid(s − s') over comparisons, in nats; log 2 if scores are equal.
 
     Args:
-        wins: How often the text of the row is preferred to that of the column.
+        wins: How often the text of the row is preferred to that of the column, with any common factor.
         scores: Score of every text.
     """
-    return (wins * softplus(scores - scores[:, None])).sum()
+    return (wins * softplus(scores - scores[:, None])).sum() / wins.sum()
 
 
 def _texts(lengths: Int[Tensor, " sequences"], world: World) -> Int[Tensor, " sequences"]:
