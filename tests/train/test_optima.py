@@ -224,9 +224,9 @@ def test_farma_is_the_best_completion(world: World) -> None:
     loss = expected_loss("farma", texts, lambda table: vocabulary(texts, table), Weights())
     table = start(texts).requires_grad_()
     # The target moves with the table and has no gradient, so there is no one function for a line search to go down.
-    optimizer = torch.optim.Adam([table], lr=0.05)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.998)
-    for _ in range(4000):
+    optimizer = torch.optim.Adam([table], lr=0.2)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.992)
+    for _ in range(800):
         optimizer.zero_grad()
         loss(table).backward()
         optimizer.step()
