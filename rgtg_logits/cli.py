@@ -45,7 +45,7 @@ def demo(
     add_help_option=False,
 )
 def train(context: typer.Context) -> None:
-    """Trains a partial-sequence reward model; takes the arguments of `trl reward`, and `--objective`."""
+    """Trains a partial-sequence reward model; takes the arguments of `trl reward`, `--objective` and `--kind`."""
     try:
         from rgtg_logits.train.run import train as body  # noqa: PLC0415  (needs the train extra, and seconds to import)
     except ModuleNotFoundError as error:

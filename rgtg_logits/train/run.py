@@ -9,7 +9,15 @@ from typing import Any
 import transformers
 from datasets import load_dataset, load_from_disk
 from packaging.version import Version
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import (
+    DatasetMixtureConfig,
+    ModelConfig,
+    ScriptArguments,
+    TrlParser,
+    get_dataset,
+    get_peft_config,
+    get_quantization_config,
+)
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.train.config import PartialRewardConfig
@@ -23,10 +31,11 @@ _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "
 def train(argv: list[str] | None = None) -> None:
     """Trains a reward model as told by command-line arguments, evaluates and saves it.
 
-    The arguments are those of `trl reward` and `--objective`; `--config file.yaml` holds any of them. `--dataset_name`
-    is a Hub id, a folder, or a file (json, jsonl, csv, each also as .gz, or parquet). Where the data have the split
-    `--dataset_test_split` ("test" by default), the model is evaluated on it after training. The folder `--output_dir`
-    gets the model, its tokenizer and its card, and `--push_to_hub` uploads them.
+    The arguments are those of `trl reward` and of `PartialRewardConfig` (`--objective`, `--kind`, …); `--config
+    file.yaml` holds any of them. `--dataset_name` is a Hub id, a folder, or a file (json, jsonl, csv, each also as .gz,
+    or parquet); in its stead, `datasets:` in the file lists those of a mixture (`trl.DatasetMixtureConfig`). Where the
+    data have the split `--dataset_test_split` ("test" by default), the model is evaluated on it after training. The
+    folder `--output_dir` gets the model, its tokenizer and its card, and `--push_to_hub` uploads them.
 
     Args:
         argv: Arguments without the program's name; by default those of the process.
@@ -34,17 +43,19 @@ def train(argv: list[str] | None = None) -> None:
     Raises:
         InvalidArgumentError: If there is no model, no data set, or no such split or file type.
     """
-    parser = TrlParser((ScriptArguments, PartialRewardConfig, ModelConfig), prog="rgtg train")
-    script, args, model = parser.parse_args_and_config(argv)
-    name = _given(script.dataset_name, "--dataset_name")
-    pairs = load_pairs(name, script.dataset_config, streaming=script.dataset_streaming)
-    test = script.dataset_test_split if script.dataset_test_split in pairs or args.eval_strategy != "no" else None
+    parser = TrlParser((ScriptArguments, PartialRewardConfig, ModelConfig, DatasetMixtureConfig), prog="rgtg train")
+    script, args, model, mixture = parser.parse_args_and_config(argv)
+    if not mixture.datasets:
+        _given(script.dataset_name, "--dataset_name")
+    base = _given(model.model_name_or_path, "--model_name_or_path")
+    data, name = _data(script, mixture)
+    test = script.dataset_test_split if script.dataset_test_split in data or args.eval_strategy != "no" else None
     args.model_init_kwargs = _model_options(model, args)
     trainer = PartialRewardTrainer(
-        _given(model.model_name_or_path, "--model_name_or_path"),
+        base,
         args,
-        train_dataset=_split(pairs, script.dataset_train_split, name),
-        eval_dataset=_split(pairs, test, name) if test is not None else None,
+        train_dataset=_split(data, script.dataset_train_split, name),
+        eval_dataset=_split(data, test, name) if test is not None else None,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
@@ -60,7 +71,7 @@ def train(argv: list[str] | None = None) -> None:
 
 
 def load_pairs(name: str, config: str | None = None, *, streaming: bool = False) -> Any:
-    """Loads preference pairs from the Hub, a folder (data files, or what `save_to_disk` wrote), or a file.
+    """Loads training data from the Hub, a folder (data files, or what `save_to_disk` wrote), or a file.
 
     Args:
         name: Hub id or path.
@@ -87,19 +98,31 @@ def load_pairs(name: str, config: str | None = None, *, streaming: bool = False)
     return load_dataset(name, name=config, streaming=streaming)
 
 
+def _data(script: ScriptArguments, mixture: DatasetMixtureConfig) -> tuple[Any, str | None]:
+    """The data set's splits, and its name if it has one."""
+    if not mixture.datasets:
+        name = str(script.dataset_name)
+        return load_pairs(name, script.dataset_config, streaming=script.dataset_streaming), name
+    if script.dataset_name:
+        logger.warning("Of datasets and dataset_name, the first is used, and %r is not read.", script.dataset_name)
+    # With data_files, the path names a file format.
+    paths = [dataset.path for dataset in mixture.datasets if not dataset.data_files]
+    return get_dataset(mixture), paths[0] if len(paths) == len(mixture.datasets) == 1 else None
+
+
 def _given(value: str | None, flag: str) -> str:
     if not value:
         raise InvalidArgumentError(f"Expected {flag}, but it was not given. Pass a Hub id or a local path.")
     return value
 
 
-def _split(pairs: Any, split: str, name: str) -> Any:
-    if split not in pairs:
+def _split(data: Any, split: str, name: str | None) -> Any:
+    if split not in data:
         raise InvalidArgumentError(
-            f"Expected {name!r} to have the split {split!r}, but it has {', '.join(map(repr, pairs))}. "
-            "Name one with --dataset_train_split or --dataset_test_split."
+            f"Expected {'the mixture' if name is None else repr(name)} to have the split {split!r}, but it has "
+            f"{', '.join(map(repr, data))}. Name one with --dataset_train_split or --dataset_test_split."
         )
-    return pairs[split]
+    return data[split]
 
 
 def _model_options(model: ModelConfig, args: PartialRewardConfig) -> dict[str, Any]:

@@ -107,6 +107,7 @@ class PartialRewardTrainer(RewardTrainer):
                 "Build the arguments with rgtg_logits.train.PartialRewardConfig."
             )
         self._what = args.what
+        self._prepared = False
         self.pair_counts: dict[str, PairCounts] = {}
         self._figures: list[Tensor] = []
         self._evaluations: dict[str, Evaluation] = {}
@@ -147,8 +148,10 @@ class PartialRewardTrainer(RewardTrainer):
                 "Expected a tokenizer with an end-of-text token, which closes a finished answer, but it has none. "
                 "Set eos_token in the training arguments."
             )
-        cuts = self._what.every_prefix and dataset_name == "train"
-        limit = Limit(args.max_length, cuts, processing_class.bos_token_id)
+        # Evaluation sets may bear any name, and come after the data that are trained on.
+        training = not self._prepared
+        self._prepared = True
+        limit = Limit(args.max_length, training and self._what.every_prefix, processing_class.bos_token_id)
         preparation = Preparation(self._what, dataset_name, limit, args.dataset_num_proc)
         if self._what.data == "labels":
             dataset = preparation.labelled(dataset, partial(answer_tokens, tokenizer=processing_class))
@@ -164,7 +167,7 @@ class PartialRewardTrainer(RewardTrainer):
                 "%s data: streamed, so rows that cannot be used will be left out without being counted.", dataset_name
             )
             return dataset
-        self.pair_counts[dataset_name] = counts
+        self.pair_counts[dataset_name if training or dataset_name != "train" else "eval_train"] = counts
         log = logger.warning if counts.left_out or counts.cut else logger.info
         log("%s data: %s.", dataset_name, counts)
         return dataset

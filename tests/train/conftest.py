@@ -65,6 +65,17 @@ def make_pairs(count: int, *, seed: int) -> Dataset:
     return Dataset.from_list(rows)
 
 
+def make_answers(count: int, *, seed: int) -> Dataset:
+    """Answers with a reward each: 1 for good ones, -1 for bad ones."""
+    draw = random.Random(seed)
+    kinds = [draw.choice([(GOOD, 1.0), (BAD, -1.0)]) for _ in range(count)]
+    rows = [
+        {"prompt": "the film was", "completion": f" {draw.choice(texts)} {index}", "reward": reward}
+        for index, (texts, reward) in enumerate(kinds)
+    ]
+    return Dataset.from_list(rows)
+
+
 def random_batch(pairs: int, vocab_size: int, generator: torch.Generator) -> tuple[list[list[int]], list[list[int]]]:
     """Texts of unequal lengths with a common prompt of 0 to 4 tokens, each closed by token 1 (end of text)."""
 
