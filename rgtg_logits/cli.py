@@ -14,6 +14,7 @@ from rgtg_logits.card_files import check_folder, render_folder
 from rgtg_logits.check import CheckSettings, run_check
 from rgtg_logits.demo import run_demo
 from rgtg_logits.errors import RGTGError
+from rgtg_logits.pairs import PairSettings, RateColumn, make_pairs
 
 app = typer.Typer(
     help="Reward-guided text generation.", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown"
@@ -117,6 +118,92 @@ def check(
     if output is not None:
         report.save(output)
     raise typer.Exit(1 if report.failed else 0)
+
+
+@app.command(context_settings={"token_normalize_func": lambda name: name.replace("-", "_")})
+def pairs(
+    base: Annotated[str, typer.Argument(help="Model that answers: Hub id or folder.", show_default=False)],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            help="Prompts, as text or messages: json, jsonl, csv (each also .gz), parquet, txt (one a line) or Hub id."
+        ),
+    ],
+    reward: Annotated[
+        str,
+        typer.Option(
+            help="What judges answers: Hub id or folder of a reward model or sequence classifier, or a function of "
+            "yours, package.module:function, that makes rewards of (prompts, responses)."
+        ),
+    ],
+    output: Annotated[str, typer.Option(help="File to write: .jsonl or .parquet.")],
+    format: Annotated[
+        str, typer.Option(help="pairs (prompt, chosen, rejected) or labels (prompt, completion, reward).")
+    ] = "pairs",
+    samples: Annotated[
+        int | None, typer.Option(help="Answers to each prompt. By default 2 for pairs, 1 for labels.")
+    ] = None,
+    pairs_per_prompt: Annotated[
+        int | None,
+        typer.Option("--pairs_per_prompt", help="Most pairs of a prompt. By default as many as use no answer twice."),
+    ] = None,
+    label: Annotated[
+        str,
+        typer.Option(
+            help="Which answer is chosen: bt (drawn with probability sigmoid(scale * reward difference)) or argmax "
+            "(the better one; ties are left out)."
+        ),
+    ] = "bt",
+    scale: Annotated[float, typer.Option(help="Factor of reward differences in that draw.")] = 1.0,
+    label_name: Annotated[
+        str | None,
+        typer.Option("--label_name", help="Label of a classifier whose log-odds are the reward: its name or index."),
+    ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option("--prompt_column", help="By default the first of prompt, messages, text.")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option("--prompt_tokens", help="Take only so many tokens of each text, which the model completes."),
+    ] = None,
+    prompt_prefix: Annotated[
+        str, typer.Option("--prompt_prefix", help="Put before each text, such as <|endoftext|>.", show_default=False)
+    ] = "",
+    split: Annotated[str | None, typer.Option(help="Split of the prompts. By default train, or the first.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Most rows to read.")] = None,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            help="Leave it at 1, top_p at 1 and top_k at 0 for the objectives value and soft_value, which need answers "
+            "of the base model itself."
+        ),
+    ] = 1.0,
+    top_p: Annotated[float, typer.Option("--top_p", help="As in generate; 1 cuts nothing.")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top_k", help="As in generate; 0 cuts nothing.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest answer.")] = 128,
+    batch_size: Annotated[int, typer.Option("--batch_size", help="Answers at once; changes no draw.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16 or auto. By default float32 on a CPU, else auto.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... By default a GPU if there is one.")] = None,
+) -> None:
+    """Makes preference pairs or labelled answers from a base model and any reward, for `rgtg train`.
+
+    A run that was killed goes on where it was when it is started again. Beside the output, a file that ends in .facts
+    says how it was made.
+    """
+    settings = PairSettings(
+        base=base, prompts=prompts, reward=reward, output=output, format=format, samples=samples,
+        pairs_per_prompt=pairs_per_prompt, label=label, scale=scale, label_name=label_name,
+        prompt_column=prompt_column, prompt_tokens=prompt_tokens, prompt_prefix=prompt_prefix, split=split,
+        limit=limit, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens,
+        batch_size=batch_size, seed=seed, dtype=dtype, device=device,
+    )  # fmt: skip
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        report = make_pairs(settings, progress)
+    Console().print(report.table())
 
 
 @app.command()

@@ -29,6 +29,8 @@ FLOORS = {
     "_costs": 1, "_clock": 1, "_profile": 1, "_workload": 4.5, "_arms": 4.6, "benchmark": 5, "demo": 5,
     "check.findings": 1, "check.uncached": 4, "check.models": 5, "check.exactness": 5, "check.pairs": 5,
     "check.cost": 5.1, "check.run": 5.2, "check": 5.3,
+    "pairs.settings": 1, "pairs.journal": 1, "pairs.report": 1, "pairs.prompts": 5, "pairs.sampling": 5.1,
+    "pairs.rows": 5.2, "pairs.rewards": 5.2, "pairs.run": 5.3, "pairs": 5.4,
     "cli": 6,
 }  # fmt: skip
 """A module imports only from floors strictly below its own; fractions order the rooms of one floor."""

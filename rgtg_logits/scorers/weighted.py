@@ -164,13 +164,23 @@ class _Texts:
         rewards = torch.zeros(candidates.shape)
         if self.pairs:
             answer = function([prompt for prompt, _ in self.pairs], [response for _, response in self.pairs])
-            of_pairs = _checked_rewards(answer, len(self.pairs), _name(function))
+            of_pairs = checked_rewards(answer, len(self.pairs), _name(function))
             for row, places in self.places.items():
                 rewards[row] = of_pairs[places]
         return rewards.to(candidates.device)
 
 
-def _checked_rewards(answer: object, expected: int, name: str) -> Float[Tensor, " pairs"]:
+def checked_rewards(answer: object, expected: int, name: str) -> Float[Tensor, " pairs"]:
+    """What a function on text returned, as a tensor on the CPU; not every number need be finite.
+
+    Args:
+        answer: What it returned.
+        expected: Number of pairs of prompt and response that it was given.
+        name: What it is called in errors.
+
+    Raises:
+        InvalidArgumentError: If it is not one number for each pair.
+    """
     try:
         rewards = torch.as_tensor(answer, dtype=torch.float32).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:

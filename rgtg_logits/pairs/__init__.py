@@ -1,0 +1,12 @@
+"""Preference pairs or labelled answers from a base model and any reward: `rgtg pairs`.
+
+Reading prompts needs the package `datasets`, of the train extra.
+"""
+
+from rgtg_logits.pairs.report import PairReport, RateColumn
+from rgtg_logits.pairs.rewards import load_reward
+from rgtg_logits.pairs.run import make_pairs
+from rgtg_logits.pairs.sampling import Answer, Sampler
+from rgtg_logits.pairs.settings import PairSettings
+
+__all__ = ["Answer", "PairReport", "PairSettings", "RateColumn", "Sampler", "load_reward", "make_pairs"]

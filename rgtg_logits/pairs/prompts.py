@@ -1,0 +1,195 @@
+"""Prompts: read from a file or a data set, and as tokens of the base model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.scorers._text import BaseText
+
+Messages = list[dict[str, Any]]
+
+BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+"""What reads a file, by its suffix."""
+COLUMNS = ("prompt", "messages", "text")
+"""Where prompts are looked for, in this order."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that can be answered.
+
+    Attributes:
+        index: Its row in the data, left-out rows included.
+        value: The text or the messages, as they go into the rows.
+        text: The text of its tokens, special ones left out: what rewards that read plain text are shown.
+        ids: Its tokens.
+    """
+
+    index: int
+    value: str | Messages
+    text: str
+    ids: list[int]
+
+
+def read_prompts(name: str, column: str | None, split: str | None, limit: int | None) -> list[str | Messages]:
+    """Reads the prompts of a data set: texts, or lists of messages.
+
+    Of a conversation that ends with an answer, that answer is left out. Blank lines of a txt file are no prompts.
+
+    Args:
+        name: A file, a Hub id, or a folder of data files.
+        column: The column to take; see `COLUMNS` for the default.
+        split: The split to take; by default train, or else the first.
+        limit: Most rows to read.
+
+    Raises:
+        InvalidArgumentError: If the package `datasets` is missing, or there is no such file, data set, split or column,
+            or it holds something else.
+    """
+    load_dataset = _loader(name)
+    kind = BUILDERS.get(Path(name.removesuffix(".gz")).suffix)
+    if kind is not None and not Path(name).is_file():
+        raise InvalidArgumentError(f"Expected a file with prompts, but {name!r} does not exist. Check --prompts.")
+    try:
+        # Streaming, because nothing is kept on disk then, and no more is read than is wanted.
+        splits = load_dataset(kind or name, data_files={"train": name} if kind else None, streaming=True)
+        rows = iter(splits[_split(splits, name, split)])
+        if kind == "text":
+            rows = (row for row in rows if row["text"].strip())
+        first = list(islice(rows, 1))
+        column = _column(first, name, column)
+        values = [row.get(column) for row in islice(chain(first, rows), limit)]
+    except (OSError, ValueError) as error:
+        if isinstance(error, InvalidArgumentError):
+            raise
+        raise InvalidArgumentError(
+            f"Expected {name!r} to be a json, jsonl, csv, parquet or txt file, a folder of such files, or the Hub id "
+            f"of a data set, but reading it failed: {error} Check --prompts."
+        ) from error
+    return [_prompt(value, name, column, number) for number, value in enumerate(values)]
+
+
+def digest(prompts: Sequence[str | Messages]) -> str:
+    """Tells prompts from others: the SHA-256 of all of them."""
+    return hashlib.sha256(json.dumps(list(prompts), sort_keys=True).encode()).hexdigest()
+
+
+def encode_prompts(
+    prompts: Sequence[str | Messages],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prompt_tokens: int | None = None,
+    prompt_prefix: str = "",
+) -> list[Prompt]:
+    """The tokens of each prompt, with what the tokenizer itself puts before a text.
+
+    Messages are rendered by the tokenizer's chat template, up to where the answer begins.
+
+    Args:
+        prompts: Texts or lists of messages.
+        tokenizer: The base model's.
+        prompt_tokens: How much of each text to keep, in tokens without special ones; a shorter text is kept whole.
+        prompt_prefix: Put before each text.
+
+    Raises:
+        InvalidArgumentError: If messages meet a tokenizer without a chat template, or are to be changed, or the
+            template refuses them.
+    """
+    reader, encoded = BaseText(tokenizer), []
+    for index, prompt in enumerate(prompts):
+        value = prompt
+        if isinstance(value, str):
+            if prompt_tokens is not None:
+                value = _beginning(value, reader, tokenizer, prompt_tokens)
+            value = prompt_prefix + value
+            ids = list(tokenizer(value, verbose=False)["input_ids"])
+        elif prompt_tokens is not None or prompt_prefix:
+            raise InvalidArgumentError(
+                f"Expected texts, because prompt_tokens={prompt_tokens} and prompt_prefix={prompt_prefix!r} change "
+                "texts, but the prompts are messages. Leave both out, or name a column of texts with --prompt_column."
+            )
+        else:
+            ids = _render(value, tokenizer, index) if value else []
+        encoded.append(Prompt(index, value, reader.read(ids)[0], ids))
+    return encoded
+
+
+def _loader(name: str) -> Any:
+    try:
+        from datasets import load_dataset  # noqa: PLC0415  (a package of the train extra)
+    except ModuleNotFoundError as error:
+        raise InvalidArgumentError(
+            f"Expected the package datasets, which reads {name!r}, but it is not installed. "
+            'Run: pip install "rgtg_logits[train]".'
+        ) from error
+    return load_dataset
+
+
+def _split(splits: Mapping[str, Any], name: str, split: str | None) -> str:
+    if split is None:
+        return "train" if "train" in splits else next(iter(splits))
+    if split not in splits:
+        raise InvalidArgumentError(
+            f"Expected {name!r} to have the split {split!r}, but it has {', '.join(map(repr, splits))}. "
+            "Name one of these with --split."
+        )
+    return split
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str, column: str | None) -> str:
+    names = [column] if column is not None else list(COLUMNS)
+    found = next((each for each in names if rows and each in rows[0]), None)
+    if found is None:
+        raise InvalidArgumentError(
+            f"Expected {name!r} to hold rows with a column {' or '.join(map(repr, names))}, but got "
+            f"{', '.join(map(repr, rows[0])) if rows else 'no rows'}. Name the column with --prompt_column."
+        )
+    return found
+
+
+def _prompt(value: object, name: str, column: str, number: int) -> str | Messages:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(turn, dict) and "role" in turn for turn in value):
+        # Rows of one data set have the same keys, so those that a message does not have are None.
+        turns = [{key: part for key, part in turn.items() if part is not None} for turn in value]
+        while turns and turns[-1]["role"] == "assistant":
+            turns.pop()
+        return turns
+    raise InvalidArgumentError(
+        f"Expected the column {column!r} of {name!r} to hold texts or lists of messages, but row {number} holds "
+        f"{type(value).__name__}. Name another column with --prompt_column."
+    )
+
+
+def _beginning(text: str, reader: BaseText, tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:
+    ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return text if len(ids) <= tokens else reader.read(ids[:tokens])[0]
+
+
+def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, index: int) -> list[int]:
+    if tokenizer.chat_template is None:
+        raise InvalidArgumentError(
+            "Expected a base model with a chat template, because the prompts are messages, but its tokenizer has none. "
+            "Use a chat model, or a column of texts with --prompt_column."
+        )
+    try:
+        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+    except TemplateError as error:
+        raise InvalidArgumentError(
+            f"Expected messages that the base model's chat template takes, but it says of row {index}: {error}. "
+            "Leave such rows out of the data."
+        ) from error
+    return list(encoded["input_ids"])
