@@ -120,75 +120,38 @@ def check(
     raise typer.Exit(1 if report.failed else 0)
 
 
-@app.command(context_settings={"token_normalize_func": lambda name: name.replace("-", "_")})
+@app.command(context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
 def pairs(
     base: Annotated[str, typer.Argument(help="Model that answers: Hub id or folder.", show_default=False)],
-    prompts: Annotated[
-        str,
-        typer.Option(
-            help="Prompts, as text or messages: json, jsonl, csv (each also .gz), parquet, txt (one a line) or Hub id."
-        ),
-    ],
+    prompts: Annotated[str, typer.Option(help="Texts or messages: json, jsonl, csv, parquet, txt, or a Hub id.")],
     reward: Annotated[
-        str,
-        typer.Option(
-            help="What judges answers: Hub id or folder of a reward model or sequence classifier, or a function of "
-            "yours, package.module:function, that makes rewards of (prompts, responses)."
-        ),
+        str, typer.Option(help="Reward model or classifier (Hub id, folder), or package.module:function.")
     ],
     output: Annotated[str, typer.Option(help="File to write: .jsonl or .parquet.")],
-    format: Annotated[
-        str, typer.Option(help="pairs (prompt, chosen, rejected) or labels (prompt, completion, reward).")
-    ] = "pairs",
-    samples: Annotated[
-        int | None, typer.Option(help="Answers to each prompt. By default 2 for pairs, 1 for labels.")
-    ] = None,
-    pairs_per_prompt: Annotated[
-        int | None,
-        typer.Option("--pairs_per_prompt", help="Most pairs of a prompt. By default as many as use no answer twice."),
-    ] = None,
-    label: Annotated[
-        str,
-        typer.Option(
-            help="Which answer is chosen: bt (drawn with probability sigmoid(scale * reward difference)) or argmax "
-            "(the better one; ties are left out)."
-        ),
-    ] = "bt",
-    scale: Annotated[float, typer.Option(help="Factor of reward differences in that draw.")] = 1.0,
-    label_name: Annotated[
-        str | None,
-        typer.Option("--label_name", help="Label of a classifier whose log-odds are the reward: its name or index."),
-    ] = None,
-    prompt_column: Annotated[
-        str | None, typer.Option("--prompt_column", help="By default the first of prompt, messages, text.")
-    ] = None,
-    prompt_tokens: Annotated[
-        int | None,
-        typer.Option("--prompt_tokens", help="Take only so many tokens of each text, which the model completes."),
-    ] = None,
-    prompt_prefix: Annotated[
-        str, typer.Option("--prompt_prefix", help="Put before each text, such as <|endoftext|>.", show_default=False)
-    ] = "",
+    format: Annotated[str, typer.Option(help="pairs, or labels: prompt, completion, reward.")] = "pairs",
+    samples: Annotated[int | None, typer.Option(help="Answers to each prompt; 2 for pairs, 1 for labels.")] = None,
+    pairs_per_prompt: Annotated[int | None, typer.Option(help="By default as many as use no answer twice.")] = None,
+    label: Annotated[str, typer.Option(help="bt: draw who wins by Bradley-Terry; argmax: the better one wins.")] = "bt",
+    scale: Annotated[float, typer.Option(help="bt: factor of reward differences, in nats per unit of reward.")] = 1.0,
+    label_name: Annotated[str | None, typer.Option(help="Label (or index) whose log-odds a classifier gives.")] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="By default the first of prompt, messages, text.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="How much of each text to take, for completing.")] = None,
+    prompt_prefix: Annotated[str, typer.Option(help="Put before each text, such as <|endoftext|>.")] = "",
     split: Annotated[str | None, typer.Option(help="Split of the prompts. By default train, or the first.")] = None,
     limit: Annotated[int | None, typer.Option(help="Most rows to read.")] = None,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            help="Leave it at 1, top_p at 1 and top_k at 0 for the objectives value and soft_value, which need answers "
-            "of the base model itself."
-        ),
-    ] = 1.0,
-    top_p: Annotated[float, typer.Option("--top_p", help="As in generate; 1 cuts nothing.")] = 1.0,
-    top_k: Annotated[int, typer.Option("--top_k", help="As in generate; 0 cuts nothing.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest answer.")] = 128,
-    batch_size: Annotated[int, typer.Option("--batch_size", help="Answers at once; changes no draw.")] = 16,
+    temperature: Annotated[float, typer.Option(help="As in generate; 1 draws from the base model itself.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="As in generate; 1 cuts nothing.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="As in generate; 0 cuts nothing.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Answers at once; changes no draw.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16 or auto. By default float32 on a CPU, else auto.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 (default on a CPU), bfloat16, float16, auto.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... By default a GPU if there is one.")] = None,
 ) -> None:
     """Makes preference pairs or labelled answers from a base model and any reward, for `rgtg train`.
+
+    Leave temperature, top_p and top_k alone for the objectives `value` and `soft_value`, which need answers of the base
+    model itself. A function of yours takes (prompts, responses), two lists of texts, and returns a reward for each.
 
     A run that was killed goes on where it was when it is started again. Beside the output, a file that ends in .facts
     says how it was made.

@@ -35,6 +35,9 @@ def make_pairs(settings: PairSettings, progress: Progress | None = None) -> Pair
     were cut are in further columns that trainers do not look at. There is no column `margin`, which TRL would subtract
     from the difference of rewards: labels drawn by Bradley-Terry hold the size of the difference already.
 
+    An answer that was cut at `max_new_tokens` says so in its row, because trainers close every text with an end-of-text
+    token: where many are cut, a reward model learns that texts end there. Leave such rows out, or allow longer answers.
+
     By default answers are draws from the base model itself (temperature 1, nothing cut), because the objectives that
     estimate an expectation under it (`value`, `soft_value`) are wrong about any other policy.
 
