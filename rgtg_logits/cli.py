@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -46,15 +46,15 @@ def demo(
     add_help_option=False,
 )
 def train(context: typer.Context) -> None:
-    """Trains a partial-sequence reward model; takes the arguments of `trl reward`, `--objective` and `--kind`."""
+    """Trains a partial-sequence reward model; takes the arguments of `trl reward`, `--objective` and `--kind`.
+
+    Arguments of `accelerate launch` (`--num_processes 2`, `--accelerate_config FILE`) are handed to it.
+    """
     try:
-        from rgtg_logits.train.run import train as body  # noqa: PLC0415  (needs the train extra, and seconds to import)
+        from rgtg_logits.train.launch import launch  # noqa: PLC0415  (needs the train extra, and seconds to import)
     except ModuleNotFoundError as error:
-        raise RGTGError(
-            f"Expected the packages of the train extra, but {error.name} is missing. "
-            'Run: pip install "rgtg_logits[train]".'
-        ) from error
-    body(context.args)
+        raise _missing_extra(error) from error
+    launch(context.args)
 
 
 @app.command()
@@ -176,14 +176,24 @@ def benchmark(
     text: Annotated[
         str | None, typer.Option(help='Real text to continue: a plain file, or .jsonl or .json with a column "text".')
     ] = None,
-    layers: Annotated[int, typer.Option(help="Layers of the random models.")] = 12,
-    width: Annotated[int, typer.Option(help="Width of the random models.")] = 768,
-    prompt_length: Annotated[list[int], typer.Option(help="Prompt length in tokens; may repeat.")] = [64, 512],  # noqa: B006
-    batch_size: Annotated[list[int], typer.Option(help="Number of prompts; may repeat.")] = [1],  # noqa: B006
+    layers: Annotated[int | None, typer.Option(help="Layers of the random models: 12, with --train 4.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the random models: 768, with --train 256.")] = None,
+    prompt_length: Annotated[
+        list[int] | None, typer.Option(help="Prompt length in tokens; may repeat. 64 and 512, with --train 64.")
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="Number of prompts; may repeat. 1, with --train 8 pairs.")
+    ] = None,
     top_k: Annotated[list[int], typer.Option(help="Number of candidates per token; may repeat.")] = [20],  # noqa: B006
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate in each run.")] = 24,
     rounds: Annotated[int, typer.Option(help="How often each way takes its turn.")] = 3,
-    way: Annotated[list[str], typer.Option(help=f"What to measure: {', '.join(ARMS)}; may repeat.")] = [*DEFAULT_ARMS],  # noqa: B006
+    way: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"What to measure; may repeat. {', '.join(ARMS)} (by default {', '.join(DEFAULT_ARMS)}); with "
+            "--train ours, shared_prompt, trl, row_per_prefix."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of weights and prompts.")] = 0,
@@ -191,15 +201,24 @@ def benchmark(
     profile: Annotated[
         Path | None, typer.Option(help="Also write where the time of a further token goes, as JSON.")
     ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Measure training instead: pairs per second, against TRL's own trainer.")
+    ] = False,
+    answer_length: Annotated[int, typer.Option(help="Tokens of each answer, with --train.")] = 128,
 ) -> None:
     """Measures what guidance costs: first token, further tokens, memory, as ratios to the least possible."""
-    settings = BenchmarkSettings(
-        base=base, reward_model=reward_model, text=text, layers=layers, width=width,
-        prompt_lengths=tuple(prompt_length), batch_sizes=tuple(batch_size), top_ks=tuple(top_k), new_tokens=new_tokens,
-        rounds=rounds, arms=tuple(way), device=device, dtype=dtype, seed=seed,
+    common = _given(
+        layers=layers, width=width, prompt_lengths=prompt_length, batch_sizes=batch_size, rounds=rounds, device=device,
+        seed=seed,
     )  # fmt: skip
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    if train:
+        _benchmark_training({**common, **_given(ways=way, answer_length=answer_length)}, output)
+        return
+    settings = BenchmarkSettings(
+        base=base, reward_model=reward_model, text=text, top_ks=tuple(top_k), new_tokens=new_tokens, dtype=dtype,
+        **common, **_given(arms=way),
+    )  # fmt: skip
+    with _progress() as progress:
         report = run_benchmark(settings, progress)
         profiles = None if profile is None else run_profile(settings, progress)
     Console().print(report.table())
@@ -209,6 +228,36 @@ def benchmark(
         report.save(output)
     if profile is not None and profiles is not None:
         profiles.save(profile)
+
+
+def _benchmark_training(options: dict[str, Any], output: Path | None) -> None:
+    try:
+        from rgtg_logits.train import benchmark as training  # noqa: PLC0415  (needs the train extra)
+    except ModuleNotFoundError as error:
+        raise _missing_extra(error) from error
+    with _progress() as progress:
+        report = training.run_training_benchmark(training.TrainingSettings(**options), progress)
+    Console().print(report.table())
+    if output is not None:
+        report.save(output)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Options that were given, lists as tuples; of the others, settings know the defaults."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items() if value is not None
+    }
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _missing_extra(error: ModuleNotFoundError) -> RGTGError:
+    return RGTGError(
+        f'Expected the packages of the train extra, but {error.name} is missing. Run: pip install "rgtg_logits[train]".'
+    )
 
 
 def main() -> None:

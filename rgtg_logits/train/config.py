@@ -38,6 +38,11 @@ class PartialRewardConfig(RewardConfig):
         arm_beta: Of "arm": nats of preference per nat of log-probability, > 0. The paper takes 0.05 for whole answers;
             1 makes the sum of log-probabilities itself the reward.
         farma_weight: Of "farma": weight of the part about unfinished prefixes, ≥ 0. 0 trains on finished answers only.
+        shared_prompt: Whether to read both answers of a pair in one row behind one copy of the prompt. It gives the
+            same rewards with fewer tokens: worth it where prompts are longer than answers. Models that cannot be read
+            so are told by the first batch, and read as usual. For pairs and the kind "causal".
+        resume_from_checkpoint: A checkpoint's folder, or true for the newest whole one in the output folder, or the
+            beginning if there is none yet.
 
     Raises:
         InvalidArgumentError: If there is no such objective, it cannot make that kind, or a number is out of range.
@@ -81,6 +86,21 @@ class PartialRewardConfig(RewardConfig):
         default=1.0, metadata={"help": "For 'farma': weight of the part about unfinished prefixes; 0 is off."}
     )
 
+    shared_prompt: bool = field(
+        default=False,
+        metadata={"help": "Whether to read both answers of a pair in one row, behind one copy of the prompt."},
+    )
+
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Resume from this checkpoint; alone or 'true': from the newest one in the output folder, or from "
+            "the beginning if there is none yet.",
+            "nargs": "?",
+            "const": "true",
+        },
+    )
+
     bf16: bool | None = field(
         default=None,
         metadata={
@@ -102,6 +122,11 @@ class PartialRewardConfig(RewardConfig):
                 f"Expected kind to be one of {', '.join(map(repr, kinds))}, which the objective {self.objective!r} can "
                 f"train, but got {self.kind!r}. Leave it out"
                 + (f", or choose one of the objectives {', '.join(able)}." if able else ".")
+            )
+        if self.shared_prompt and (self.what.data, self.kind) != ("pairs", "causal"):
+            raise InvalidArgumentError(
+                "Expected shared_prompt for pairs and the kind 'causal', whose scalar head is read at every token, but "
+                f"got it for {self.objective!r} and {self.kind!r}. Leave it out."
             )
         self._check_numbers()
         if self.bf16 is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from rgtg_logits.errors import RewardModelError
 from rgtg_logits.reward_model import RewardModel, RewardModelConfig
 from rgtg_logits.train.losses import between
 from rgtg_logits.train.objectives import Reading
+from rgtg_logits.train.packing import SharedPrompts
 
 
 class RewardReader:
@@ -24,13 +26,14 @@ class RewardReader:
         model: The model, or an adapter on it.
         kind: How its rewards are read; see `RewardModelConfig`.
         tokens: Number of tokens that there are. A language model may have more logits, which mean nothing.
+        shared: Reads both answers of a pair behind one prompt, for the kind "causal"; None for rows of their own.
 
     Raises:
         RewardModelError: If the model is not of that kind.
     """
 
-    def __init__(self, model: nn.Module, kind: str, tokens: int) -> None:
-        self._kind, self._tokens = kind, tokens
+    def __init__(self, model: nn.Module, kind: str, tokens: int, shared: SharedPrompts | None = None) -> None:
+        self._kind, self._tokens, self.shared = kind, tokens, shared
         reward_model = RewardModel(model, config=RewardModelConfig(kind=kind))
         self.head = reward_model.head if kind == "causal" else None
 
@@ -56,9 +59,7 @@ class RewardReader:
         """
         tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.head is not None:
-            with _outputs(self.head) as seen:
-                output = forward(**tokens, **options)
-            return Reading(_token_rewards(seen, input_ids)), output
+            return self._read_head(self.head, partial(forward, **options), tokens)
         output = forward(**tokens, **options)
         scores = token_scores(output.logits, input_ids, attention_mask, log_softmax=self._kind == "log_ratio")
         if self._kind == "vocabulary":
@@ -67,6 +68,20 @@ class RewardReader:
             return Reading(scores, best), output
         answer = between(start, attention_mask.sum(1), input_ids.shape[1])
         return Reading(scores.masked_fill(~answer, 0.0).cumsum(1)), output
+
+    def _read_head(
+        self, head: nn.Module, forward: Callable[..., Any], tokens: dict[str, Tensor]
+    ) -> tuple[Reading, Any]:
+        output: Any = None
+
+        def read(**arguments: Tensor) -> Float[Tensor, "rows length"]:
+            nonlocal output
+            with _outputs(head) as seen:
+                output = forward(**arguments)
+            return _token_rewards(seen, arguments["input_ids"])
+
+        rewards = read(**tokens) if self.shared is None else self.shared.rewards(read, **tokens)
+        return Reading(rewards), output
 
 
 @contextmanager

@@ -28,7 +28,12 @@ logger = logging.getLogger(__name__)
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
-def train(argv: list[str] | None = None) -> None:
+def make_parser() -> TrlParser:
+    """Reads the arguments of a training."""
+    return TrlParser((ScriptArguments, PartialRewardConfig, ModelConfig, DatasetMixtureConfig), prog="rgtg train")
+
+
+def train(argv: list[str] | None = None, *, allow_unknown: bool = False) -> None:
     """Trains a reward model as told by command-line arguments, evaluates and saves it.
 
     The arguments are those of `trl reward` and of `PartialRewardConfig` (`--objective`, `--kind`, …); `--config
@@ -39,12 +44,12 @@ def train(argv: list[str] | None = None) -> None:
 
     Args:
         argv: Arguments without the program's name; by default those of the process.
+        allow_unknown: Whether a `--config` file may hold other things, such as arguments of `accelerate launch`.
 
     Raises:
         InvalidArgumentError: If there is no model, no data set, or no such split or file type.
     """
-    parser = TrlParser((ScriptArguments, PartialRewardConfig, ModelConfig, DatasetMixtureConfig), prog="rgtg train")
-    script, args, model, mixture = parser.parse_args_and_config(argv)
+    script, args, model, mixture = make_parser().parse_args_and_config(argv, fail_with_unknown_args=not allow_unknown)
     if not mixture.datasets:
         _given(script.dataset_name, "--dataset_name")
     base = _given(model.model_name_or_path, "--model_name_or_path")

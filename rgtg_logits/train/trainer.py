@@ -23,6 +23,7 @@ from rgtg_logits._checkpoint import ADAPTER_FILE
 from rgtg_logits.card import CardFacts, Evaluation, RewardDistribution
 from rgtg_logits.card_files import write_card
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.train.checkpoints import WholeCheckpoints
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.data import PairCounts, pair_lengths
 from rgtg_logits.train.evaluation import Measured, correlation, measured, row_figures
@@ -38,13 +39,14 @@ from rgtg_logits.train.models import (
     taken_as_loaded,
 )
 from rgtg_logits.train.objectives import Labelled, Pairs, Reading
+from rgtg_logits.train.packing import SharedPrompts
 from rgtg_logits.train.reading import RewardReader
 from rgtg_logits.train.rows import Limit, Preparation
 
 logger = logging.getLogger(__name__)
 
 
-class PartialRewardTrainer(RewardTrainer):
+class PartialRewardTrainer(WholeCheckpoints, RewardTrainer):
     """Trains a reward model on prefixes or on finished answers, from preference pairs or from answers with a reward.
 
     It is TRL's `RewardTrainer`: the same arguments, data formats, adapters, callbacks, checkpoints and uploads. Rewards
@@ -66,6 +68,8 @@ class PartialRewardTrainer(RewardTrainer):
     - an adapter (`peft_config`) always gets the task type that the kind needs: SEQ_CLS, because otherwise the head is
       neither trained nor saved, or CAUSAL_LM;
     - a model that is given by name may be of any architecture with a causal language model;
+    - checkpoints and models are on disk whole or not at all, whenever the process is killed, and
+      `train(resume_from_checkpoint=True)` starts from the beginning where there is no checkpoint yet;
     - checkpoints say what they are: `config.rgtg`, or `rgtg.json` beside an adapter, which has no config of the model;
     - the card holds measured facts only.
 
@@ -125,8 +129,10 @@ class PartialRewardTrainer(RewardTrainer):
             )  # fmt: skip
         if data_collator is None and self._what.data == "labels":
             self.data_collator = LabelledCollator(self.processing_class.pad_token_id, args.pad_to_multiple_of)
-        self._reader = RewardReader(self.model, kind, len(self.processing_class))
         self._inner = inner_model(self.model)
+        half = bool(args.bf16 or args.fp16)
+        shared = SharedPrompts(self._inner, half=half) if args.shared_prompt else None
+        self._reader = RewardReader(self.model, kind, len(self.processing_class), shared)
         self._inner.config.architectures = [type(self._inner).__name__]
         self._describe(None)
         head = self._reader.head
