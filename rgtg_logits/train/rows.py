@@ -98,7 +98,7 @@ class Preparation:
             dataset: Texts, messages or tokens.
             tokenized: Turns texts and messages into tokens, and leaves tokens as they are.
         """
-        columns = self.check_columns(dataset)
+        columns = check_columns(dataset, self._objective, self._name)
         if {"chosen", "rejected"} <= set(columns) and "chosen_ids" not in columns:
             dataset = self._without_problems(dataset)
             dataset = _without_repeated_prompt(dataset)
@@ -111,31 +111,9 @@ class Preparation:
             dataset: Texts, messages or tokens.
             tokenized: From a row to its tokens and the number of those that are the prompt.
         """
-        columns = self.check_columns(dataset)
+        columns = check_columns(dataset, self._objective, self._name)
         options = {"limit": self._limit, "tokenized": tokenized}
         return self._shaped(dataset, _shape_labelled, options, remove_columns=columns)
-
-    def check_columns(self, dataset: Any) -> list[str]:
-        """The columns of the data.
-
-        Raises:
-            InvalidArgumentError: If they are not those that the objective learns from, or there is no row.
-        """
-        columns = dataset.column_names
-        if columns is None:
-            columns = list(next(iter(dataset), {}))
-        if not columns or (isinstance(dataset, Dataset) and not len(dataset)):
-            self._nothing_left()
-        data = self._objective.data
-        if not any(set(names) <= set(columns) for names in _TAKEN[data]):
-            fitting = [name for name, other in OBJECTIVES.items() if _fits(other, columns)]
-            advice = f"choose one of the objectives {', '.join(fitting)}" if fitting else "rename its columns"
-            raise InvalidArgumentError(
-                f"Expected the {self._name} data to have the columns {_WANTED[data]}, because the objective "
-                f"{self._objective.name!r} learns from {_MEANING[data]}, but got {', '.join(map(repr, columns))}. "
-                f"Use other data, or {advice}."
-            )
-        return list(columns)
 
     def counts(self, dataset: Any) -> PairCounts | None:
         """What became of the rows, of which `dataset` are those that are left; None for streamed data."""
@@ -162,20 +140,40 @@ class Preparation:
         self._found.update(reasons)
         kept = [row for row, reason in enumerate(reasons) if not reason]
         if not kept:
-            self._nothing_left()
+            raise _nothing_left(self._objective, self._name, self._found)
         return dataset if len(kept) == len(dataset) else dataset.select(kept)
-
-    def _nothing_left(self) -> None:
-        found = ", ".join(f"{self._found[reason]} {reason.replace('_', ' ')}" for reason in REASONS)
-        raise InvalidArgumentError(
-            f"Expected the {self._name} data to hold {_MEANING[self._objective.data]} within max_length tokens, but "
-            f"none is left ({found}). Check the columns {_WANTED[self._objective.data]}, or raise max_length."
-        )
 
     def _options(self, dataset: Any, what: str) -> dict[str, Any]:
         if not isinstance(dataset, Dataset):
             return {}
         return {"num_proc": self._num_proc, "desc": f"{what} the {self._name} data"}
+
+
+def check_columns(dataset: Any, objective: Objective, name: str) -> list[str]:
+    """The columns of data.
+
+    Args:
+        dataset: The data.
+        objective: What they are for.
+        name: What messages call them.
+
+    Raises:
+        InvalidArgumentError: If they are not those that the objective learns from, or there is no row.
+    """
+    columns = dataset.column_names
+    if columns is None:
+        columns = list(next(iter(dataset), {}))
+    if not columns or (isinstance(dataset, Dataset) and not len(dataset)):
+        raise _nothing_left(objective, name, Counter())
+    data = objective.data
+    if not _fits(objective, columns):
+        fitting = [other.name for other in OBJECTIVES.values() if _fits(other, columns)]
+        advice = f"choose one of the objectives {', '.join(fitting)}" if fitting else "rename its columns"
+        raise InvalidArgumentError(
+            f"Expected the {name} data to have the columns {_WANTED[data]}, because the objective {objective.name!r} "
+            f"learns from {_MEANING[data]}, but got {', '.join(map(repr, columns))}. Use other data, or {advice}."
+        )
+    return list(columns)
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
@@ -193,6 +191,14 @@ def has_text(answer: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether it is a finite number, or true or false."""
     return isinstance(value, Real) and math.isfinite(value)
+
+
+def _nothing_left(objective: Objective, name: str, found: Mapping[str, int]) -> InvalidArgumentError:
+    reasons = ", ".join(f"{found[reason]} {reason.replace('_', ' ')}" for reason in REASONS)
+    return InvalidArgumentError(
+        f"Expected the {name} data to hold {_MEANING[objective.data]} within max_length tokens, but none is left "
+        f"({reasons}). Check the columns {_WANTED[objective.data]}, or raise max_length."
+    )
 
 
 def _fits(objective: Objective, columns: Sequence[str]) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset, IterableDataset
 from jaxtyping import Float
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ from rgtg_logits.train.models import (
 from rgtg_logits.train.objectives import Labelled, Pairs, Reading
 from rgtg_logits.train.packing import SharedPrompts
 from rgtg_logits.train.reading import RewardReader
-from rgtg_logits.train.rows import Limit, Preparation
+from rgtg_logits.train.rows import Limit, Preparation, check_columns
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,8 @@ class PartialRewardTrainer(WholeCheckpoints, RewardTrainer):
         self.pair_counts: dict[str, PairCounts] = {}
         self._figures: list[Tensor] = []
         self._evaluations: dict[str, Evaluation] = {}
+        if isinstance(train_dataset, (Dataset, IterableDataset)):
+            check_columns(train_dataset, args.what, "train")  # Before anything is loaded.
         loaded = isinstance(model, str)
         if isinstance(model, str):
             processing_class = processing_class or load_tokenizer(model, args)

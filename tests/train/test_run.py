@@ -70,7 +70,10 @@ def test_data_on_disk(tmp_path: Path) -> None:
             ["--dataset_name", "{data}", "--model_name_or_path", "{base}", "--eval_strategy", "epoch"],
             "to have the split 'test', but it has 'train'",
         ),
-        (["--dataset_name", "{text}"], r"ends in one of .json, .jsonl, .parquet, .csv .* but got 'pairs.txt'"),
+        (
+            ["--dataset_name", "{text}", "--model_name_or_path", "{base}"],
+            r"ends in one of .json, .jsonl, .parquet, .csv .* but got 'pairs.txt'",
+        ),
     ],
 )
 def test_messages(base: str, tmp_path: Path, arguments: list[str], message: str) -> None:
