@@ -37,6 +37,8 @@ from rgtg_logits.train.models import (
     inner_model,
     load_model,
     load_tokenizer,
+    output_layer_name,
+    start_rewards_small,
     taken_as_loaded,
 )
 from rgtg_logits.train.objectives import Labelled, Pairs, Reading
@@ -68,7 +70,8 @@ class PartialRewardTrainer(WholeCheckpoints, RewardTrainer):
       counts are logged and kept in `pair_counts` (streamed data are not counted);
     - an adapter (`peft_config`) always gets the task type that the kind needs: SEQ_CLS, because otherwise the head is
       neither trained nor saved, or CAUSAL_LM;
-    - a model that is given by name may be of any architecture with a causal language model;
+    - a model that is given by name may be of any architecture with a causal language model. For the kind "vocabulary",
+      a language model's logits are scaled to start from small rewards, see `start_rewards_small`;
     - checkpoints and models are on disk whole or not at all, whenever the process is killed, and
       `train(resume_from_checkpoint=True)` starts from the beginning where there is no checkpoint yet;
     - checkpoints say what they are: `config.rgtg`, or `rgtg.json` beside an adapter, which has no config of the model;
@@ -125,10 +128,12 @@ class PartialRewardTrainer(WholeCheckpoints, RewardTrainer):
             model, quantization_config = load_model(model, args, quantization_config), None
         kind = args.reward_model.kind
         check_model(model, kind, args.objective)
+        scaled = kind == "vocabulary" and start_rewards_small(model)
+        peft_config = adapter_config(peft_config, kind, output_layer_name(model) if scaled else None)
         with taken_as_loaded(model, args, here=loaded):
             super().__init__(
                 model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional,
-                quantization_config=quantization_config, peft_config=adapter_config(peft_config, kind), **options,
+                quantization_config=quantization_config, peft_config=peft_config, **options,
             )  # fmt: skip
         if data_collator is None and self._what.data == "labels":
             self.data_collator = LabelledCollator(self.processing_class.pad_token_id, args.pad_to_multiple_of)

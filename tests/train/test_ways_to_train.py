@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_answers, make_pairs
+from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
+    PhiConfig,
+    PhiForCausalLM,
 )
 
 from rgtg_logits._config import RewardModelConfig
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
 from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.testing import tiny_base_model
 from rgtg_logits.train import PartialRewardTrainer
 from rgtg_logits.train.objectives import OBJECTIVES
 from rgtg_logits.train.run import train
@@ -105,16 +109,89 @@ def test_loaded_models_of_the_wrong_class(base: str, make_config, tokenizer) -> 
         PartialRewardTrainer(two, make_config(), **options)
 
 
-def test_a_loaded_language_model_stays_what_it_is(base: str, make_config, tokenizer, tmp_path: Path) -> None:
+def test_a_loaded_language_model_keeps_its_configuration(base: str, make_config, tokenizer, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base)
-    before, labels = model.get_output_embeddings().weight.detach().clone(), model.config.id2label
-    config = make_config(objective="farma")
+    labels = model.config.id2label
+    config = make_config(objective="arm")
     trainer = PartialRewardTrainer(model, config, train_dataset=make_pairs(2, seed=0), processing_class=tokenizer)
     assert trainer.model is model
-    assert torch.equal(model.get_output_embeddings().weight, before)
     assert model.config.id2label == labels
     trainer.save_model()
     assert "id2label" not in json.loads((tmp_path / "reward-model" / "config.json").read_text())
+
+
+@pytest.fixture(params=["llama", "gpt2", "tied", "biased"])
+def language_model(request, tokenizer, tmp_path: Path) -> str:
+    """A folder with a language model, with an output layer of its own or the embeddings'."""
+    name, size = str(tmp_path / "lm"), len(tokenizer)
+    if request.param == "biased":
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = PhiForCausalLM(PhiConfig(vocab_size=size, **sizes))
+        torch.nn.init.normal_(model.lm_head.bias)
+    elif request.param == "tied":
+        model = tiny_base_model("llama", vocab_size=size, tie_word_embeddings=True)
+    else:
+        model = tiny_base_model(request.param, vocab_size=size)
+    model.save_pretrained(name)
+    tokenizer.save_pretrained(name)
+    return name
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_rewards_begin_as_a_tenth_of_the_logits(language_model: str, make_config, tokenizer, loaded: bool) -> None:
+    before = AutoModelForCausalLM.from_pretrained(language_model)
+    given = AutoModelForCausalLM.from_pretrained(language_model) if loaded else language_model
+    options = {"train_dataset": make_answers(4, seed=0), "processing_class": tokenizer}
+    trainer = PartialRewardTrainer(given, make_config(objective="value", kind="vocabulary"), **options)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(trainer.model(ids).logits, 0.1 * before(ids).logits)
+    assert torch.equal(trainer.model.get_input_embeddings().weight, before.get_input_embeddings().weight)
+
+
+def test_a_vocabulary_model_is_trained_further_as_it_is(language_model: str, make_config, tmp_path: Path) -> None:
+    options = {"train_dataset": make_answers(4, seed=0)}
+    config = make_config(objective="value", kind="vocabulary", save_strategy="steps", save_steps=1)
+    first = PartialRewardTrainer(language_model, config, **options)
+    first.train()
+    first.save_model()
+    config = make_config(objective="cumulative", kind="vocabulary")
+    second = PartialRewardTrainer(str(tmp_path / "reward-model"), config, **options)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(second.model(ids).logits, first.model.eval()(ids).logits)
+    resumed = PartialRewardTrainer(language_model, make_config(objective="value", kind="vocabulary"), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "reward-model" / "checkpoint-1"))
+    for one, other in zip(resumed.model.parameters(), first.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`")
+def test_an_adapter_holds_the_layer_that_was_scaled(language_model: str, make_config, tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules="all-linear", modules_to_save=[])
+    config = make_config(objective="value", kind="vocabulary", learning_rate=1e-2)
+    trainer = PartialRewardTrainer(language_model, config, train_dataset=make_answers(4, seed=0), peft_config=lora)
+    trainer.train()
+    trainer.save_model()
+    assert lora.modules_to_save == []
+    loaded = RewardModel.from_pretrained(tmp_path / "reward-model")
+    texts = ["the film was"] * 2, [" good", " bad and the end was bad"]
+    expected = RewardModel(trainer.model, loaded.tokenizer).score(*texts)
+    torch.testing.assert_close(loaded.score(*texts), expected, rtol=0, atol=1e-6)
+    assert float(expected.abs().max()) > 0
+
+
+def test_an_output_layer_that_cannot_be_scaled(base: str, make_config, tokenizer, caplog) -> None:
+    class Own(torch.nn.Linear):
+        pass
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    layer = Own(32, len(tokenizer), bias=False)
+    model.set_output_embeddings(layer)
+    before = layer.weight.detach().clone()
+    config = make_config(objective="farma")
+    with caplog.at_level(logging.WARNING):
+        PartialRewardTrainer(model, config, train_dataset=make_pairs(2, seed=0), processing_class=tokenizer)
+    assert "its output layer is a Own that cannot be scaled" in caplog.text
+    assert torch.equal(layer.weight, before)
 
 
 def test_options_for_loading(base: str, make_config, caplog) -> None:
