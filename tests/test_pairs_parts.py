@@ -317,3 +317,11 @@ def test_journals_that_are_refused(tmp_path):
 def test_settings_out_of_range(changes, message):
     with pytest.raises(InvalidArgumentError, match=message):
         settings(**changes)
+
+
+def test_what_others_are_told_of_the_settings(tmp_path):
+    (tmp_path / "base").mkdir()
+    told = settings(base=str(tmp_path / "base"), reward="org/rm", output="made/o.jsonl", samples=4).public()
+    assert (told["base"], told["reward"], told["output"], told["pairs_per_prompt"]) == ("base", "org/rm", "o.jsonl", 2)
+    assert not {"label_name", "split", "prompt_prefix"} & set(told)
+    assert not {"label", "scale", "pairs_per_prompt"} & set(settings(format="labels").public())

@@ -125,7 +125,8 @@ class PairSettings:
 
     def public(self) -> dict[str, Any]:
         """The settings that are set, without the place of anything on this machine."""
-        named = {name: _last_part(getattr(self, name)) for name in ("base", "prompts", "reward", "output")}
+        named = {name: _last_part(getattr(self, name)) for name in ("base", "prompts", "reward")}
+        named["output"] = Path(self.output).name
         values = {**asdict(self), "samples": self.drawn, **named}
         if self.format == "pairs":
             values["pairs_per_prompt"] = self.compared
