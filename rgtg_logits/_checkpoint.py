@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -20,16 +18,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file, find_adapter_config_file
 
 from rgtg_logits._classifiers import classifier_class
 from rgtg_logits._config import read_config
+from rgtg_logits._download import fetch
+from rgtg_logits._folder import ADAPTER_FILE, ADAPTER_WEIGHTS, check_tokenizer, is_adapter, read_json, weight_names
 from rgtg_logits.errors import CheckpointError, RewardModelError, RGTGError
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_FILE = "rgtg.json"
-"""Holds, beside an adapter, what `config.rgtg` holds in a whole checkpoint."""
-HUB_ARGUMENTS = ("token", "cache_dir", "force_download", "local_files_only", "proxies", "subfolder")
+HUB_ARGUMENTS = ("token", "cache_dir", "force_download", "local_files_only", "subfolder")
 """Arguments that say where files are found."""
 HEADS = ("score", "classifier", "lm_head", "embed_out")
 """What transformers calls the last layer of sequence classifiers and of language models."""
@@ -56,9 +52,11 @@ def load_checkpoint(
     read_config(None, kind)
     _check_exists(name)
     try:
-        adapter = find_adapter_config_file(name, **hub) is not None
-        return (_load_adapter if adapter else _load_whole)(name, kind, options, hub)
-    except (OSError, ValueError, KeyError) as error:
+        folder = fetch(name, **hub)
+        if is_adapter(folder):
+            return _load_adapter(name, folder, kind, options, hub)
+        return _load_whole(name, folder, kind, options)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         if isinstance(error, RGTGError):
             raise
         raise CheckpointError(
@@ -70,22 +68,23 @@ def load_checkpoint(
 
 
 def _load_whole(
-    name: str, kind: str | None, options: dict[str, Any], hub: dict[str, Any]
+    name: str, folder: Path, kind: str | None, options: dict[str, Any]
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, dict[str, Any] | None]:
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     stored = getattr(config, "rgtg", None)
     kind = read_config(stored, kind).kind
-    _check_architecture(config, name, kind)
-    model, missing = _load_weights(name, config, kind, options, hub)
+    check_architecture(config, name, kind)
+    model, missing = _load_weights(name, folder, config, kind, options)
     if missing:
         raise _untrained(name, type(model).__name__, missing)
-    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub), stored
+    return model, _load_tokenizer(name, folder), stored
 
 
 def _load_weights(
-    name: str, config: Any, kind: str, options: dict[str, Any], hub: dict[str, Any]
+    name: str, folder: Path, config: Any, kind: str, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the names of the weights that the checkpoint lacks."""
+    weight_names(folder, name, options.get("variant"))
     loader: Any = AutoModelForCausalLM
     if kind == "causal":
         built = type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
@@ -93,20 +92,28 @@ def _load_weights(
     if "quantization_config" in options:
         options = {**options, "quantization_config": _sparing_heads(options["quantization_config"])}
     model, info = loader.from_pretrained(
-        name,
+        folder,
         config=config,
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
         **options,
-        **hub,
     )
+    # Not the folder in the cache: an adapter that is trained on it, and a card, name it as the base model.
+    model.name_or_path = model.config.name_or_path = name
     _warn_of_mixing(name, getattr(model.config, "quantization_config", None))
     return model, set(info["missing_keys"])
 
 
+def _load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
+    check_tokenizer(folder, name)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer.name_or_path = name
+    return tokenizer
+
+
 def _load_adapter(
-    name: str, kind: str | None, options: dict[str, Any], hub: dict[str, Any]
+    name: str, folder: Path, kind: str | None, options: dict[str, Any], hub: dict[str, Any]
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, dict[str, Any] | None]:
     """Loads a PEFT adapter on its base model; what `config.rgtg` says of a whole checkpoint lies beside it."""
     try:
@@ -116,39 +123,31 @@ def _load_adapter(
             f"Expected the package peft, because {name!r} is an adapter, but it is not installed. "
             "Run: pip install peft."
         ) from error
-    files = partial(cached_file, name, _raise_exceptions_for_missing_entries=False, **hub)
-    weights, file = files(ADAPTER_WEIGHTS), files(ADAPTER_FILE)
     # peft would go on to a pickled file.
-    if weights is None:
-        raise CheckpointError(
-            f"Expected the adapter {name!r} to hold its weights in {ADAPTER_WEIGHTS}, but it does not, and pickled "
-            "weights are never loaded. Save it again with a current peft."
-        )
-    adapter = peft.PeftConfig.from_pretrained(name, **hub)
-    stored = None if file is None else json.loads(Path(file).read_text())
-    kind = _adapter_kind(name, adapter, stored, kind)
+    held = weight_names(folder, name)[ADAPTER_WEIGHTS]
+    adapter = peft.PeftConfig.from_pretrained(folder)
+    stored = read_json(folder / ADAPTER_FILE) if (folder / ADAPTER_FILE).is_file() else None
+    kind = adapter_kind(name, adapter.task_type, stored, kind)
     base = adapter.base_model_name_or_path
-    base_hub = {**hub, "revision": adapter.revision, "subfolder": ""}
-    config = AutoConfig.from_pretrained(base, trust_remote_code=False, **base_hub)
+    base_folder = fetch(base, **{**hub, "revision": adapter.revision, "subfolder": ""})
+    config = AutoConfig.from_pretrained(base_folder, trust_remote_code=False)
     if kind == "causal":
         config.num_labels = 1
     check_decoder(config, base)
-    model, missing = _load_weights(base, config, kind, options, base_hub)
-    source, source_hub = (name, hub) if files("tokenizer_config.json") else (base, base_hub)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **source_hub)
+    model, missing = _load_weights(base, base_folder, config, kind, options)
+    own = (folder / "tokenizer_config.json").is_file()
+    tokenizer = _load_tokenizer(name, folder) if own else _load_tokenizer(base, base_folder)
     missing |= _make_room(model, len(tokenizer))
-    with safe_open(weights, "pt") as held:
-        names = held.keys()
-    missing -= {key.removeprefix("base_model.model.").replace(".modules_to_save", "") for key in names}
+    missing -= {key.removeprefix("base_model.model.").replace(".modules_to_save", "") for key in held}
     if missing:
         raise _untrained(name, f"{type(model).__name__} that {base!r} does not", missing)
     # In the type of the base model, and not in float32 as for training.
-    return peft.PeftModel.from_pretrained(model, name, autocast_adapter_dtype=False, **hub), tokenizer, stored
+    return peft.PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False), tokenizer, stored
 
 
-def _adapter_kind(name: str, adapter: Any, stored: dict[str, Any] | None, kind: str | None) -> str:
-    """How the rewards of an adapted model are read, if that fits what the adapter was trained for."""
-    wanted, task = read_config(stored, kind).kind, adapter.task_type
+def adapter_kind(name: str, task: str | None, stored: dict[str, Any] | None, kind: str | None) -> str:
+    """How the rewards of an adapted model are read, if that fits the task that the adapter was trained for."""
+    wanted = read_config(stored, kind).kind
     if wanted == "causal" and task == "CAUSAL_LM":
         raise CheckpointError(
             f"Expected {name!r} to be an adapter of task type SEQ_CLS, which holds a scalar head, but it is one of a "
@@ -221,7 +220,8 @@ def _check_exists(name: str) -> None:
         )
 
 
-def _check_architecture(config: Any, name: str, kind: str) -> None:
+def check_architecture(config: Any, name: str, kind: str) -> None:
+    """Refuses configurations of models that the kind of reward cannot be read from."""
     architectures = config.architectures or []
     is_classifier = any("ForSequenceClassification" in item for item in architectures)
     if kind == "causal" and architectures and not is_classifier:

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from rgtg_logits._hub import PushOptions
+from rgtg_logits._publish import publish
 from rgtg_logits.benchmark import ARMS, DEFAULT_ARMS, BenchmarkSettings, run_benchmark, run_profile
 from rgtg_logits.card_files import check_folder, render_folder
 from rgtg_logits.check import CheckSettings, run_check
@@ -75,6 +77,36 @@ def card(
     for difference in found:
         typer.echo(difference)
     raise typer.Exit(1 if found else 0)
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a reward model.", show_default=False)],
+    repository: Annotated[
+        str, typer.Argument(help="Name on the Hub: organisation/name, or name for your own.", show_default=False)
+    ],
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public", help="Visibility if the repository is created.", show_default="the namespace's"
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, created if it does not exist.", show_default="main")
+    ] = None,
+    commit_message: Annotated[str, typer.Option(help="Title of the commit.")] = "Upload reward model",
+    commit_description: Annotated[str | None, typer.Option(help="Further text of the commit.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+) -> None:
+    """Uploads a reward model to the Hub in one commit: weights, configuration, tokenizer, card, and nothing else.
+
+    The folder is checked first. The access token is that of HF_TOKEN or of `hf auth login`.
+    """
+    options = PushOptions(
+        private=private, revision=revision, commit_message=commit_message, commit_description=commit_description,
+        create_pr=create_pr,
+    )  # fmt: skip
+    Console(soft_wrap=True).print(publish(folder, repository, options), highlight=False)
 
 
 @app.command()

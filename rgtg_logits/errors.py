@@ -3,6 +3,7 @@
     RGTGError
     ├── InvalidArgumentError   (also a ValueError)   an argument out of its range
     ├── CheckpointError        (also an OSError)     a repository or folder that cannot be loaded as a reward model
+    ├── HubError               (also an OSError)     an upload that the Hub refused, or that was cut off
     ├── RewardModelError       (also a ValueError)   a model that cannot give rewards of prefixes
     ├── VocabularyError        (also a ValueError)   the reward model does not know the base model's tokens
     ├── PaddingError           (also a ValueError)   padding that cannot be told from text
@@ -25,6 +26,10 @@ class InvalidArgumentError(RGTGError, ValueError):
 
 class CheckpointError(RGTGError, OSError):
     """A repository or folder cannot be loaded as a reward model."""
+
+
+class HubError(RGTGError, OSError):
+    """The Hub refused an upload, or it was cut off; the repository is as it was, unless the message says otherwise."""
 
 
 class RewardModelError(RGTGError, ValueError):

@@ -13,13 +13,9 @@ A LoRA adapter has the dict in `rgtg.json` beside its weights.
 from __future__ import annotations
 
 import copy
-import json
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -32,14 +28,15 @@ from transformers import (
 )
 
 from rgtg_logits._bodies import BackboneBody, Body, ClassifierBody, LanguageModelBody, token_scores, uniform_length
-from rgtg_logits._checkpoint import ADAPTER_FILE, HUB_ARGUMENTS, check_decoder, check_labels, load_checkpoint
+from rgtg_logits._checkpoint import HUB_ARGUMENTS, check_decoder, check_labels, load_checkpoint
 from rgtg_logits._config import RewardModelConfig, read_config
+from rgtg_logits._publish import Publishable
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
 
 __all__ = ["RewardModel", "RewardModelConfig", "positions"]
 
 
-class RewardModel:
+class RewardModel(Publishable):
     """A scalar reward for every prefix of a text, read from a causal sequence classifier or from a language model.
 
     Args:
@@ -109,11 +106,12 @@ class RewardModel:
                 bitsandbytes looks for outliers in all tokens of a batch (`llm_int8_threshold=0.0` stops that), and
                 int8 activations turn rounding into steps.
             revision: Branch, tag or commit on the Hub; of an adapter, not of its base model.
-            more: `token`, `cache_dir`, `local_files_only` and other arguments of transformers' `from_pretrained`.
+            more: `token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder` for the Hub, and other
+                arguments of transformers' `from_pretrained`.
 
         Raises:
-            CheckpointError: If there is no such repository or folder, if it holds no safetensors weights or no trained
-                scalar head, or if it needs code of its own (never run here).
+            CheckpointError: If there is no such repository or folder, if it cannot be downloaded whole, if it holds no
+                safetensors weights or no trained scalar head, or if it needs code of its own (never run here).
             InvalidArgumentError: If there is no such kind, or code from a repository is to be run.
         """
         name = str(name_or_path)
@@ -134,34 +132,6 @@ class RewardModel:
                 stacklevel=2,
             )
         return cls(model, tokenizer, config=config)
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the checkpoint (safetensors, config with `rgtg`, tokenizer); each file appears whole or not at all."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        self._inner.config.rgtg = self.config.to_dict()
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
-        try:
-            cast(Any, self.model).save_pretrained(partial)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(partial)
-            if self.model is not self._inner:
-                (partial / ADAPTER_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
-            # The config goes last because a folder without it is not taken for a checkpoint.
-            for file in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
-                file.replace(target / file.name)
-        finally:
-            shutil.rmtree(partial)
-
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **commit: Any) -> str:
-        """Uploads the checkpoint in one commit and returns its address; `commit` goes to `HfApi.upload_folder`."""
-        from huggingface_hub import HfApi  # noqa: PLC0415  (the client is needed here only)
-
-        api = HfApi(token=token)
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "checkpoint")
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=Path(folder) / "checkpoint", **commit))
 
     @property
     def kind(self) -> str:

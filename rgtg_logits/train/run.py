@@ -30,7 +30,10 @@ _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "
 
 def make_parser() -> TrlParser:
     """Reads the arguments of a training."""
-    return TrlParser((ScriptArguments, PartialRewardConfig, ModelConfig, DatasetMixtureConfig), prog="rgtg train")
+    parser = TrlParser((ScriptArguments, PartialRewardConfig, ModelConfig, DatasetMixtureConfig), prog="rgtg train")
+    # One commit, of what was trained; not one for each checkpoint on the way.
+    parser.set_defaults(hub_strategy="end")
+    return parser
 
 
 def train(argv: list[str] | None = None, *, allow_unknown: bool = False) -> None:
@@ -40,7 +43,9 @@ def train(argv: list[str] | None = None, *, allow_unknown: bool = False) -> None
     file.yaml` holds any of them. `--dataset_name` is a Hub id, a folder, or a file (json, jsonl, csv, each also as .gz,
     or parquet); in its stead, `datasets:` in the file lists those of a mixture (`trl.DatasetMixtureConfig`). Where the
     data have the split `--dataset_test_split` ("test" by default), the model is evaluated on it after training. The
-    folder `--output_dir` gets the model, its tokenizer and its card, and `--push_to_hub` uploads them.
+    folder `--output_dir` gets the model, its tokenizer and its card, and `--push_to_hub` uploads them in one commit, an
+    adapter merged into its base model unless that is quantised; `--hub_strategy every_save` uploads every checkpoint
+    too.
 
     Args:
         argv: Arguments without the program's name; by default those of the process.
@@ -67,10 +72,11 @@ def train(argv: list[str] | None = None, *, allow_unknown: bool = False) -> None
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if test is not None:
         trainer.evaluate()
-    trainer.save_model(args.output_dir)
-    trainer.create_model_card(dataset_name=name)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=name)
+    else:
+        trainer.save_model(args.output_dir)
+        trainer.create_model_card(dataset_name=name)
     if Version(transformers.__version__) >= Version("5.18.0"):
         trainer.end()
 

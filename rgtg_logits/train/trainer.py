@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardConfig, RewardTrainer
 
-from rgtg_logits._checkpoint import ADAPTER_FILE
+from rgtg_logits._folder import ADAPTER_FILE
 from rgtg_logits.card import CardFacts, Evaluation, RewardDistribution
 from rgtg_logits.card_files import write_card
 from rgtg_logits.errors import InvalidArgumentError
@@ -43,13 +43,14 @@ from rgtg_logits.train.models import (
 )
 from rgtg_logits.train.objectives import Labelled, Pairs, Reading
 from rgtg_logits.train.packing import SharedPrompts
+from rgtg_logits.train.push import PushesOnce
 from rgtg_logits.train.reading import RewardReader
 from rgtg_logits.train.rows import Limit, Preparation, check_columns
 
 logger = logging.getLogger(__name__)
 
 
-class PartialRewardTrainer(WholeCheckpoints, RewardTrainer):
+class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
     """Trains a reward model on prefixes or on finished answers, from preference pairs or from answers with a reward.
 
     It is TRL's `RewardTrainer`: the same arguments, data formats, adapters, callbacks, checkpoints and uploads. Rewards

@@ -1,0 +1,356 @@
+"""A Hub on loopback, for the real client.
+
+It answers as https://huggingface.co does, as far as `huggingface_hub` 0.34 to 2.x and transformers ask: create, delete,
+branches, preupload, large files (Git LFS), commits, listings, files with ranges, card metadata, who one is. And it
+fails on demand, by a table of faults.
+"""
+
+import base64
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from hub_store import ACCOUNTS, DATE, Repository, card_errors, is_large, listing, oid
+
+
+@dataclass
+class Fault:
+    """What goes wrong with a request whose "METHOD /path" matches.
+
+    Attributes:
+        pattern: Searched in "METHOD /path".
+        status: Answered instead.
+        headers: Of that answer.
+        drop: Close the connection: "request" when half of its body is read, "answer" when it is done but not answered.
+        cut: Close the connection after so many bytes of the answer's body.
+        change: Serve another file than the listing says.
+        act: Done first, while the client waits.
+        skip: How many matching requests go well first.
+        times: How many then fail.
+    """
+
+    pattern: str
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    drop: str | None = None
+    cut: int | None = None
+    change: Callable[[bytes], bytes] | None = None
+    act: Callable[[], object] | None = None
+    skip: int = 0
+    times: int = 1
+
+
+class Dropped(Exception):
+    """The connection is to be closed."""
+
+
+class Refused(Exception):
+    """An answer that is an error: status, message, the Hub's code for it, and what else it says."""
+
+    def __init__(self, status, message, code=None, **more):
+        self.status, self.body = status, {"error": message, **more}
+        self.headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
+
+
+class HubServer:
+    """The store, the faults, and a log of requests; `url` is what HF_ENDPOINT has to be."""
+
+    def __init__(self):
+        self.repositories: dict[str, Repository] = {}
+        self.large: dict[str, bytes] = {}
+        self.faults: list[Fault] = []
+        self.log: list[str] = []
+        self.lock = threading.Lock()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def put(self, name, files, *, ref="main", title="first", private=False, gated=False):
+        """Puts files into a repository, as somebody else's push."""
+        repository = self.repositories.setdefault(name, Repository(private, gated))
+        return repository.commit(ref, title, files)
+
+    def fail(self, pattern, status=None, **options):
+        self.faults.append(Fault(pattern, status, **options))
+
+    def files(self, name, revision="main"):
+        return self.repositories[name].at(revision).files
+
+    def titles(self, name, revision="main"):
+        return [commit.title for commit in self.repositories[name].history(revision)]
+
+    def state(self):
+        """Everything that a push could change, to be compared."""
+        return {
+            name: (repository.private, dict(repository.refs), dict(repository.commits))
+            for name, repository in self.repositories.items()
+        }
+
+    def fault_of(self, request):
+        """The fault that hits a request, which is then used up."""
+        with self.lock:
+            self.log.append(request)
+            for fault in self.faults:
+                if fault.times and re.search(fault.pattern, request):
+                    if fault.skip:
+                        fault.skip -= 1
+                        continue
+                    fault.times -= 1
+                    return fault
+        return Fault("")
+
+    def reset(self):
+        """Forgets everything."""
+        for kept in (self.repositories, self.large, self.faults, self.log):
+            kept.clear()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: HubServer
+
+    def handle_request(self):
+        address = urlsplit(self.path)
+        self.place, self.query = address.path, parse_qs(address.query, keep_blank_values=True)
+        self.fault = self.hub.fault_of(f"{self.command} {self.place}")
+        try:
+            self.body = self.read()
+            if self.fault.act:
+                self.fault.act()
+            if self.fault.status is not None:
+                self.answer({"error": f"Injected {self.fault.status}."}, self.fault.headers, self.fault.status)
+            else:
+                self.answer(*self.route())
+        except Refused as error:
+            self.answer(error.body, error.headers, error.status)
+        except Dropped:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
+
+    def read(self):
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            blocks = []
+            while size := int(self.rfile.readline(), 16):
+                blocks.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(blocks)
+        length = int(self.headers.get("Content-Length", 0))
+        if self.fault.drop == "request":
+            self.rfile.read(length // 2)
+            raise Dropped
+        return self.rfile.read(length)
+
+    def answer(self, body, headers=(), status=200):
+        if self.fault.drop == "answer":
+            raise Dropped
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **dict(headers)}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content[: self.fault.cut])
+            if self.fault.cut is not None:
+                self.wfile.flush()
+                raise Dropped
+
+    def log_message(self, *_):
+        pass
+
+    # Who asks for what: each of the following returns the answer's body, and maybe headers and a status
+
+    def route(self):
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        self.account = ACCOUNTS.get(token)
+        if token and self.account is None:
+            raise Refused(401, "Invalid credentials in Authorization header")
+        for pattern, act in (
+            ("POST /api/repos/create", self.create),
+            ("DELETE /api/repos/delete", self.delete),
+            ("POST /api/validate-yaml", self.validate),
+            ("GET /api/whoami-v2", self.whoami),
+            ("PUT /large/([^/]+)", self.store),
+            ("POST /([^/]+/[^/]+).git/info/lfs/objects/batch", self.batch),
+            ("[A-Z]+ /api/models/([^/]+/[^/]+)(?:/([a-z]+)(?:/([^/]+)(?:/.*)?)?)?", self.model),
+            ("[A-Z]+ /([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.resolve),
+        ):
+            if match := re.fullmatch(pattern, f"{self.command} {self.place}"):
+                return act(*(part and unquote(part) for part in match.groups()))
+        raise Refused(404, f"No such route: {self.place}")
+
+    def visible(self, name):
+        """The repository, if it exists for whoever asks."""
+        repository = self.hub.repositories.get(name)
+        if repository is not None and (not repository.private or (self.account and self.account.owns(name))):
+            return repository
+        # Nobody is told whether a private repository exists.
+        if self.account is None:
+            raise Refused(401, "Invalid username or password.", "RepoNotFound")
+        raise Refused(404, "Repository not found", "RepoNotFound")
+
+    def check_writes(self, name):
+        if self.account is None:
+            raise Refused(401, "Invalid username or password.")
+        if not self.account.writes or not self.account.owns(name):
+            raise Refused(403, "You don't have the rights to do this")
+
+    def named(self):
+        """What was sent, and the repository that it names."""
+        values = json.loads(self.body)
+        name = f"{values.get('organization') or (self.account and self.account.name)}/{values['name']}"
+        self.check_writes(name)
+        return values, name
+
+    # Repositories
+
+    def create(self):
+        values, name = self.named()
+        if name in self.hub.repositories:
+            raise Refused(409, "You already created this model repo", url=f"{self.hub.url}/{name}")
+        repository = Repository(private=bool(values.get("private")) or values.get("visibility") == "private")
+        repository.commit("main", "initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
+        self.hub.repositories[name] = repository
+        return ({"url": f"{self.hub.url}/{name}", "name": name},)
+
+    def delete(self):
+        del self.hub.repositories[self.named()[1]]
+        return ({},)
+
+    def whoami(self):
+        if self.account is None:
+            raise Refused(401, "Invalid username or password.")
+        return ({"name": self.account.name, "type": "user", "orgs": [{"name": org} for org in self.account.orgs]},)
+
+    def validate(self):
+        errors = [{"message": message} for message in card_errors(json.loads(self.body)["content"])]
+        return {"errors": errors, "warnings": []}, {}, 400 if errors else 200
+
+    def model(self, name, what, revision):
+        repository, revision = self.visible(name), revision or "main"
+        if what == "branch":
+            return self.branch(name, repository, revision)
+        commit = repository.at(revision)
+        if commit is None:
+            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        if what in (None, "revision"):
+            return (self.info(name, repository, commit),)
+        if what == "tree":
+            return (list(listing(commit)),)
+        if what == "commits":
+            return ([history_entry(commit) for commit in repository.history(revision)],)
+        return {"preupload": self.preupload, "commit": self.commit}[what](name, repository, revision)
+
+    def info(self, name, repository, commit):
+        siblings = [
+            {"rfilename": item["path"], "size": item["size"], "blobId": item["oid"], "lfs": item.get("lfs")}
+            if "blobs" in self.query
+            else {"rfilename": item["path"]}
+            for item in listing(commit)
+        ]
+        gated = "manual" if repository.gated else False
+        said = {"id": name, "sha": commit.sha, "private": repository.private, "gated": gated, "tags": []}
+        return {**said, "siblings": siblings}
+
+    def branch(self, name, repository, branch):
+        self.check_writes(name)
+        if self.command == "DELETE":
+            del repository.refs[branch]
+        elif branch in repository.refs:
+            raise Refused(409, "Reference already exists")
+        else:
+            repository.refs[branch] = repository.refs["main"]
+        return ({},)
+
+    # A commit
+
+    def preupload(self, name, repository, revision):
+        if "create_pr" not in self.query:
+            self.check_writes(name)
+        there = repository.at(revision).files
+        paths = [file["path"] for file in json.loads(self.body)["files"]]
+        files = [
+            {
+                "path": path,
+                "uploadMode": "lfs" if is_large(path) else "regular",
+                "shouldIgnore": False,
+                "oid": oid(path, there[path]) if path in there else None,
+            }
+            for path in paths
+        ]
+        return ({"files": files},)
+
+    def batch(self, name):
+        self.check_writes(name)
+        objects = [
+            {**item, "actions": {"upload": {"href": f"{self.hub.url}/large/{item['oid']}"}}}
+            for item in json.loads(self.body)["objects"]
+        ]
+        return {"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"}
+
+    def store(self, name):
+        self.hub.large[name] = self.body
+        return ({},)
+
+    def commit(self, name, repository, revision):
+        pull = "create_pr" in self.query
+        if not pull:
+            self.check_writes(name)
+        lines = [json.loads(line) for line in self.body.splitlines()]
+        header, parent = lines[0]["value"], repository.at(revision)
+        if header.get("parentCommit", parent.sha) != parent.sha:
+            raise Refused(412, "A commit has happened since. Please refresh and try again.")
+        if revision not in repository.refs:
+            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        files = dict(parent.files)
+        for line in lines[1:]:
+            path = line["value"]["path"]
+            if line["key"] == "file":
+                files[path] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "lfsFile":
+                files[path] = self.hub.large[line["value"]["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[path]
+            else:
+                raise Refused(400, f"Unknown operation {line['key']}")
+        ref, said = revision, {"success": True}
+        if pull:
+            number = 1 + sum(name.startswith("refs/pr/") for name in repository.refs)
+            ref, said["pullRequestUrl"] = f"refs/pr/{number}", f"{self.hub.url}/{name}/discussions/{number}"
+            repository.refs[ref] = parent.sha
+        sha = repository.commit(ref, header["summary"], files, header.get("description", ""))
+        return ({**said, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha},)
+
+    # A file
+
+    def resolve(self, name, revision, path):
+        repository = self.visible(name)
+        commit = repository.at(revision)
+        if repository.gated and self.account is None:
+            raise Refused(403, "Access to this model is restricted.", "GatedRepo")
+        if commit is None:
+            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        if path not in commit.files:
+            raise Refused(404, "Entry not found", "EntryNotFound")
+        content = commit.files[path]
+        headers = {"ETag": f'"{oid(path, content)}"', "X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
+        if self.fault.change:
+            content = self.fault.change(content)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked is None:
+            return content, headers
+        start, end = int(asked[1]), int(asked[2] or len(content) - 1)
+        headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
+        return content[start : end + 1], headers, 206
+
+
+def history_entry(commit):
+    return {"id": commit.sha, "title": commit.title, "message": commit.description, "authors": [], "date": DATE}
