@@ -122,8 +122,8 @@ OBJECTIVES: dict[str, ObjectiveWords] = {
         beta=(1.0, "the strength that the objective is made for; its own `beta` is already in the scores"),
         limits=(
             _AS_TRAINED,
-            "Where d is larger than {clip}, the exponential goes on as a straight line, so rewards far above what was "
-            "expected count less than in the formula.",
+            "The exponential in the LINEX loss goes on as a straight line where d is larger than {clip}, so rewards "
+            "far above what was expected count less than in the formula.",
         ),
         papers=("pargs", "bayes"),
     ),
@@ -185,6 +185,7 @@ OBJECTIVES: dict[str, ObjectiveWords] = {
         ),
         training="Bradley-Terry on {arm_beta} · Σ log π_r of the finished answers (GenARM).",
         loss="nats per pair",
+        beta=(1.0, "the probabilities of the language model are multiplied by those of this one, as in GenARM"),
         limits=(
             "The rewards of whole answers are trained, not those of prefixes: drawing token by token comes near the "
             "optimum, but is not it.",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import unified_diff
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rgtg_logits._card_facts import BaseCardFacts, CardFacts
+from rgtg_logits._card_facts import BaseCardFacts, CardFacts, ScoredExample
 from rgtg_logits._card_plots import draw, stamp, wanted
 from rgtg_logits.card import render_card
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +33,7 @@ def write_card(folder: Path, facts: CardFacts | BaseCardFacts) -> None:
     Without matplotlib (the train extra has it), pictures that are not up to date are left out of the card.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sort = "reward model" if isinstance(facts, CardFacts) else "base model"
-    _write(folder / FACTS, json.dumps({"card": sort, **facts.to_dict()}, indent=2, ensure_ascii=False) + "\n")
+    _write_facts(folder, facts)
     _draw(folder, facts)
     _write(folder / CARD, _render(folder, facts))
 
@@ -61,6 +62,30 @@ def check_folder(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def score_example(folder: Path, prompt: str, answers: Sequence[str]) -> None:
+    """Computes what the usage example on the card of a reward model prints, and writes it into `facts.json`.
+
+    Args:
+        folder: Holds the model and the facts of its card; the card is then to be made again.
+        prompt: The prompt of the example.
+        answers: Its answers, at least one.
+
+    Raises:
+        InvalidArgumentError: If there are no facts of a reward model, or no answer.
+        CheckpointError: If there is no reward model in the folder.
+    """
+    facts = read_facts(folder)
+    if not isinstance(facts, CardFacts) or not answers:
+        raise InvalidArgumentError(
+            f"Expected the facts of a reward model and answers to score, but got those of a {_sort(facts)} in {folder} "
+            f"and {len(answers)} answers. Name the folder of a reward model, and one answer or more."
+        )
+    reward_model = RewardModel.from_pretrained(folder, dtype="float32")
+    scores = tuple(reward_model.score([prompt] * len(answers), list(answers)).tolist())
+    example = ScoredExample(prompt=prompt, answers=tuple(answers), scores=scores)
+    _write_facts(folder, replace(facts, example=example))
+
+
 def read_facts(folder: Path) -> CardFacts | BaseCardFacts:
     """Reads the facts of a card.
 
@@ -87,6 +112,15 @@ def read_facts(folder: Path) -> CardFacts | BaseCardFacts:
         return _READERS[sort](values)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"In {file}: {error}") from error
+
+
+def _sort(facts: CardFacts | BaseCardFacts) -> str:
+    return "reward model" if isinstance(facts, CardFacts) else "base model"
+
+
+def _write_facts(folder: Path, facts: CardFacts | BaseCardFacts) -> None:
+    text = json.dumps({"card": _sort(facts), **facts.to_dict()}, indent=2, ensure_ascii=False)
+    _write(folder / FACTS, text + "\n")
 
 
 def _render(folder: Path, facts: CardFacts | BaseCardFacts) -> str:

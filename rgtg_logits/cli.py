@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rgtg_logits._hub import PushOptions
 from rgtg_logits._publish import publish
 from rgtg_logits.benchmark import ARMS, DEFAULT_ARMS, BenchmarkSettings, run_benchmark, run_profile
-from rgtg_logits.card_files import check_folder, render_folder
+from rgtg_logits.card_files import check_folder, render_folder, score_example
 from rgtg_logits.check import CheckSettings, run_check
 from rgtg_logits.demo import run_demo
 from rgtg_logits.errors import RGTGError
@@ -67,10 +67,17 @@ def card(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; show what differs, and end with status 1 if anything does.")
     ] = False,
+    prompt: Annotated[str, typer.Option(help="Prompt of the usage example.")] = "",
+    answer: Annotated[
+        list[str] | None,
+        typer.Option(help="Answer to score with the model for the usage example; may be given several times."),
+    ] = None,
 ) -> None:
     """Makes the model card of a folder (README.md, pictures) again from facts.json, which may have been edited."""
     if not check:
         for folder in folders:
+            if answer is not None:
+                score_example(folder, prompt, answer)
             render_folder(folder)
         return
     found = [difference for difference in map(check_folder, folders) if difference]

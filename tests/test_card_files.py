@@ -8,10 +8,12 @@ import zlib
 
 import pytest
 
+from rgtg_logits import RewardModel
 from rgtg_logits._card_plots import stamp, wanted
 from rgtg_logits.card import BaseCardFacts, CardFacts, DataFacts, Evaluation, Guidance, GuidedPoint, ScoredExample
-from rgtg_logits.card_files import check_folder, read_facts, render_folder, write_card
+from rgtg_logits.card_files import check_folder, read_facts, render_folder, score_example, write_card
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.testing import tiny_reward_model, tiny_tokenizer
 
 FACTS = CardFacts(
     model_id="org/rm",
@@ -166,6 +168,27 @@ def test_without_matplotlib_there_is_a_card_without_pictures(tmp_path, monkeypat
     assert "because matplotlib is missing. Run: pip install matplotlib" in caplog.text
     assert ".png" not in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert {path.name for path in tmp_path.iterdir()} == {"facts.json", "README.md"}
+
+
+def test_the_usage_example_is_scored_by_the_model_in_the_folder(tmp_path):
+    tokenizer = tiny_tokenizer()
+    model = RewardModel(tiny_reward_model(vocab_size=len(tokenizer)), tokenizer)
+    model.save_pretrained(tmp_path)
+    write_card(tmp_path, CardFacts(model_id="org/rm", objective="full_bt"))
+    answers = ["good", "bad and dull"]
+    score_example(tmp_path, "the film was ", answers)
+
+    assert "+print([round(score, 2) for score in scores.tolist()])" in check_folder(tmp_path)
+    render_folder(tmp_path)
+    facts = read_facts(tmp_path)
+    assert (facts.example.prompt, list(facts.example.answers)) == ("the film was ", answers)
+    alone = [float(model.score(["the film was "], [answer])[0]) for answer in answers]
+    assert facts.example.scores == pytest.approx(alone, abs=1e-5)
+    with pytest.raises(InvalidArgumentError, match="those of a reward model in .* and 0 answers"):
+        score_example(tmp_path, "the film was ", [])
+    write_card(tmp_path, BaseCardFacts(model_id="org/lm"))
+    with pytest.raises(InvalidArgumentError, match="those of a base model in"):
+        score_example(tmp_path, "the film was ", answers)
 
 
 def test_few_facts_give_no_pictures(tmp_path):

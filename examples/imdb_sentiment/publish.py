@@ -21,10 +21,8 @@ from stages import write
 from train_base import Arguments as BaseTraining
 from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser
 
-from rgtg_logits import RewardModel
 from rgtg_logits.card import BaseCardFacts, CardFacts, DataFacts, Evaluation, Guidance, GuidedPoint
-from rgtg_logits.card_files import read_facts, write_card
-from rgtg_logits.train.facts import scored_example
+from rgtg_logits.card_files import render_folder, score_example, write_card
 
 CITATION = "Maas et al., Learning Word Vectors for Sentiment Analysis, ACL 2011"
 DATASET = "stanfordnlp/imdb"
@@ -165,12 +163,6 @@ def publish(source: Path, target: Path, facts: CardFacts | BaseCardFacts) -> Non
     write_card(target, facts)
 
 
-def score_example(folder: Path) -> None:
-    """Computes what the usage example of a reward model prints, with its weights as they lie there, for its card."""
-    reward_model = RewardModel.from_pretrained(folder, dtype=torch.float32)
-    write_card(folder, replace(read_facts(folder), example=scored_example(reward_model, *EXAMPLE)))
-
-
 def _readable_by_older_transformers(file: Path) -> None:
     """Says of the tokenizer what transformers 4.57 needs: a class it knows (5 reads both names), and no token types."""
     settings = json.loads(file.read_text(encoding="utf-8"))
@@ -189,7 +181,8 @@ def main(args: Arguments) -> None:
     if args.run is not None:
         facts = reward_facts(Path(args.run), args.reward_name, args.base_name)
         publish(Path(args.run) / "reward_models" / "partial_bt", target / args.reward_name, facts)
-    score_example(target / args.reward_name)
+    score_example(target / args.reward_name, *EXAMPLE)
+    render_folder(target / args.reward_name)
 
 
 if __name__ == "__main__":

@@ -5,23 +5,22 @@ from __future__ import annotations
 import math
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch import Tensor
-from transformers import PreTrainedModel
 from trl import RewardTrainer
 
-from rgtg_logits._card_facts import CardFacts, DataFacts, Evaluation, RewardDistribution, ScoredExample
-from rgtg_logits._card_words import OBJECTIVES
-from rgtg_logits.reward_model import RewardModel, RewardModelConfig
-from rgtg_logits.train.data import REASONS, PairCounts
+from rgtg_logits.card import CardFacts, DataFacts, Evaluation, RewardDistribution
+from rgtg_logits.reward_model import RewardModelConfig
+from rgtg_logits.train.data import PERCENTS, REASONS, PairCounts
+from rgtg_logits.train.evaluation import Measured
+from rgtg_logits.train.models import inner_model
 from rgtg_logits.train.objectives import Weights
 
 # What a card tells of the training arguments when they differ from the defaults: that which shapes the weights.
@@ -34,83 +33,132 @@ _LORA = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules")
 _PACKAGES = ("rgtg_logits", "trl", "transformers", "torch", "datasets", "peft")
 _SETTINGS = {"soft_value": ("beta", "clip"), "farma": ("farma_weight",), "arm": ("arm_beta",)}
 _COMMIT = re.compile("[0-9a-f]{40}")
+# Objectives whose own strength the card names anyway.
+_OWN_STRENGTH = ("soft_value", "arm")
 
-QUANTILES = (5, 25, 50, 75, 95)
-"""Percent at which `reward_distribution` tells scores."""
+
+class Measurement(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        name: Name of the set, as it stands in the names of its metrics.
+        found: What was measured.
+        step: Optimiser step after which it was.
+        dataset: The set.
+    """
+
+    name: str
+    found: Measured
+    step: int
+    dataset: Any
 
 
 def card_facts(
     trainer: RewardTrainer,
     *,
     counts: PairCounts | None = None,
-    evaluations: Iterable[Evaluation] = (),
-    rewards: RewardDistribution | None = None,
-    weights: Weights | None = None,
+    measurements: Sequence[Measurement] = (),
     model_name: str | None = None,
     dataset_name: str | None = None,
     license: str | None = None,
+    merged: bool = False,
 ) -> CardFacts:
     """Gathers what a training knows of its model.
 
     Args:
-        trainer: The trainer, whose arguments have an `objective` and whose model has `config.rgtg`.
+        trainer: The trainer, whose arguments are a `PartialRewardConfig` and whose model has `config.rgtg`.
         counts: What became of the training rows.
-        evaluations: What was measured; standard errors that are not there are worked out as `with_errors` says. Of a
-            set on which a figure or the loss is not finite, the card says just that.
-        rewards: Scores of held-out prefixes by the model as it is now.
-        weights: The numbers in the losses.
+        measurements: What was measured, the last one last. Of a set on which a figure or the loss is not finite, the
+            card says just that.
         model_name: The model's name; by default that of the output folder.
         dataset_name: Hub id or path of the data.
         license: A licence identifier of the Hub, if known.
+        merged: Whether the card is that of a model with the trained adapter inside its weights.
     """
     model = trainer.model
     adapter = isinstance(model, PeftModel)
-    inner: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = inner_model(model)
     base = str(inner.config.name_or_path or "")
     tokenizer: Any = trainer.processing_class
     args: Any = trainer.args
-    found = list(evaluations)
-    finite = [item for item in found if all(map(math.isfinite, (*item.figures.values(), item.loss or 0.0)))]
     described = RewardModelConfig.from_dict(inner.config.rgtg)
+    finite = [item for item in measurements if _is_finite(item.found)]
+    beta, source = suggested_beta(described)
     return CardFacts(
         model_id=trainer.hub_model_id or model_name or Path(args.output_dir).name,
         objective=args.objective,
         kind=described.kind,
-        unit=described.unit,
-        settings=objective_settings(args.objective, weights),
+        settings=objective_settings(args.objective, args.weights),
         base_model=base if base and not Path(base).exists() else None,
         data=data_facts(trainer.train_dataset, dataset_name, counts),
         max_length=args.max_length,
         steps=trainer.state.global_step,
-        evaluations=tuple(with_errors(item) for item in finite),
+        evaluations=tuple(evaluation(item, dataset_name, pairs=args.what.data == "pairs") for item in finite),
+        rewards=reward_distribution(finite[-1]) if finite else None,
+        suggested_beta=beta,
+        beta_source=source,
         limits=tuple(
-            f"On `{item.name}` its scores or its loss were not finite." for item in found if item not in finite
+            f"On `{item.name}` its scores or its loss were not finite." for item in measurements if item not in finite
         ),
-        rewards=rewards if rewards is not None and math.isfinite(rewards.mean) else None,
-        **_strength(described),
         hyperparameters=hyperparameters(args, model),
         hardware=hardware(args.device),
         processes=args.world_size,
         training_seconds=training_seconds(trainer.state.log_history),
         versions={name: version(name) for name in _PACKAGES if name != "peft" or adapter},
         pad_is_eos=tokenizer.pad_token_id == tokenizer.eos_token_id,
-        adapter=adapter,
+        adapter=adapter and not merged,
         license=license,
     )
 
 
-def _strength(described: RewardModelConfig) -> dict[str, Any]:
-    """A strength that was told from measured rewards; one that follows from the objective, the card knows itself."""
-    beta = described.suggested_beta
-    if beta is None or not math.isfinite(beta) or OBJECTIVES[str(described.objective)].beta is not None:
-        return {}
-    source = "one over the standard deviation of its scores of held-out prefixes, where guidance begins to be felt"
-    return {"suggested_beta": float(f"{beta:.2g}"), "beta_source": source}
-
-
-def objective_settings(objective: str, weights: Weights | None) -> dict[str, float]:
+def objective_settings(objective: str, weights: Weights) -> dict[str, float]:
     """Those of `weights` that an objective uses."""
-    return {} if weights is None else {name: getattr(weights, name) for name in _SETTINGS.get(objective, ())}
+    return {name: getattr(weights, name) for name in _SETTINGS.get(objective, ())}
+
+
+def suggested_beta(described: RewardModelConfig) -> tuple[float | None, str | None]:
+    """A guidance strength and where it is from; nothing where the objective itself says it, or nothing is known."""
+    beta = described.suggested_beta
+    if beta is None or described.reward_std is None or described.objective in _OWN_STRENGTH:
+        return None, None
+    return float(f"{beta:.2g}"), (
+        "one over the standard deviation of its scores on held-out prefixes, at which guidance begins to be felt; it "
+        "is no optimum"
+    )
+
+
+def evaluation(item: Measurement, dataset_name: str | None, *, pairs: bool) -> Evaluation:
+    """A measurement as a fact, with standard errors that take rows as independent.
+
+    Of an accuracy p of n pairs √(p (1 − p) / n), of a correlation r of n texts (1 − r²) / √(n − 1), which is that of
+    normally distributed values.
+    """
+    found, n = item.found, item.found.rows
+    source = data_facts(item.dataset, dataset_name)
+    shared: dict[str, Any] = {
+        "name": item.name,
+        "step": item.step,
+        "loss": found.loss,
+        # Without a commit, nothing says that the set is of the same data as those that were trained on.
+        "data": source if source is not None and source.revision is not None else None,
+    }
+    if pairs:
+        errors = {cut: math.sqrt(p * (1 - p) / n) for cut, p in found.by_percent.items()}
+        return Evaluation(pairs=n, prefix_accuracy=found.by_percent, standard_error=errors, **shared)
+    errors = {cut: (1 - r**2) / math.sqrt(n - 1) for cut, r in found.by_percent.items()} if n > 1 else {}
+    return Evaluation(texts=n, correlation=found.by_percent, standard_error=errors, **shared)
+
+
+def reward_distribution(item: Measurement) -> RewardDistribution:
+    """The scores of a measurement as a fact."""
+    cuts = ", ".join(map(str, PERCENTS[:-1]))
+    return RewardDistribution(
+        prefixes=item.found.prefixes,
+        mean=item.found.reward_mean,
+        standard_deviation=item.found.reward_std,
+        quantiles=item.found.reward_quantiles,
+        source=f"`{item.name}`, after step {item.step}; quantiles: of those cut at {cuts} and {PERCENTS[-1]} %",
+    )
 
 
 def data_facts(dataset: Any, name: str | None = None, counts: PairCounts | None = None) -> DataFacts | None:
@@ -157,7 +205,8 @@ def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     if device.type == "cpu":
-        return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        return f"CPU ({platform.machine()}, {threads} thread{'s' if threads != 1 else ''})"
     return device.type
 
 
@@ -167,48 +216,8 @@ def training_seconds(log: Sequence[Mapping[str, Any]]) -> float | None:
     return runs[-1] if runs else None
 
 
-def with_errors(item: Evaluation) -> Evaluation:
-    """Adds standard errors where there are none, taking rows as independent.
-
-    Of an accuracy p of n pairs √(p (1 − p) / n), of a correlation r of n texts (1 − r²) / √(n − 1), which is that of
-    normally distributed values.
-    """
-    errors = dict(item.standard_error)
-    if not errors and item.pairs:
-        errors = {cut: math.sqrt(p * (1 - p) / item.pairs) for cut, p in item.prefix_accuracy.items()}
-    if not errors and item.texts and item.texts > 1:
-        errors = {cut: (1 - r**2) / math.sqrt(item.texts - 1) for cut, r in item.correlation.items()}
-    return replace(item, standard_error=errors)
-
-
-def reward_distribution(rewards: Tensor, source: str | None = None) -> RewardDistribution:
-    """Mean, spread and quantiles of scores of held-out prefixes.
-
-    Args:
-        rewards: Scores of at least two prefixes, of any shape.
-        source: Which prefixes.
-    """
-    scores = rewards.detach().flatten().double().cpu()
-    quantiles = scores.quantile(torch.tensor(QUANTILES, dtype=torch.double) / 100)
-    return RewardDistribution(
-        prefixes=len(scores),
-        mean=float(scores.mean()),
-        standard_deviation=float(scores.std()),
-        quantiles=dict(zip(QUANTILES, quantiles.tolist(), strict=True)),
-        source=source,
-    )
-
-
-def scored_example(reward_model: RewardModel, prompt: str, answers: Sequence[str]) -> ScoredExample:
-    """Scores answers to a prompt, so that a card can show what its usage example prints.
-
-    Args:
-        reward_model: Loaded in float32, as the example loads it.
-        prompt: The prompt.
-        answers: The answers.
-    """
-    scores = reward_model.score([prompt] * len(answers), list(answers)).tolist()
-    return ScoredExample(prompt=prompt, answers=tuple(answers), scores=tuple(scores))
+def _is_finite(found: Measured) -> bool:
+    return all(map(math.isfinite, (*found.by_percent.values(), found.loss, found.reward_mean, found.reward_std)))
 
 
 def _hub_source(dataset: Any, name: str) -> DataFacts:

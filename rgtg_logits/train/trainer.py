@@ -16,19 +16,20 @@ from datasets import Dataset, IterableDataset
 from jaxtyping import Float
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardConfig, RewardTrainer
 
 from rgtg_logits._folder import ADAPTER_FILE
-from rgtg_logits.card import CardFacts, Evaluation, RewardDistribution
+from rgtg_logits.card import CardFacts
 from rgtg_logits.card_files import write_card
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.train.checkpoints import WholeCheckpoints
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.data import PairCounts, pair_lengths
 from rgtg_logits.train.evaluation import Measured, correlation, measured, row_figures
-from rgtg_logits.train.facts import card_facts
+from rgtg_logits.train.facts import Measurement, card_facts
 from rgtg_logits.train.labelled import LabelledCollator, answer_tokens
 from rgtg_logits.train.losses import finished
 from rgtg_logits.train.models import (
@@ -119,7 +120,7 @@ class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
         self._prepared = False
         self.pair_counts: dict[str, PairCounts] = {}
         self._figures: list[Tensor] = []
-        self._evaluations: dict[str, Evaluation] = {}
+        self._measurements: dict[str, Measurement] = {}
         if isinstance(train_dataset, (Dataset, IterableDataset)):
             check_columns(train_dataset, args.what, "train")  # Before anything is loaded.
         loaded = isinstance(model, str)
@@ -267,10 +268,12 @@ class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
             count += self._what.count(self._known(batch)).sum().to(device)
         return self.accelerator.gather(count).sum()
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self, dataloader: DataLoader[Any], *args: Any, metric_key_prefix: str = "eval", **options: Any
+    ) -> EvalLoopOutput:
         """Evaluates as the trainer does, and adds metrics that are exact over the whole set."""
         self._figures = []
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **options)
         if self._figures:
             pairs = self._what.data == "pairs"
             found = measured(torch.cat(self._figures), pairs=pairs)
@@ -279,26 +282,18 @@ class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
             output.metrics[f"{metric_key_prefix}_loss"] = found.loss
             output.metrics[f"{metric_key_prefix}_reward_mean"] = found.reward_mean
             output.metrics[f"{metric_key_prefix}_reward_std"] = found.reward_std
-            self._describe(found, metric_key_prefix)
-            self._evaluations[metric_key_prefix] = Evaluation(
-                name=metric_key_prefix,
-                step=self.state.global_step,
-                loss=found.loss,
-                pairs=found.rows if pairs else None,
-                texts=None if pairs else found.rows,
-                prefix_accuracy=found.by_percent if pairs else {},
-                correlation={} if pairs else found.by_percent,
-            )
+            self._describe(found)
+            # The last one comes last, whatever its name was before.
+            self._measurements.pop(metric_key_prefix, None)
+            step = self.state.global_step
+            self._measurements[metric_key_prefix] = Measurement(metric_key_prefix, found, step, dataloader.dataset)
         return output
 
-    def _describe(self, found: Measured | None, name: str | None = None) -> None:
+    def _describe(self, found: Measured | None) -> None:
         """Writes into the model's configuration what it is, and what was measured of it as it is now."""
-        described, self._rewards = self.args.reward_model, None
+        described = self.args.reward_model
         if found is not None:
             described = replace(described, reward_mean=found.reward_mean, reward_std=found.reward_std)
-            self._rewards = RewardDistribution(
-                prefixes=found.prefixes, mean=found.reward_mean, standard_deviation=found.reward_std, source=name
-            )
         self._inner.config.rgtg = described.to_dict()
 
     def _load_best_model(self) -> None:
@@ -320,12 +315,11 @@ class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
         return card_facts(
             self,
             counts=self.pair_counts.get("train"),
-            evaluations=self._evaluations.values(),
-            weights=self.args.weights,
-            rewards=self._rewards,
+            measurements=list(self._measurements.values()),
             model_name=model_name,
             dataset_name=dataset_name,
             license=license,
+            merged=self._merging,
         )
 
     def create_model_card(

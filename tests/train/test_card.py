@@ -47,7 +47,7 @@ def everything(objective: str, kind: str) -> CardFacts:
         revision="a" * 40,
         rows=1000,
         cut=3,
-        left_out={"empty": 1, "identical": 3},
+        left_out={"empty": 1, "unusable": 0, "identical": 3},
     )
     held_out = DataFacts(name="org/data", on_hub=True, split="test", revision="b" * 40)
     correlation = Evaluation(name="labels", texts=90, correlation={50: 0.25, 100: 0.5}, standard_error={50: 0.1})
@@ -195,7 +195,10 @@ def test_a_strength_that_nobody_measured() -> None:
     assert "No strength was measured for this model; `beta=1.0` is the default of the library." in text
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(86.4, "86 seconds"), (227.0, "4 minutes"), (18000.0, "5.0 hours")])
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "less than a second"), (86.4, "86 seconds"), (227.0, "4 minutes"), (18000.0, "5.0 hours")],
+)
 def test_durations(seconds: float, words: str) -> None:
     text = render_card(CardFacts(model_id="org/rm", objective="arm", training_seconds=seconds))
     assert f"- Time of the training run: {words}\n" in text
