@@ -12,7 +12,7 @@ PACKAGE = Path(rgtg_logits.__file__).parent
 FLOORS = {
     "errors": 0,
     "candidates": 1, "guidance": 1.5, "prefix": 1, "trace": 1, "_tiny_tokenizers": 1,
-    "_card_json": 1, "_card_words": 1, "_card_facts": 1.5, "card": 1.6, "_card_plots": 1.6, "card_files": 1.7,
+    "_card_json": 1, "_card_words": 1, "_card_facts": 1.5, "card": 1.6, "_card_plots": 1.6, "card_files": 2.5,
     "_config": 1, "_bodies": 1, "_classifiers": 1, "_folder": 1, "_hub_errors": 1, "_download": 1.2, "_hub": 1.2,
     "_checkpoint": 1.5, "_publish": 1.6, "reward_model": 2,
     "scorers.base": 2, "scorers._kv_cache": 2, "scorers._branches": 2, "scorers._sibling_mask": 2.1,
