@@ -138,7 +138,9 @@ def _load_adapter(
     own = (folder / "tokenizer_config.json").is_file()
     tokenizer = _load_tokenizer(name, folder) if own else _load_tokenizer(base, base_folder)
     missing |= _make_room(model, len(tokenizer))
-    missing -= {key.removeprefix("base_model.model.").replace(".modules_to_save", "") for key in held}
+    trained = {key.removeprefix("base_model.model.").replace(".modules_to_save", "") for key in held}
+    missing -= trained
+    _untie(model, trained)
     if missing:
         raise _untrained(name, f"{type(model).__name__} that {base!r} does not", missing)
     # In the type of the base model, and not in float32 as for training.
@@ -174,6 +176,16 @@ def _make_room(model: PreTrainedModel, tokens: int) -> set[str]:
         for name, parameter in model.named_parameters()
         if any(parameter is layer.weight for layer in layers if layer is not None)
     }
+
+
+def _untie(model: PreTrainedModel, held: set[str]) -> None:
+    """Makes the configuration say that logits are not made by the embeddings, where an adapter holds a layer for them.
+
+    Otherwise the two would be one again when the adapter is merged and saved.
+    """
+    layer = model.get_output_embeddings()
+    if any(module is layer and f"{name}.weight" in held for name, module in model.named_modules()):
+        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
 
 
 def _sparing_heads(quantization_config: Any) -> Any:

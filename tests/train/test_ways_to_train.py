@@ -164,7 +164,7 @@ def test_a_vocabulary_model_is_trained_further_as_it_is(language_model: str, mak
         assert torch.equal(one, other)
 
 
-@pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`")
+@pytest.mark.filterwarnings("error:Model with `tie_word_embeddings=True`")
 def test_an_adapter_holds_the_layer_that_was_scaled(language_model: str, make_config, tmp_path: Path) -> None:
     lora = LoraConfig(r=2, target_modules="all-linear", modules_to_save=[])
     config = make_config(objective="value", kind="vocabulary", learning_rate=1e-2)
@@ -177,6 +177,12 @@ def test_an_adapter_holds_the_layer_that_was_scaled(language_model: str, make_co
     expected = RewardModel(trainer.model, loaded.tokenizer).score(*texts)
     torch.testing.assert_close(loaded.score(*texts), expected, rtol=0, atol=1e-6)
     assert float(expected.abs().max()) > 0
+
+    merged = loaded.model.merge_and_unload()
+    RewardModel(merged, loaded.tokenizer, config=loaded.config).save_pretrained(tmp_path / "merged")
+    again = RewardModel.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(again.score(*texts), expected, rtol=0, atol=1e-5)
+    assert not again.model.config.tie_word_embeddings
 
 
 def test_an_output_layer_that_cannot_be_scaled(base: str, make_config, tokenizer, caplog) -> None:
