@@ -149,6 +149,17 @@ class Preparation:
         return {"num_proc": self._num_proc, "desc": f"{what} the {self._name} data"}
 
 
+def check_datasets(objective: Objective, train: Any, evaluation: Any) -> None:
+    """Checks the columns of the data to train on and of all that there are to evaluate on; see `check_columns`.
+
+    What is no data set is left to TRL to refuse.
+    """
+    sets = evaluation if isinstance(evaluation, Mapping) else {"eval": evaluation}
+    for name, dataset in [("train", train), *sets.items()]:
+        if isinstance(dataset, (Dataset, IterableDataset)):
+            check_columns(dataset, objective, name)
+
+
 def check_columns(dataset: Any, objective: Objective, name: str) -> list[str]:
     """The columns of data.
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
 from jaxtyping import Float
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
@@ -46,7 +45,7 @@ from rgtg_logits.train.objectives import Labelled, Pairs, Reading
 from rgtg_logits.train.packing import SharedPrompts
 from rgtg_logits.train.push import PushesOnce
 from rgtg_logits.train.reading import RewardReader
-from rgtg_logits.train.rows import Limit, Preparation, check_columns
+from rgtg_logits.train.rows import Limit, Preparation, check_datasets
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +120,7 @@ class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
         self.pair_counts: dict[str, PairCounts] = {}
         self._figures: list[Tensor] = []
         self._measurements: dict[str, Measurement] = {}
-        if isinstance(train_dataset, (Dataset, IterableDataset)):
-            check_columns(train_dataset, args.what, "train")  # Before anything is loaded.
+        check_datasets(args.what, train_dataset, eval_dataset)  # Before anything is loaded.
         loaded = isinstance(model, str)
         if isinstance(model, str):
             processing_class = processing_class or load_tokenizer(model, args)

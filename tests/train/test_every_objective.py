@@ -12,7 +12,12 @@ from conftest import make_answers, make_pairs
 from datasets import Dataset
 from peft import LoraConfig
 from torch.nn.functional import log_softmax, softplus
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
 from rgtg_logits.reward_model import RewardModel, RewardModelConfig
 from rgtg_logits.testing import tiny_base_model
@@ -164,6 +169,31 @@ def test_gradient_accumulation_changes_nothing(base: str, make_config, objective
     torch.testing.assert_close(*results, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("objective", "kind"), [("value", "vocabulary"), ("arm", "log_ratio")])
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
+def test_checkpointed_activations_change_nothing(base: str, make_config, objective: str, kind: str) -> None:
+    results = []
+    for checkpointing in (False, True):
+        config = make_config(objective=objective, kind=kind, gradient_checkpointing=checkpointing)
+        trainer = PartialRewardTrainer(base, config, train_dataset=make_data(objective, 6))
+        trainer.train()
+        results.append(weights(trainer))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("objective", "kind"), WAYS)
+def test_half_precision(base: str, make_config, objective: str, kind: str) -> None:
+    """Rewards are read in float32 from a model in bfloat16, and differ by its rounding only."""
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        config = make_config(objective=objective, kind=kind, model_init_kwargs={"dtype": dtype})
+        trainer = PartialRewardTrainer(base, config, train_dataset=make_data(objective, 4))
+        batch = trainer.data_collator(list(trainer.train_dataset))
+        losses.append(trainer.compute_loss(trainer.model.eval(), batch))
+    assert losses[1].dtype == torch.float32
+    torch.testing.assert_close(*losses, rtol=0.05, atol=0.02)
+
+
 @pytest.mark.parametrize(("objective", "kind"), [("value", "causal"), ("value", "vocabulary"), ("arm", "log_ratio")])
 @pytest.mark.parametrize("task_type", [None, "CAUSAL_LM", "SEQ_CLS"])
 def test_adapters_get_the_task_type_of_the_kind(
@@ -190,8 +220,6 @@ def test_adapters_get_the_task_type_of_the_kind(
 def test_an_architecture_without_a_sequence_classifier(make_config, tokenizer, tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     name = str(tmp_path / "granite")
-    from transformers import GraniteConfig, GraniteForCausalLM
-
     GraniteForCausalLM(
         GraniteConfig(vocab_size=len(tokenizer), num_key_value_heads=2, pad_token_id=None, **sizes)
     ).save_pretrained(name)

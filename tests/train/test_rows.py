@@ -289,7 +289,7 @@ def test_a_set_that_is_evaluated_later_is_prepared(base: str, make_config) -> No
 
 
 @pytest.mark.parametrize("objective", ["value", "partial_bt"])
-def test_the_data_of_another_objective(base: str, make_config, objective: str) -> None:
+def test_the_data_of_another_objective(make_config, objective: str) -> None:
     labels, pairs = make_answers(2, seed=0), make_pairs(2, seed=0)
     wrong = pairs if objective == "value" else labels
     message = {
@@ -300,10 +300,13 @@ def test_the_data_of_another_objective(base: str, make_config, objective: str) -
     }
     for data in (wrong, wrong.to_iterable_dataset()):
         with pytest.raises(InvalidArgumentError, match=message[objective]):
-            PartialRewardTrainer(base, make_config(objective=objective), train_dataset=data)
+            PartialRewardTrainer("org/not-loaded", make_config(objective=objective), train_dataset=data)
+    good = {"train_dataset": labels if objective == "value" else pairs, "eval_dataset": {"held": wrong}}
+    with pytest.raises(InvalidArgumentError, match="Expected the held data to have the columns"):
+        PartialRewardTrainer("org/not-loaded", make_config(objective=objective), **good)
     with pytest.raises(InvalidArgumentError, match=r"but got 'words'\. Use other data, or rename its columns"):
         PartialRewardTrainer(
-            base, make_config(objective=objective), train_dataset=Dataset.from_dict({"words": ["good"]})
+            "org/not-loaded", make_config(objective=objective), train_dataset=Dataset.from_dict({"words": ["good"]})
         )
 
 
