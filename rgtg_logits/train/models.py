@@ -39,7 +39,8 @@ def load_model(name: str, args: PartialRewardConfig, quantization_config: Any = 
         CheckpointError: If the architecture is no causal language model.
     """
     options = dict(args.model_init_kwargs or {})
-    if options.pop("trust_remote_code", False) or args.trust_remote_code:
+    # TRL 1.0 has no such argument.
+    if options.pop("trust_remote_code", False) or getattr(args, "trust_remote_code", False):
         raise InvalidArgumentError(
             f"Expected to load {name!r} without code of its own, but got trust_remote_code=True. Load the model "
             "yourself and pass it to the trainer."

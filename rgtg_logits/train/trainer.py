@@ -125,7 +125,9 @@ class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
         if isinstance(model, str):
             processing_class = processing_class or load_tokenizer(model, args)
             set_seed(args.seed)  # A new head is random.
-            model, quantization_config = load_model(model, args, quantization_config), None
+            model = load_model(model, args, quantization_config)
+        elif quantization_config is not None:
+            logger.warning("quantization_config is not used, because the model is loaded already.")
         kind = args.reward_model.kind
         check_model(model, kind, args.objective)
         scaled = kind == "vocabulary" and start_rewards_small(model)
@@ -133,7 +135,7 @@ class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
         with taken_as_loaded(model, args, here=loaded):
             super().__init__(
                 model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional,
-                quantization_config=quantization_config, peft_config=peft_config, **options,
+                peft_config=peft_config, **options,
             )  # fmt: skip
         if data_collator is None and self._what.data == "labels":
             self.data_collator = LabelledCollator(self.processing_class.pad_token_id, args.pad_to_multiple_of)

@@ -214,6 +214,14 @@ def test_options_for_loading(base: str, make_config, caplog) -> None:
     assert float32.model.dtype == torch.float32
 
 
+def test_a_loaded_model_is_not_quantised(base: str, make_config, tokenizer, caplog) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    options = {"train_dataset": make_pairs(2, seed=0), "processing_class": tokenizer}
+    with caplog.at_level(logging.WARNING):
+        PartialRewardTrainer(model, make_config(), quantization_config=BitsAndBytesConfig(load_in_4bit=True), **options)
+    assert "quantization_config is not used, because the model is loaded already" in caplog.text
+
+
 def test_options_that_are_refused(base: str, make_config) -> None:
     pairs = make_pairs(2, seed=0)
     for config in (make_config(trust_remote_code=True), make_config(model_init_kwargs={"trust_remote_code": True})):
