@@ -49,85 +49,104 @@ def fetch(
     if Path(name).exists():
         return Path(name, subfolder)
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-    patterns = [prefix + pattern for pattern in (*MODEL_FILES, *TOKENIZER_FILES)]
-    place: dict[str, Any] = {"cache_dir": cache_dir, "allow_patterns": patterns}
+    source = _Source(name, revision, token, cache_dir, prefix)
     try:
-        info = None if local_files_only else _ask(name, revision, token, place)
+        info = None if local_files_only else source.ask()
         if info is None:
-            return Path(snapshot_download(name, revision=revision, local_files_only=True, **place), subfolder)
-        _check_listing(name, [file.rfilename for file in info.siblings], prefix)
-        place["token"] = token
-        folder = _download(name, info, place, force_download=force_download)
-        if revision != info.sha:
-            # Now that they are complete, the cache learns which commit the branch is at.
-            snapshot_download(name, revision=revision, **place)
-        return folder / subfolder
+            return source.snapshot(revision, local_files_only=True) / subfolder
+        return source.download(info, force=force_download) / subfolder
     except CLIENT_ERRORS as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(explain(error, f"download {name!r} from the Hub")) from error
 
 
-def _ask(name: str, revision: str | None, token: str | bool | None, place: dict[str, Any]) -> Any:
-    """What the Hub says of the repository; None if the cache has to do."""
-    api = HfApi(token=token)
-    try:
-        return patiently(lambda: api.model_info(name, revision=revision, files_metadata=True), repeatable=True)
-    except OfflineModeIsEnabled:
-        return None
-    except CLIENT_ERRORS as error:
-        if not is_transient(error):
-            raise
+class _Source:
+    """A repository on the Hub, and its copy in the cache."""
+
+    def __init__(
+        self, name: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None, prefix: str
+    ) -> None:
+        self.name, self.revision, self.token, self.cache_dir, self.prefix = name, revision, token, cache_dir, prefix
+        self.patterns = tuple(prefix + pattern for pattern in (*MODEL_FILES, *TOKENIZER_FILES))
+
+    def snapshot(self, revision: str | None, **options: Any) -> Path:
+        """The folder of a revision in the cache, filled unless `local_files_only`."""
+        patterns = list(self.patterns)
+        folder = snapshot_download(
+            self.name, revision=revision, token=self.token, cache_dir=self.cache_dir, allow_patterns=patterns, **options
+        )
+        return Path(folder)
+
+    def cached(self, file: str, revision: str | None) -> Path | None:
+        """Where a file of a revision is in the cache."""
+        found = try_to_load_from_cache(self.name, file, cache_dir=self.cache_dir, revision=revision)
+        return Path(found) if isinstance(found, str) else None
+
+    def ask(self) -> Any:
+        """What the Hub says of the repository; None if the cache has to do."""
+        api = HfApi(token=self.token)
         try:
-            folder = snapshot_download(name, revision=revision, local_files_only=True, **place)
-        except LocalEntryNotFoundError:
-            raise error from None
-        said = explain(error, f"ask the Hub whether {name!r} has changed")
-        warnings.warn(f"{said} Using {Path(folder).name} from the cache, which may be out of date.", stacklevel=6)
-        return None
+            return patiently(
+                lambda: api.model_info(self.name, revision=self.revision, files_metadata=True), repeatable=True
+            )
+        except OfflineModeIsEnabled:
+            return None
+        except CLIENT_ERRORS as error:
+            if not is_transient(error):
+                raise
+            try:
+                folder = self.snapshot(self.revision, local_files_only=True)
+            except LocalEntryNotFoundError:
+                raise error from None
+            said = explain(error, f"ask the Hub whether {self.name!r} has changed")
+            warnings.warn(f"{said} Using {folder.name} from the cache, which may be out of date.", stacklevel=6)
+            return None
 
+    def download(self, info: Any, *, force: bool) -> Path:
+        """The folder of the commit that the Hub told of, with what the cache lacked of it."""
+        files = info.siblings or []
+        self.refuse_pickles([file.rfilename for file in files])
+        wanted = [file for file in files if matches(file.rfilename, self.patterns)]
+        new = [file for file in wanted if force or self.cached(file.rfilename, info.sha) is None]
+        if new or not wanted:
+            folder = patiently(lambda: self.snapshot(info.sha, force_download=force), repeatable=False)
+            self.check_contents(folder, new)
+        else:
+            folder = self.snapshot(info.sha, local_files_only=True)
+        names = [file.rfilename for file in wanted]
+        if any(self.cached(name, self.revision) != self.cached(name, info.sha) for name in names):
+            # Now that they are complete, the cache learns which commit the branch is at.
+            self.snapshot(self.revision)
+        return folder
 
-def _check_listing(name: str, files: list[str], prefix: str) -> None:
-    """Refuses repositories of pickles before anything is downloaded."""
-    here = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
-    pickles = sorted(file for file in here if matches(file, PICKLES))
-    if pickles and not any(file.endswith(".safetensors") for file in here):
-        raise CheckpointError(
-            f"Expected {name!r} to hold its weights in safetensors, but it has pickled weights only "
-            f"({', '.join(pickles)}). {PICKLES_ARE_REFUSED}"
-        )
+    def refuse_pickles(self, files: list[str]) -> None:
+        """Refuses a repository of pickles before anything is downloaded."""
+        here = [file.removeprefix(self.prefix) for file in files if file.startswith(self.prefix)]
+        pickles = sorted(file for file in here if matches(file, PICKLES))
+        if pickles and not any(file.endswith(".safetensors") for file in here):
+            raise CheckpointError(
+                f"Expected {self.name!r} to hold its weights in safetensors, but it has pickled weights only "
+                f"({', '.join(pickles)}). {PICKLES_ARE_REFUSED}"
+            )
 
-
-def _download(name: str, info: Any, place: dict[str, Any], *, force_download: bool) -> Path:
-    """Downloads what the cache lacks of a commit, and compares it with the hashes that the repository lists."""
-
-    def is_cached(file: str) -> bool:
-        found = try_to_load_from_cache(name, file, cache_dir=place["cache_dir"], revision=info.sha)
-        return isinstance(found, str) and not force_download
-
-    new = [file for file in info.siblings if not is_cached(file.rfilename)]
-    folder = patiently(
-        lambda: Path(snapshot_download(name, revision=info.sha, force_download=force_download, **place)),
-        repeatable=False,
-    )
-    wrong = [file.rfilename for file in new if not _is_listed(folder / file.rfilename, file)]
-    for file in wrong:
-        # The cache must not keep them, neither under their name nor under their hash.
-        (folder / file).resolve().unlink()
-        (folder / file).unlink(missing_ok=True)
-    if wrong:
-        raise CheckpointError(
-            f"Expected the files of {name!r} to be those that the repository lists, but {', '.join(wrong)} came with "
-            "another size or hash: cut off or changed on the way. They were deleted again. Try again; if that does not "
-            "help, check HF_ENDPOINT and the proxy."
-        )
-    return folder
+    def check_contents(self, folder: Path, new: list[Any]) -> None:
+        """Compares downloaded files with the hashes that the repository lists."""
+        wrong = [file.rfilename for file in new if not _is_listed(folder / file.rfilename, file)]
+        for file in wrong:
+            # The cache must not keep them, neither under their name nor under their hash.
+            (folder / file).resolve().unlink()
+            (folder / file).unlink(missing_ok=True)
+        if wrong:
+            raise CheckpointError(
+                f"Expected the files of {self.name!r} to be those that the repository lists, but {', '.join(wrong)} "
+                "came with another size or hash: cut off or changed on the way. They were deleted again. Try again; if "
+                "that does not help, check HF_ENDPOINT and the proxy."
+            )
 
 
 def _is_listed(path: Path, file: Any) -> bool:
     """Whether a file has the size and hash of the listing (Git's for small ones, SHA-256 for large ones)."""
-    if not path.exists():
-        return True
     size = path.stat().st_size
     if file.size is not None and file.size != size:
         return False

@@ -20,7 +20,7 @@ CARD = "README.md"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
-    "*.tiktoken", "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 """What tokenizers of transformers are made of."""
 MODEL_FILES = (
@@ -30,8 +30,8 @@ MODEL_FILES = (
 PICKLES = ("pytorch_model*.bin", "pytorch_model*.bin.index.json", "adapter_model.bin")
 """Weights as transformers and PEFT used to save them."""
 PICKLES_ARE_REFUSED = (
-    "Pickles can run code when they are read, and are never downloaded, loaded or uploaded: load them where you trust "
-    "them, and save them with a current transformers or peft."
+    "Pickles can run code when they are read, so they are not uploaded, and pickled weights are never loaded. Save it "
+    "again with a current transformers or peft, where you trust it."
 )
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")

@@ -117,15 +117,29 @@ class _Push:
         try:
             return self._info(branch)
         except RevisionNotFoundError:
-            patiently(lambda: self.api.create_branch(self.repo_id, branch=branch), repeatable=False)
+            self._make(lambda: self.api.create_branch(self.repo_id, branch=branch), branch)
             self.created.append((f"branch {branch!r}", lambda: self.api.delete_branch(self.repo_id, branch=branch)))
             return self._info(branch)
 
     def _create(self) -> Any:
-        address = patiently(lambda: self.api.create_repo(self.repo_id, private=self.options.private), repeatable=False)
-        self.repo_id = address.repo_id
+        self._make(lambda: self.api.create_repo(self.repo_id, private=self.options.private), None)
         self.created.append(("repository", lambda: self.api.delete_repo(self.repo_id)))
         return self._info(None)
+
+    def _make(self, create: Callable[[], object], revision: str | None) -> None:
+        """Creates what does not exist. If the answer is lost, and it exists now and is empty, it is this push's."""
+        try:
+            patiently(create, repeatable=False)
+        except CLIENT_ERRORS as error:
+            if not _is_lost(error):
+                raise
+            try:
+                there = self._info(revision)
+            except CLIENT_ERRORS:
+                raise error from None
+            own = {file.rfilename for file in there.siblings or []} <= {".gitattributes"}
+            if revision is None and not own:
+                raise
 
     def _info(self, revision: str | None) -> Any:
         return patiently(lambda: self.api.model_info(self.repo_id, revision=revision), repeatable=True)
@@ -155,9 +169,7 @@ class _Push:
         try:
             return patiently(commit, repeatable=False)
         except CLIENT_ERRORS as error:
-            # An answer that is lost, or an error on the way back, does not say that nothing was done.
-            lost = is_transient(error) and status_of(error) != 429
-            arrived = self._arrived(head.sha, error) if lost else None
+            arrived = self._arrived(head.sha, error) if _is_lost(error) else None
             if arrived is None:
                 raise
             return arrived
@@ -198,3 +210,8 @@ class _Push:
                     f"{self.api.endpoint}/{self.repo_id}/settings. ({explain(error, 'delete it')})"
                 )
         return "".join(left)
+
+
+def _is_lost(error: BaseException) -> bool:
+    """Whether no answer came, or an error on its way, so that what was asked for may have been done."""
+    return is_transient(error) and status_of(error) != 429

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any, cast
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Self
@@ -30,7 +31,7 @@ from rgtg_logits._folder import (
     weight_names,
 )
 from rgtg_logits._hub import PushOptions, upload
-from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardModelError
+from rgtg_logits.errors import CheckpointError, HubError, InvalidArgumentError, RewardModelError
 
 
 class Publishable:
@@ -125,11 +126,16 @@ class Publishable:
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place, "checkpoint")
-            (self if self._keeps_adapter(adapter) else self._merged()).save_pretrained(
-                folder, max_shard_size=max_shard_size
-            )
-            if card is not None:
-                add_card(Path(card), folder)
+            ready = self if self._keeps_adapter(adapter) else self._merged()
+            try:
+                ready.save_pretrained(folder, max_shard_size=max_shard_size)
+                if card is not None:
+                    add_card(Path(card), folder)
+            except (OSError, SafetensorError) as error:
+                raise HubError(
+                    f"Expected to write the files for {repo_id!r} to {place!r} first, but that failed: {error}. "
+                    "Nothing was uploaded. Free some space there, or set TMPDIR to a folder on another disk."
+                ) from error
             return publish(folder, repo_id, options)
 
     def _keeps_adapter(self, adapter: bool | None) -> bool:

@@ -1,6 +1,7 @@
 """Cases of test_hub.py: a push that fails leaves the Hub as it was, and says what to do."""
 
 import os
+import resource
 import signal
 
 import pytest
@@ -103,6 +104,38 @@ def test_a_commit_whose_answer_is_lost_has_arrived(hub, model):
     address = model.push_to_hub("org/rm")
     assert hub.titles("org/rm") == ["Upload reward model", "initial commit"]
     assert address == f"{hub.url}/org/rm/commit/{hub.repositories['org/rm'].refs['main']}"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_creation_whose_answer_is_lost_is_this_pushs_own(hub, model, fails):
+    hub.fail("POST /api/repos/create", drop="answer")
+    hub.fail("POST /api/models/org/rm/branch", drop="answer")
+    if fails:
+        hub.fail(COMMIT, 403)
+        with pytest.raises(HubError, match="may not do that"):
+            model.push_to_hub("org/rm", revision="v2")
+        assert hub.repositories == {}
+    else:
+        model.push_to_hub("org/rm", revision="v2")
+        assert hub.titles("org/rm", "v2") == ["Upload reward model", "initial commit"]
+
+
+def test_a_creation_that_fails(hub, model):
+    hub.fail("POST /api/repos/create", 500)
+    with pytest.raises(HubError, match=r"the Hub failed \(500"):
+        model.push_to_hub("org/rm")
+    assert hub.repositories == {}
+
+
+def test_files_that_cannot_be_prepared(hub, model):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(HubError, match="that failed: .*Nothing was uploaded. Free some space there, or set TMPDIR"):
+            model.push_to_hub("org/rm")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert hub.log == []
 
 
 def test_a_lost_answer_that_nobody_can_tell_about(hub, model):

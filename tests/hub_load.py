@@ -72,8 +72,10 @@ def test_by_a_name(hub, rm):
     assert loaded.model.config.name_or_path == loaded.model.name_or_path == loaded.tokenizer.name_or_path == "org/rm"
     assert not any("optimizer" in line or "checkpoint-1" in line for line in hub.log)
     hub.log.clear()
-    RewardModel.from_pretrained("org/rm")
-    assert not any("resolve" in line for line in hub.log), "what is in the cache was asked for again"
+    assert equal(RewardModel.from_pretrained("org/rm"), rm)
+    assert hub.log == [LISTING], "what is in the cache was asked for again"
+    assert equal(RewardModel.from_pretrained("org/rm", force_download=True), rm)
+    assert sum("GET" in line and "resolve" in line for line in hub.log) == len(cached())
 
 
 def test_without_this_library(hub, rm):
@@ -83,6 +85,8 @@ def test_without_this_library(hub, rm):
     classify = pipeline("text-classification", model="org/rm", function_to_apply="none")
     wanted = rm.score_tokens(torch.tensor([rm.tokenizer("the film was")["input_ids"]]))[0, -1]
     assert classify("the film was")[0]["score"] == pytest.approx(float(wanted), abs=1e-4)
+    # And what that put into the cache is enough.
+    assert equal(RewardModel.from_pretrained("org/rm", local_files_only=True), rm)
     folder = Path(snapshot_download("org/rm"))
     assert {path.name for path in folder.iterdir()} >= set(hub.files("org/rm")) - {"checkpoint-1/config.json"}
     assert equal(RewardModel.from_pretrained(folder), rm)
