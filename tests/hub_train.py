@@ -78,6 +78,14 @@ def test_an_adapter_is_merged_or_not(hub, base, tmp_path):
     assert torch.allclose(RewardModel.from_pretrained("org/rm").score_tokens(IDS), wanted, atol=1e-5)
 
 
+def test_a_token_that_may_not_fails_before_the_training(hub, base, tmp_path):
+    args = PartialRewardConfig(
+        str(tmp_path / "out"), push_to_hub=True, hub_model_id="org/rm", hub_token="hf_reader", **QUICK
+    )
+    with pytest.raises(HubError, match="to create 'org/rm' on the Hub before training, but the access token may not"):
+        PartialRewardTrainer(base, args, train_dataset=Dataset.from_list(PAIRS))
+
+
 def test_the_command_trains_and_pushes(hub, base, tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))

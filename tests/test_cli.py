@@ -20,7 +20,8 @@ def rgtg(*arguments):
 def test_help_names_every_command():
     result = rgtg("--help")
     assert result.returncode == 0
-    assert all(name in result.stdout for name in ("demo", "train", "pairs", "check", "card", "benchmark"))
+    commands = ("demo", "train", "pairs", "push", "check", "card", "benchmark")
+    assert all(name in result.stdout for name in commands)
 
 
 def test_a_mistake_ends_in_one_message():

@@ -12,8 +12,9 @@ from torch import nn
 
 from rgtg_logits._folder import CARD
 from rgtg_logits._hub import PushOptions
+from rgtg_logits._hub_errors import CLIENT_ERRORS, explain
 from rgtg_logits._publish import publish
-from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.errors import HubError, InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,18 @@ class PushesOnce:
 
     _merging = False
     """Whether the card is being written of the merged model."""
+
+    def init_hf_repo(self, *args: Any, **options: Any) -> None:
+        """Creates the repository before the training, so that a token that may not fails before it and not after.
+
+        Raises:
+            HubError: If the Hub refuses or fails, or the connection does.
+        """
+        try:
+            super().init_hf_repo(*args, **options)  # type: ignore[misc]
+        except CLIENT_ERRORS as error:
+            name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+            raise HubError(explain(error, f"create {name!r} on the Hub before training")) from error
 
     def push_to_hub(
         self,
