@@ -124,8 +124,8 @@ class TrainingReport:
 
     def table(self) -> Table:
         """A table of medians and ratios."""
-        table = Table(title="Training: pairs per second, by the median optimiser step", box=SIMPLE_HEAD)
-        for column in ("prompt", "batch", "way", "ms per step", "pairs/s", "× TRL", "× row per prefix"):
+        table = Table(title="Training: pairs per second, by the median optimiser step", box=SIMPLE_HEAD, padding=0)
+        for column in ("prompt", "batch", "way", "ms per step", "pairs/s", "× TRL", "× row_per_prefix"):
             table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
         for item in self.measurements:
             ratios = self.ratios(item)
@@ -226,6 +226,7 @@ class _Bench:
             vocab_size=VOCAB_SIZE, hidden_size=self.settings.width, intermediate_size=self.settings.width * 8 // 3,
             num_hidden_layers=self.settings.layers, num_attention_heads=heads, num_key_value_heads=heads,
             max_position_embeddings=8192, num_labels=1, pad_token_id=0,
+            eos_token_id=1,
         )  # fmt: skip
         return LlamaForSequenceClassification(config)
 

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from rgtg_logits import cli
+from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.train.benchmark import WAYS, TrainingMeasurement, TrainingReport, TrainingSettings, _Bench
+from rgtg_logits.train.benchmark import run_training_benchmark as run
+
+TINY = {"layers": 1, "width": 64, "prompt_lengths": (6,), "answer_length": 5, "batch_sizes": (2,), "steps": 2}
+
+
+def test_every_way_is_measured_in_every_round(tmp_path: Path) -> None:
+    arguments = (
+        "benchmark --train --layers 1 --width 64 --prompt-length 6 --prompt-length 8 --answer-length 5 --batch-size 2 "
+        "--rounds 2 --output"
+    )
+    result = CliRunner().invoke(cli.app, [*arguments.split(), str(tmp_path / "cost.json")])
+    assert result.exit_code == 0, result.output
+    saved = json.loads((tmp_path / "cost.json").read_text())
+    found = [(item["prompt_length"], item["way"], len(item["seconds"])) for item in saved["measurements"]]
+    assert found == [(length, way, 8) for length in (6, 8) for way in WAYS]
+    assert all(set(item["ratios"]) == {"over_trl", "over_row_per_prefix"} for item in saved["measurements"])
+    assert all(way in result.output for way in WAYS) and "…" not in result.output
+    assert saved["settings"]["rounds"] == 2 and saved["machine"]["trl"]
+
+
+def test_ratios_are_of_the_same_size() -> None:
+    items = [
+        TrainingMeasurement("ours", 6, 2, 2.0, [0.5, 0.1, 9.0]),
+        TrainingMeasurement("trl", 6, 2, 2.0, [0.25]),
+        TrainingMeasurement("row_per_prefix", 6, 2, 0.4, [1.0]),
+        TrainingMeasurement("trl", 12, 2, 2.0, [1e-9]),
+    ]
+    report = TrainingReport(TrainingSettings(), {}, items)
+    assert items[0].pairs_per_second == 4
+    assert report.ratios(items[0]) == {"over_trl": 0.5, "over_row_per_prefix": pytest.approx(10)}
+    assert report.ratios(items[3]) == {"over_trl": 1.0}
+    console = Console(record=True, width=80)
+    console.print(report.table())
+    assert "…" not in console.export_text()
+
+
+def test_a_row_per_prefix_is_a_part_of_a_pair(tmp_path: Path) -> None:
+    bench = _Bench(TrainingSettings(**TINY), 6, 2, str(tmp_path))
+    assert bench.measurement("row_per_prefix").pairs_per_step == 2 / 5 and bench.measurement("ours").pairs_per_step == 2
+    pairs, rows = bench._pairs(), bench._prefixes()
+    assert len(pairs) == len(rows) == 6
+    for pair, row in zip(pairs, rows, strict=True):
+        length = len(row["chosen_ids"])
+        assert 7 <= length <= 11 and row == {name: pair[name][:length] for name in pair}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ways": ("ours", "theirs")}, "Expected ways among ours, .* but got theirs"),
+        ({"ways": ()}, "but got none"),
+        ({"rounds": 0}, "rounds is too small"),
+        ({"width": 32}, "width is too small"),
+    ],
+)
+def test_nothing_to_measure(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        run(TrainingSettings(**{**TINY, **changes}))
