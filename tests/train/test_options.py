@@ -40,12 +40,12 @@ def test_qlora_trains_and_saves_the_head(pairs: Dataset, make_config, tmp_path: 
         quantization_config=four_bits,
         peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
     )
-    before = trainer._head.weight.detach().clone()
-    assert trainer.model.is_loaded_in_4bit and trainer._head.weight.dtype == torch.float32
+    before = trainer._reader.head.weight.detach().clone()
+    assert trainer.model.is_loaded_in_4bit and trainer._reader.head.weight.dtype == torch.float32
     trainer.train()
     trainer.save_model()
 
-    assert not torch.equal(trainer._head.weight, before)
+    assert not torch.equal(trainer._reader.head.weight, before)
     loaded = RewardModel.from_pretrained(tmp_path / "reward-model", quantization_config=four_bits)
     assert loaded.config.objective == "partial_bt"
     expected = RewardModel(trainer.model, trainer.processing_class).score(PROMPTS, ANSWERS)
