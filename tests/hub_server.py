@@ -113,6 +113,9 @@ class HubServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # One packet for each answer, sent at once: otherwise each waits for the client's delayed acknowledgement.
+    wbufsize = -1
+    disable_nagle_algorithm = True
     hub: HubServer
 
     def handle_request(self):

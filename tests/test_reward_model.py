@@ -90,6 +90,20 @@ def test_a_failed_save_leaves_the_old_checkpoint(reward_model, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["rm"]
 
 
+def test_saving_over_another_checkpoint_leaves_no_mixture(reward_model, tmp_path):
+    reward_model.save_pretrained(tmp_path)
+    (tmp_path / "optimizer.pt").write_text("not part of it")
+    with torch.no_grad():
+        reward_model.head.weight.mul_(2)
+    for size, whole in (("20KB", False), (None, True)):
+        reward_model.save_pretrained(tmp_path, max_shard_size=size)
+        assert (tmp_path / "model.safetensors").exists() == whole
+        assert bool(list(tmp_path.glob("model-*.safetensors")) + list(tmp_path.glob("*.index.json"))) != whole
+        loaded = RewardModel.from_pretrained(tmp_path)
+        assert torch.equal(loaded.head.weight, reward_model.head.weight)
+    assert (tmp_path / "optimizer.pt").exists()
+
+
 def test_a_plain_checkpoint_is_taken_for_a_full_sequence_model_with_one_warning(tmp_path):
     tiny_reward_model(vocab_size=300).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
