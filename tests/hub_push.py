@@ -101,7 +101,7 @@ def test_nothing_but_the_files_named(hub, model, folder, tmp_path):
     sent = b"".join(content for name, content in hub.files("org/rm").items() if not name.endswith(".png"))
     assert b"hf_secret" not in sent
     assert hub.log.count("POST /api/validate-yaml") == 2
-    if Version(huggingface_hub.__version__) >= Version("1.0"):  # Before, it knows no other Hub.
+    if Version(huggingface_hub.__version__) >= Version("2.0"):  # Before, it knows one Hub only.
         ModelCard.load(folder / "README.md").validate()
 
 
