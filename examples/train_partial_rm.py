@@ -2,6 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #     "rgtg_logits[train]",
+#     "transformers>=5.18",
 # ]
 # ///
 """Trains a reward model that is right on prefixes, from a base model and preference pairs, and pushes it to the Hub.
@@ -56,6 +57,7 @@ def main() -> None:
     trainer.create_model_card(dataset_name=script.dataset_name)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
+    trainer.end()
 
 
 if __name__ == "__main__":

@@ -87,19 +87,30 @@ class TrainingMeasurement:
         prompt_length: Tokens of each prompt.
         batch_size: Pairs, or rows, in one step.
         pairs_per_step: How much of the data one step gets through.
-        seconds: Time of each step, all rounds.
+        seconds: Time of each step, a list for each round.
     """
 
     way: str
     prompt_length: int
     batch_size: int
     pairs_per_step: float
-    seconds: list[float] = field(default_factory=list)
+    seconds: list[list[float]] = field(default_factory=list)
+
+    @property
+    def step_seconds(self) -> float:
+        """The median step."""
+        return statistics.median(itertools.chain(*self.seconds))
 
     @property
     def pairs_per_second(self) -> float:
         """By the median step."""
-        return self.pairs_per_step / statistics.median(self.seconds)
+        return self.pairs_per_step / self.step_seconds
+
+    def over(self, other: TrainingMeasurement) -> float:
+        """How many times more pairs per second than another way: the median over the rounds, because machines drift."""
+        rounds = zip(self.seconds, other.seconds, strict=True)
+        times = statistics.median(statistics.median(theirs) / statistics.median(ours) for ours, theirs in rounds)
+        return times * self.pairs_per_step / other.pairs_per_step
 
 
 @dataclass(frozen=True)
@@ -113,14 +124,8 @@ class TrainingReport:
     def ratios(self, item: TrainingMeasurement) -> dict[str, float]:
         """How many times more pairs per second than TRL's trainer, and than one row per prefix, at the same size."""
         size = (item.prompt_length, item.batch_size)
-        others = {
-            other.way: other.pairs_per_second
-            for other in self.measurements
-            if (other.prompt_length, other.batch_size) == size
-        }
-        return {
-            f"over_{way}": item.pairs_per_second / others[way] for way in ("trl", "row_per_prefix") if way in others
-        }
+        others = {other.way: other for other in self.measurements if (other.prompt_length, other.batch_size) == size}
+        return {f"over_{way}": item.over(others[way]) for way in ("trl", "row_per_prefix") if way in others}
 
     def table(self) -> Table:
         """A table of medians and ratios."""
@@ -129,9 +134,8 @@ class TrainingReport:
             table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
         for item in self.measurements:
             ratios = self.ratios(item)
-            milliseconds = 1000 * statistics.median(item.seconds)
             table.add_row(
-                str(item.prompt_length), str(item.batch_size), item.way, f"{milliseconds:.0f}",
+                str(item.prompt_length), str(item.batch_size), item.way, f"{1000 * item.step_seconds:.0f}",
                 f"{item.pairs_per_second:.3g}",
                 *(f"{ratios[name]:.3g}" if name in ratios else "" for name in ("over_trl", "over_row_per_prefix")),
             )  # fmt: skip
@@ -163,7 +167,7 @@ def run_training_benchmark(settings: TrainingSettings, progress: Progress | None
             runs = [(bench.measurement(way), bench.trainer(way)) for way in settings.ways]
             for item, (trainer, clock) in runs * settings.rounds:
                 trainer.train()
-                item.seconds.extend(clock.steps())
+                item.seconds.append(clock.steps())
                 if progress and task is not None:
                     progress.advance(task)
         measurements += [item for item, _ in runs]

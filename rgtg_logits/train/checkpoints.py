@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rgtg_logits.errors import CheckpointError
@@ -72,6 +72,28 @@ class WholeCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def end(self) -> None:
+        """Ends as `Trainer.end` does, to be called last; with several processes it does not wait for ever."""
+        # The distributed model goes first: its reducer, when it is the last to hold the group of processes, takes the
+        # group down while it keeps Python from running, for which the group's threads wait (torch 2.13, gloo).
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        super().end()
+
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        # A training that had come to its end and is resumed would go on for a step (transformers 5.23).
+        if options.get("resume_from_checkpoint") is not None and self._has_ended():
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*arguments, **options)
+
+    def _has_ended(self) -> bool:
+        return self.state.global_step >= self.state.max_steps or any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        )
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)

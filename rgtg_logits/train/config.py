@@ -101,6 +101,14 @@ class PartialRewardConfig(RewardConfig):
         },
     )
 
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether callbacks go on where they were when training is resumed, such as early stopping, so that "
+            "it ends as if it had not been interrupted."
+        },
+    )
+
     bf16: bool | None = field(
         default=None,
         metadata={

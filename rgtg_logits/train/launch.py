@@ -11,6 +11,7 @@ import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.run import make_parser, train
 
 _MODULE = "rgtg_logits.train.launch"
@@ -33,7 +34,7 @@ def launch(argv: list[str]) -> None:
     if "LOCAL_RANK" in os.environ:
         train(argv, allow_unknown=True)
         return
-    *_, in_file, on_line = make_parser().parse_args_and_config(
+    *parsed, in_file, on_line = make_parser().parse_args_and_config(
         argv, return_remaining_strings=True, separate_remaining_strings=True
     )
     launch_args = _with_config_file([*in_file, *on_line])
@@ -48,6 +49,11 @@ def launch(argv: list[str]) -> None:
             "See `trl reward --help` and `accelerate launch --help`."
         )
     arguments.training_script_args = without(argv, on_line)
+    on_cpu = any(isinstance(item, PartialRewardConfig) and item.device.type == "cpu" for item in parsed)
+    if (arguments.num_processes or 1) > 1 and (arguments.cpu or on_cpu):
+        # On a CPU accelerate (1.15) starts one process without a word, which would train on a part of each batch.
+        arguments.cpu, arguments.multi_gpu = False, True
+        arguments.training_script_args += ["--use_cpu", "true"]
     launch_command(arguments)
 
 

@@ -187,6 +187,11 @@ def check_columns(dataset: Any, objective: Objective, name: str) -> list[str]:
     return list(columns)
 
 
+def add_lengths(dataset: Dataset, column: str, num_proc: int | None = None) -> Dataset:
+    """Adds the length that a tokenised pair is padded to at least, by which batches can be grouped."""
+    return dataset.map(_length, fn_kwargs={"column": column}, num_proc=num_proc)
+
+
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two texts begin with alike."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
@@ -227,6 +232,10 @@ def _problem(row: Mapping[str, Any]) -> str:
 
 def _problem_of(row: Mapping[str, Any]) -> dict[str, str]:
     return {REASON: _problem(row)}
+
+
+def _length(row: Mapping[str, Any], column: str) -> dict[str, int]:
+    return {column: max(len(row["chosen_ids"]), len(row["rejected_ids"]))}
 
 
 def _is_whole(row: Mapping[str, Any]) -> bool:

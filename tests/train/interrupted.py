@@ -25,7 +25,8 @@ SERVER.set_forkserver_preload(["rgtg_logits.train"])
 def make_trainer(base: str, folder: Path, rows: list[dict[str, str]], **changes: Any) -> PartialRewardTrainer:
     options = {
         "max_steps": 5, "save_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "report_to": "none",
-        "disable_tqdm": True, "gradient_checkpointing": False, "disable_dropout": False,
+        "lr_scheduler_type": "constant", "disable_tqdm": True, "gradient_checkpointing": False,
+        "disable_dropout": False,
     }  # fmt: skip
     args = PartialRewardConfig(str(folder), **{**options, **changes})
     pairs = Dataset.from_list(rows)

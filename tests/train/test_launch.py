@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.train.launch import launch, without
+from rgtg_logits.train.run import train
 
 QUICK = [
     "--max_steps", "3", "--learning_rate", "0.5", "--optim", "sgd", "--lr_scheduler_type", "constant", "--report_to",
@@ -23,10 +24,10 @@ QUICK = [
 
 
 def write_pairs(folder: Path) -> Path:
-    """A data set with answers of very different lengths, so that processes have unequal shares of the prefixes."""
+    """Three batches of 8 pairs; answers differ in length, so that processes have unequal shares of the prefixes."""
     data = folder / "reviews"
     data.mkdir()
-    make_pairs(22, seed=0).to_json(str(data / "train.jsonl"))
+    make_pairs(24, seed=0).to_json(str(data / "train.jsonl"))
     make_pairs(7, seed=1).to_json(str(data / "test.jsonl"))
     return data
 
@@ -40,13 +41,23 @@ def test_one_process_without_arguments_for_several(base: str, tmp_path: Path) ->
     assert RewardModel.from_pretrained(tmp_path / "rm").config.objective == "partial_bt"
 
 
-def test_a_launched_process_trains(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As accelerate starts it: what a file holds for accelerate is not its business."""
+def test_a_process_that_was_launched_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file holds for accelerate is not its business any more."""
+    calls = []
+    monkeypatch.setattr("rgtg_logits.train.launch.train", lambda argv, **options: calls.append((argv, options)))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    launch(["--config", "config.yaml"])
+    assert calls == [(["--config", "config.yaml"], {"allow_unknown": True})]
+
+
+def test_a_file_may_hold_what_is_for_accelerate(base: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("num_processes: 2\nlearning_rate: 0.002\n")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    launch(arguments(base, write_pairs(tmp_path), tmp_path / "rm", "--config", str(file)))
+    more = ["--config", str(file)]
+    train(arguments(base, write_pairs(tmp_path), tmp_path / "rm", *more), allow_unknown=True)
     assert (tmp_path / "rm" / "model.safetensors").exists()
+    with pytest.raises(ValueError, match="Unknown arguments from config file"):
+        train(arguments(base, tmp_path, tmp_path / "rm", *more))
 
 
 def test_what_is_left_of_the_arguments() -> None:
@@ -71,7 +82,7 @@ def test_arguments_that_nobody_knows(base: str, tmp_path: Path, more: list[str],
 
 def run(command: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -85,7 +96,7 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None
     batch = "--per_device_train_batch_size"
     saving = ["--save_strategy", "steps", "--save_steps", "2", "--resume_from_checkpoint"]
     run([*ours, *arguments(base, data, tmp_path / "one", batch, "8")])
-    run([*ours, *arguments(base, data, tmp_path / "two", batch, "4", *cpu, "--cpu", "--num_processes", "2")])
+    run([*ours, *arguments(base, data, tmp_path / "two", batch, "4", "--cpu", "--num_processes", "2")])
     run([*torchrun, *arguments(base, data, tmp_path / "run", batch, "2", *cpu, "--gradient_accumulation_steps", "2")])
     resumed = [*torchrun, *arguments(base, data, tmp_path / "resumed", batch, "4", *cpu), *saving]
     run([*resumed, "--max_steps", "2"])

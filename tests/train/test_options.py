@@ -79,6 +79,20 @@ def test_half_precision(base: str, pairs: Dataset, make_config) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
+def test_batches_grouped_by_length(base: str, make_config) -> None:
+    rows = [{"chosen_ids": [5] * (2 + index % 40), "rejected_ids": [6] * (40 - index % 37)} for index in range(64)]
+    widths = {}
+    for strategy in ("random", "group_by_length"):
+        config = make_config(train_sampling_strategy=strategy, per_device_train_batch_size=4)
+        trainer = PartialRewardTrainer(base, config, train_dataset=Dataset.from_list(rows))
+        widths[strategy] = [batch["input_ids"].shape[1] for batch in trainer.get_train_dataloader()]
+        trainer.train()
+    longest = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    assert list(trainer.train_dataset["length"]) == longest
+    assert len(widths["random"]) == len(widths["group_by_length"]) == 16
+    assert sum(widths["group_by_length"]) < sum(widths["random"]) - 16
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs tensorboard")
 def test_tensorboard(base: str, pairs: Dataset, make_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -102,8 +116,12 @@ def test_early_stopping_keeps_the_best(base: str, make_config, tmp_path: Path) -
         load_best_model_at_end=True, metric_for_best_model="eval_prefix_accuracy_50", greater_is_better=True,
         per_device_train_batch_size=8, save_total_limit=2,
     )  # fmt: skip
-    stopping = EarlyStoppingCallback(early_stopping_patience=3)
-    trainer = PartialRewardTrainer(base, config, train_dataset=pairs, eval_dataset=turned, callbacks=[stopping])
+
+    def make() -> PartialRewardTrainer:
+        stopping = EarlyStoppingCallback(early_stopping_patience=3)
+        return PartialRewardTrainer(base, config, train_dataset=pairs, eval_dataset=turned, callbacks=[stopping])
+
+    trainer = make()
     trainer.train()
 
     measured = {
@@ -117,3 +135,9 @@ def test_early_stopping_keeps_the_best(base: str, make_config, tmp_path: Path) -
     assert trainer.evaluate()["eval_prefix_accuracy_50"] == best
     state = tmp_path / "reward-model" / f"checkpoint-{trainer.state.best_global_step}" / "trainer_state.json"
     assert json.loads(state.read_text())["best_model_checkpoint"] == str(state.parent)
+
+    # Run again, it does not go on: it had stopped.
+    again = make()
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == trainer.state.global_step
+    assert torch.equal(weights(again), weights(trainer))

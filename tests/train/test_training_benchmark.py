@@ -23,8 +23,11 @@ def test_every_way_is_measured_in_every_round(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.app, [*arguments.split(), str(tmp_path / "cost.json")])
     assert result.exit_code == 0, result.output
     saved = json.loads((tmp_path / "cost.json").read_text())
-    found = [(item["prompt_length"], item["way"], len(item["seconds"])) for item in saved["measurements"]]
-    assert found == [(length, way, 8) for length in (6, 8) for way in WAYS]
+    found = [
+        (item["prompt_length"], item["way"], [len(steps) for steps in item["seconds"]])
+        for item in saved["measurements"]
+    ]
+    assert found == [(length, way, [4, 4]) for length in (6, 8) for way in WAYS]
     assert all(set(item["ratios"]) == {"over_trl", "over_row_per_prefix"} for item in saved["measurements"])
     assert all(way in result.output for way in WAYS) and "…" not in result.output
     assert saved["settings"]["rounds"] == 2 and saved["machine"]["trl"]
@@ -32,13 +35,13 @@ def test_every_way_is_measured_in_every_round(tmp_path: Path) -> None:
 
 def test_ratios_are_of_the_same_size() -> None:
     items = [
-        TrainingMeasurement("ours", 6, 2, 2.0, [0.5, 0.1, 9.0]),
-        TrainingMeasurement("trl", 6, 2, 2.0, [0.25]),
-        TrainingMeasurement("row_per_prefix", 6, 2, 0.4, [1.0]),
-        TrainingMeasurement("trl", 12, 2, 2.0, [1e-9]),
+        TrainingMeasurement("ours", 6, 2, 2.0, [[0.5, 0.1, 9.0], [1.0], [5.0]]),
+        TrainingMeasurement("trl", 6, 2, 2.0, [[0.25], [0.5], [0.1]]),
+        TrainingMeasurement("row_per_prefix", 6, 2, 0.4, [[1.0], [2.0], [2.0]]),
+        TrainingMeasurement("trl", 12, 2, 2.0, [[1e-9]] * 3),
     ]
     report = TrainingReport(TrainingSettings(), {}, items)
-    assert items[0].pairs_per_second == 4
+    assert items[0].pairs_per_second == 2
     assert report.ratios(items[0]) == {"over_trl": 0.5, "over_row_per_prefix": pytest.approx(10)}
     assert report.ratios(items[3]) == {"over_trl": 1.0}
     console = Console(record=True, width=80)
