@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from jaxtyping import Float
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
