@@ -9,13 +9,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from rgtg_logits._hub import PushOptions
-from rgtg_logits._publish import publish
 from rgtg_logits.benchmark import ARMS, DEFAULT_ARMS, BenchmarkSettings, run_benchmark, run_profile
-from rgtg_logits.card_files import check_folder, render_folder, score_example
+from rgtg_logits.card.files import check_folder, render_folder, score_example
 from rgtg_logits.check import CheckSettings, run_check
 from rgtg_logits.demo import run_demo
 from rgtg_logits.errors import RGTGError
+from rgtg_logits.hub.api import PushOptions
+from rgtg_logits.hub.publish import publish
 from rgtg_logits.pairs import PairSettings, RateColumn, make_pairs
 
 app = typer.Typer(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rgtg_logits._files import write_whole
 from rgtg_logits.errors import InvalidArgumentError
 
 SCALES = (0.5, 1.0, 2.0, 3.0)
@@ -157,13 +156,7 @@ class Trace:
 
     def save_html(self, path: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes the page; the file appears whole or not at all, and folders on the way are made."""
-        target, page = Path(path), self.to_html(tokenizer)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, because a file can be moved in one go only within a file system.
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as folder:
-            partial = Path(folder) / target.name
-            partial.write_text(page, encoding="utf-8")
-            partial.replace(target)
+        write_whole(path, self.to_html(tokenizer))
 
     def _passages(self) -> list[range]:
         """Runs of steps that continue one another by one token: one run for each call of `generate`."""

@@ -11,12 +11,13 @@ from transformers import LogitsProcessorList
 from typer.testing import CliRunner
 
 from rgtg_logits import PartialRewardLogitsProcessor, RewardModel, RewardModelConfig, cli
-from rgtg_logits._arms import OURS, Recompute, Replicated
-from rgtg_logits._clock import Timer
-from rgtg_logits._costs import BenchmarkReport, BenchmarkSettings, Measurement, ProfileReport
-from rgtg_logits._profile import PARTS
-from rgtg_logits._workload import Follow, Hint, Texts, load_models, make_texts, read_text
-from rgtg_logits.benchmark import ARMS, _check, run_benchmark, run_profile
+from rgtg_logits.benchmark import ARMS, run_benchmark, run_profile
+from rgtg_logits.benchmark._arms import OURS, Recompute, Replicated
+from rgtg_logits.benchmark._clock import Timer
+from rgtg_logits.benchmark._costs import BenchmarkReport, BenchmarkSettings, Measurement, ProfileReport
+from rgtg_logits.benchmark._profile import PARTS
+from rgtg_logits.benchmark._workload import Follow, Hint, Texts, load_models, make_texts, read_text
+from rgtg_logits.benchmark.run import _check
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.testing import VOCAB_SIZE, tiny_base_model, tiny_reward_model, tiny_tokenizer
 

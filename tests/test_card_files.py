@@ -9,9 +9,9 @@ import zlib
 import pytest
 
 from rgtg_logits import RewardModel
-from rgtg_logits._card_plots import stamp, wanted
 from rgtg_logits.card import BaseCardFacts, CardFacts, DataFacts, Evaluation, Guidance, GuidedPoint, ScoredExample
-from rgtg_logits.card_files import check_folder, read_facts, render_folder, score_example, write_card
+from rgtg_logits.card.files import check_folder, read_facts, render_folder, score_example, write_card
+from rgtg_logits.card.plots import stamp, wanted
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.testing import tiny_reward_model, tiny_tokenizer
 

@@ -10,11 +10,13 @@ import rgtg_logits
 PACKAGE = Path(rgtg_logits.__file__).parent
 
 FLOORS = {
-    "errors": 0,
+    "errors": 0, "_files": 0,
     "candidates": 1, "guidance": 1.5, "prefix": 1, "trace": 1, "_tiny_tokenizers": 1,
-    "_card_json": 1, "_card_words": 1, "_card_facts": 1.5, "card": 1.6, "_card_plots": 1.6, "card_files": 2.5,
-    "_config": 1, "_bodies": 1, "_classifiers": 1, "_folder": 1, "_hub_errors": 1, "_download": 1.2, "_hub": 1.2,
-    "_checkpoint": 1.5, "_publish": 1.6, "reward_model": 2,
+    "card.plain": 1, "card.words": 1, "card.facts": 1.5, "card.render": 1.6, "card.plots": 1.6, "card": 1.7,
+    "card.files": 2.5,
+    "_config": 1, "_bodies": 1, "_classifiers": 1, "hub": 0, "hub.folder": 1, "hub.failures": 1,
+    "hub.download": 1.2, "hub.api": 1.2,
+    "_checkpoint": 1.5, "hub.publish": 1.6, "reward_model": 2,
     "scorers.base": 2, "scorers._kv_cache": 2, "scorers._branches": 2, "scorers._sibling_mask": 2.1,
     "scorers._layout": 2, "scorers._prompts": 2, "scorers._pieces": 2, "scorers._chat": 2.1, "scorers._text": 2.2,
     "scorers._passes": 2.5, "scorers._probe": 2.6, "scorers._reader": 2.7, "scorers._cached": 2.8,
@@ -28,7 +30,8 @@ FLOORS = {
     "train.trainer": 4.5,
     "train.run": 4.6, "train.launch": 4.65, "train": 4.7, "train.benchmark": 4.8,
     "": 4.9,
-    "_costs": 1, "_clock": 1, "_profile": 1, "_workload": 4.5, "_arms": 4.6, "benchmark": 5, "demo": 5,
+    "benchmark._costs": 1, "benchmark._clock": 1, "benchmark._profile": 1, "benchmark._workload": 4.5,
+    "benchmark._arms": 4.6, "benchmark.run": 4.7, "benchmark": 4.8, "demo": 5,
     "check.findings": 1, "check.uncached": 4, "check.models": 5, "check.exactness": 5, "check.pairs": 5,
     "check.cost": 5.1, "check.run": 5.2, "check": 5.3,
     "pairs.settings": 1, "pairs.journal": 1, "pairs.report": 1, "pairs.prompts": 5, "pairs.sampling": 5.1,

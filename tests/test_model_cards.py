@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rgtg_logits import RewardModel
-from rgtg_logits.card_files import check_folder, read_facts
+from rgtg_logits.card.files import check_folder, read_facts
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 BASE, REWARD = CARDS / "tiny-imdb-base", CARDS / "tiny-imdb-partial-rm"

@@ -22,7 +22,7 @@ from train_base import Arguments as BaseTraining
 from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser
 
 from rgtg_logits.card import BaseCardFacts, CardFacts, DataFacts, Evaluation, Guidance, GuidedPoint
-from rgtg_logits.card_files import render_folder, score_example, write_card
+from rgtg_logits.card.files import render_folder, score_example, write_card
 
 CITATION = "Maas et al., Learning Word Vectors for Sentiment Analysis, ACL 2011"
 DATASET = "stanfordnlp/imdb"

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
-from rgtg_logits._clock import Clock
+from rgtg_logits.benchmark._clock import Clock
 from rgtg_logits.check.findings import Finding
 from rgtg_logits.check.models import ModelPair
 from rgtg_logits.errors import RGTGError

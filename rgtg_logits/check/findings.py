@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+
+from rgtg_logits._files import write_json
 
 STYLES = {"ok": "green", "note": "yellow", "fail": "bold red"}
 """The colour of each status."""
@@ -60,12 +60,7 @@ class CheckReport:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything as JSON; the file appears whole or not at all, and folders on the way are made."""
-        text = json.dumps({"passed": not self.failed, **asdict(self)}, indent=1, allow_nan=False)
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(text)
-        partial.replace(target)
+        write_json(path, {"passed": not self.failed, **asdict(self)}, allow_nan=False)
 
     def table(self) -> Group:
         """The findings by topic, each with what to do about it, and one line that sums up."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rgtg_logits._files import write_whole
 from rgtg_logits.errors import InvalidArgumentError
 
 
@@ -102,16 +103,6 @@ class Journal:
         return InvalidArgumentError(
             f"Expected {str(self._path)!r} to hold the answers of one run in order, but {how}. Delete it to begin anew."
         )
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Writes a file that appears whole or not at all, and is on the disk when this returns."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _write(file: BinaryIO, data: bytes) -> None:

@@ -17,8 +17,9 @@ from rich.progress import Progress, TaskID
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import rgtg_logits
+from rgtg_logits._files import write_whole
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError
-from rgtg_logits.pairs.journal import Journal, write_whole
+from rgtg_logits.pairs.journal import Journal
 from rgtg_logits.pairs.prompts import Messages, Prompt, digest, encode_prompts, read_prompts
 from rgtg_logits.pairs.report import PairReport, facts_path
 from rgtg_logits.pairs.rewards import Judge, load_reward

@@ -39,7 +39,7 @@ from transformers import (
 )
 from trl import RewardConfig, RewardTrainer
 
-from rgtg_logits._costs import write_json
+from rgtg_logits._files import write_json
 from rgtg_logits._tiny_tokenizers import tiny_tokenizer
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.train.config import PartialRewardConfig

@@ -10,11 +10,11 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from rgtg_logits._folder import CARD
-from rgtg_logits._hub import PushOptions
-from rgtg_logits._hub_errors import CLIENT_ERRORS, explain
-from rgtg_logits._publish import publish
 from rgtg_logits.errors import HubError, InvalidArgumentError
+from rgtg_logits.hub.api import PushOptions
+from rgtg_logits.hub.failures import CLIENT_ERRORS, explain
+from rgtg_logits.hub.folder import CARD
+from rgtg_logits.hub.publish import publish
 from rgtg_logits.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,6 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from rgtg_logits._card_words import OBJECTIVES as WORDS
-from rgtg_logits._card_words import PAPERS
 from rgtg_logits._config import KINDS
 from rgtg_logits.card import (
     BaseCardFacts,
@@ -20,6 +18,8 @@ from rgtg_logits.card import (
     ScoredExample,
     render_card,
 )
+from rgtg_logits.card.words import OBJECTIVES as WORDS
+from rgtg_logits.card.words import PAPERS
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.train.objectives import OBJECTIVES
 

@@ -11,9 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rgtg_logits._card_facts import BaseCardFacts, CardFacts, ScoredExample
-from rgtg_logits._card_plots import draw, stamp, wanted
+from rgtg_logits._files import write_whole
 from rgtg_logits.card import render_card
+from rgtg_logits.card.facts import BaseCardFacts, CardFacts, ScoredExample
+from rgtg_logits.card.plots import draw, stamp, wanted
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 
@@ -35,7 +36,7 @@ def write_card(folder: Path, facts: CardFacts | BaseCardFacts) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write_facts(folder, facts)
     _draw(folder, facts)
-    _write(folder / CARD, _render(folder, facts))
+    write_whole(folder / CARD, _render(folder, facts))
 
 
 def render_folder(folder: Path) -> None:
@@ -46,7 +47,7 @@ def render_folder(folder: Path) -> None:
     """
     facts = read_facts(folder)
     _draw(folder, facts)
-    _write(folder / CARD, _render(folder, facts))
+    write_whole(folder / CARD, _render(folder, facts))
 
 
 def check_folder(folder: Path) -> str:
@@ -120,7 +121,7 @@ def _sort(facts: CardFacts | BaseCardFacts) -> str:
 
 def _write_facts(folder: Path, facts: CardFacts | BaseCardFacts) -> None:
     text = json.dumps({"card": _sort(facts), **facts.to_dict()}, indent=2, ensure_ascii=False)
-    _write(folder / FACTS, text + "\n")
+    write_whole(folder / FACTS, text + "\n")
 
 
 def _render(folder: Path, facts: CardFacts | BaseCardFacts) -> str:
@@ -148,9 +149,3 @@ def _draw(folder: Path, facts: CardFacts | BaseCardFacts) -> None:
         return
     for name in names:
         draw(facts, name, folder / name)
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".draft-{path.name}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from rgtg_logits._workload import Models
+from rgtg_logits.benchmark._workload import Models
 from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.reward_model import RewardModel, RewardModelConfig
 from rgtg_logits.scorers import (

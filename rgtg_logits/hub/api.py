@@ -11,9 +11,9 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from rgtg_logits._folder import checkpoint_files, stale_files
-from rgtg_logits._hub_errors import CLIENT_ERRORS, explain, is_transient, patiently, status_of
 from rgtg_logits.errors import HubError, InvalidArgumentError, RGTGError
+from rgtg_logits.hub.failures import CLIENT_ERRORS, explain, is_transient, patiently, status_of
+from rgtg_logits.hub.folder import checkpoint_files, stale_files
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+
+from rgtg_logits._files import write_json
 
 DEFAULT_ARMS = ("plain", "floor", "ours", "replicated", "recompute")
 
@@ -210,14 +210,6 @@ HEADINGS = {
     "candidates": "further token, most over fewest candidates",
     "retokenizing": "further token, another tokenizer over the same",
 }
-
-
-def write_json(path: str | os.PathLike[str], content: object) -> None:
-    """Writes a file that appears whole or not at all."""
-    target = Path(path)
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1))
-    partial.replace(target)
 
 
 def _cells(item: Measurement, floor: dict[str, float] | None) -> list[str]:

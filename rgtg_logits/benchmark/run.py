@@ -21,11 +21,18 @@ from rich.progress import Progress
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
-from rgtg_logits._arms import ARMS, OURS, WITHOUT_CANDIDATES, Arm, make_arm
-from rgtg_logits._clock import Clock, Timer, peak_memory
-from rgtg_logits._costs import DEFAULT_ARMS, BenchmarkReport, BenchmarkSettings, Measurement, Profile, ProfileReport
-from rgtg_logits._profile import time_by_operation, time_by_part
-from rgtg_logits._workload import Follow, Hint, Models, Texts, load_models, make_texts, read_text
+from rgtg_logits.benchmark._arms import ARMS, OURS, WITHOUT_CANDIDATES, Arm, make_arm
+from rgtg_logits.benchmark._clock import Clock, Timer, peak_memory
+from rgtg_logits.benchmark._costs import (
+    DEFAULT_ARMS,
+    BenchmarkReport,
+    BenchmarkSettings,
+    Measurement,
+    Profile,
+    ProfileReport,
+)
+from rgtg_logits.benchmark._profile import time_by_operation, time_by_part
+from rgtg_logits.benchmark._workload import Follow, Hint, Models, Texts, load_models, make_texts, read_text
 from rgtg_logits.errors import InvalidArgumentError
 
 __all__ = [

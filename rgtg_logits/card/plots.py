@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rgtg_logits._card_facts import CardFacts, Evaluation, Guidance
-from rgtg_logits._card_json import to_plain
+from rgtg_logits._files import write_whole
+from rgtg_logits.card.facts import CardFacts, Evaluation, Guidance
+from rgtg_logits.card.plain import to_plain
 
 PREFIX_ACCURACY = "prefix_accuracy.png"
 PREFIX_CORRELATION = "prefix_correlation.png"
@@ -70,10 +71,9 @@ def draw(facts: CardFacts, name: str, path: Path) -> None:
         _draw_positions(axes, facts.evaluations, accuracy=name == PREFIX_ACCURACY)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.5)
-    draft = path.with_name(f".draft-{path.name}")
     # The version of matplotlib is left out, so that the same facts give the same file where the fonts are the same.
-    figure.savefig(draft, dpi=120, format="png", metadata={_STAMP: wanted(facts)[name], "Software": None})
-    draft.replace(path)
+    metadata = {_STAMP: wanted(facts)[name], "Software": None}
+    write_whole(path, lambda file: figure.savefig(file, dpi=120, format="png", metadata=metadata))
 
 
 def _named(item: Evaluation) -> Mapping[str, Any]:

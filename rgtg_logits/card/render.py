@@ -15,29 +15,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from rgtg_logits._card_facts import (
+from rgtg_logits.card.facts import (
     BaseCardFacts,
     CardFacts,
     DataFacts,
-    Evaluation,
-    Guidance,
-    GuidedPoint,
-    RewardDistribution,
-    ScoredExample,
 )
-from rgtg_logits._card_words import OBJECTIVES, PAPERS, READING
-
-__all__ = [
-    "BaseCardFacts",
-    "CardFacts",
-    "DataFacts",
-    "Evaluation",
-    "Guidance",
-    "GuidedPoint",
-    "RewardDistribution",
-    "ScoredExample",
-    "render_card",
-]
+from rgtg_logits.card.words import OBJECTIVES, PAPERS, READING
 
 TAGS = ("reward-model", "reward-guided-decoding", "rgtg-logits")
 
@@ -54,7 +37,7 @@ def render_card(facts: CardFacts | BaseCardFacts, pictures: Collection[str] = ()
 
     Args:
         facts: What is known.
-        pictures: Names of the picture files beside the card (see `_card_plots`); no other picture is referred to.
+        pictures: Names of the picture files beside the card (see `plots`); no other picture is referred to.
     """
     # Autoescaping is for HTML; StrictUndefined, because a misspelt fact should fail instead of vanishing.
     environment = Environment(

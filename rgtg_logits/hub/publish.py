@@ -18,7 +18,9 @@ from typing_extensions import Self
 
 from rgtg_logits._checkpoint import HEADS, adapter_kind, check_architecture
 from rgtg_logits._config import RewardModelConfig, read_config
-from rgtg_logits._folder import (
+from rgtg_logits.errors import CheckpointError, HubError, InvalidArgumentError, RewardModelError
+from rgtg_logits.hub.api import PushOptions, upload
+from rgtg_logits.hub.folder import (
     ADAPTER_CONFIG,
     ADAPTER_FILE,
     CARD,
@@ -30,8 +32,6 @@ from rgtg_logits._folder import (
     stale_files,
     weight_names,
 )
-from rgtg_logits._hub import PushOptions, upload
-from rgtg_logits.errors import CheckpointError, HubError, InvalidArgumentError, RewardModelError
 
 
 class Publishable:

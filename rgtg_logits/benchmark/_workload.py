@@ -23,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from rgtg_logits._costs import BenchmarkSettings
+from rgtg_logits.benchmark._costs import BenchmarkSettings
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.testing import tiny_tokenizer

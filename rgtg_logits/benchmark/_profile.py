@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 
 PARTS = {
     "candidates": (("candidates.py", "select"), ("candidates.py", "narrowed")),

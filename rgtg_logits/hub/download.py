@@ -10,9 +10,9 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from rgtg_logits._folder import MODEL_FILES, PICKLES, PICKLES_ARE_REFUSED, TOKENIZER_FILES, matches
-from rgtg_logits._hub_errors import CLIENT_ERRORS, explain, is_transient, patiently
 from rgtg_logits.errors import CheckpointError
+from rgtg_logits.hub.failures import CLIENT_ERRORS, explain, is_transient, patiently
+from rgtg_logits.hub.folder import MODEL_FILES, PICKLES, PICKLES_ARE_REFUSED, TOKENIZER_FILES, matches
 
 _CHUNK = 1 << 20
 
