@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import make_pairs
 from safetensors.torch import load_file
 
@@ -78,6 +79,13 @@ def test_what_is_left_of_the_arguments() -> None:
 def test_arguments_that_nobody_knows(base: str, tmp_path: Path, more: list[str], message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         launch(arguments(base, tmp_path, tmp_path / "rm", *more))
+
+
+def test_the_files_for_accelerate_are_read() -> None:
+    folder = Path(__file__).parents[2] / "examples" / "accelerate"
+    kinds = {file.stem: load_config_from_file(str(file)).distributed_type for file in folder.glob("*.yaml")}
+    assert kinds == {"multi_gpu": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+    assert all(f"({name}.yaml)" in (folder / "README.md").read_text() for name in kinds)
 
 
 def run(command: list[str]) -> None:
