@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rgtg_logits.errors import CheckpointError
+from rgtg_logits.train.sampling import RepeatableOrder
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,13 @@ class WholeCheckpoints(Trainer):
         self.model_wrapped = self.model
         self.accelerator.free_memory()
         super().end()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        # Of the data with all columns, because the one with lengths is not among those that the collator reads.
+        sampler = super()._get_train_sampler()
+        if isinstance(sampler, LengthGroupedSampler):
+            return RepeatableOrder(sampler, self.args.data_seed or self.args.seed, lambda: int(self.state.epoch or 0))
+        return sampler
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
         # A training that had come to its end and is resumed would go on for a step (transformers 5.23).

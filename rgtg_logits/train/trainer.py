@@ -181,7 +181,8 @@ class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
             dataset = preparation.pairs(dataset, lambda rows: tokenize(rows, processing_class, unlimited, dataset_name))
         counts = preparation.counts(dataset)
         # The trainer (transformers 5.23) would look for the lengths of a column "input_ids", which pairs do not have.
-        grouped = args.train_sampling_strategy in ("group_by_length", "batch_rebalance")
+        # transformers 4.57 has no such argument.
+        grouped = getattr(args, "train_sampling_strategy", "random") in ("group_by_length", "batch_rebalance")
         if grouped and self._what.data == "pairs" and isinstance(dataset, Dataset):
             dataset = add_lengths(dataset, args.length_column_name, args.dataset_num_proc)
         if counts is None:
@@ -198,10 +199,6 @@ class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
         super()._set_signature_columns_if_needed()
         if self._what.data == "labels":
             self._signature_columns = ["input_ids", "start", "reward"]
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        # Of the data with all columns, because the one with lengths is not among those that the collator reads.
-        return super()._get_train_sampler()
 
     def _known(self, inputs: dict[str, Any]) -> Pairs | Labelled:
         """What is known of a batch besides its tokens."""

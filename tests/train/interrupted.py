@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import TrainerCallback
 
 from rgtg_logits.train import PartialRewardConfig, PartialRewardTrainer
@@ -22,7 +23,9 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["rgtg_logits.train"])
 
 
-def make_trainer(base: str, folder: Path, rows: list[dict[str, str]], **changes: Any) -> PartialRewardTrainer:
+def make_trainer(
+    base: str, folder: Path, rows: list[dict[str, str]], peft_config: LoraConfig | None = None, **changes: Any
+) -> PartialRewardTrainer:
     options = {
         "max_steps": 5, "save_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "report_to": "none",
         "lr_scheduler_type": "constant", "disable_tqdm": True, "gradient_checkpointing": False,
@@ -30,7 +33,9 @@ def make_trainer(base: str, folder: Path, rows: list[dict[str, str]], **changes:
     }  # fmt: skip
     args = PartialRewardConfig(str(folder), **{**options, **changes})
     pairs = Dataset.from_list(rows)
-    return PartialRewardTrainer(base, args, train_dataset=pairs, eval_dataset=pairs.select(range(4)))
+    return PartialRewardTrainer(
+        base, args, train_dataset=pairs, eval_dataset=pairs.select(range(4)), peft_config=peft_config
+    )
 
 
 def killed(base: str, folder: Path, rows: list[dict[str, str]], point: str) -> bool:

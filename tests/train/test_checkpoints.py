@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from conftest import make_pairs
 from interrupted import POINTS, WEIGHTS, killed, make_trainer
+from peft import LoraConfig
 from transformers.trainer_utils import get_last_checkpoint
 
 from rgtg_logits.errors import CheckpointError
@@ -130,6 +131,22 @@ def test_a_checkpoint_is_written_again(base: str, straight: bytes, tmp_path: Pat
     assert find_problem(tmp_path / "rm" / "checkpoint-4") is None
     trainer.save_model()
     assert (tmp_path / "rm" / WEIGHTS).read_bytes() == straight
+
+
+@pytest.mark.parametrize("changes", [{"shared_prompt": True}, {"train_sampling_strategy": "group_by_length"}])
+def test_an_adapter_is_resumed(base: str, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """With dropout, whose draws go on where they were, and a head among the weights."""
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.3)
+    folder = tmp_path / "rm"
+    make_trainer(base, folder, ROWS, lora, **changes).train()
+    ends = []
+    for step in (5, 4, 2):
+        trainer = make_trainer(base, folder, ROWS, lora, **changes)
+        trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+        trainer.save_model(str(tmp_path / f"from-{step}"))
+        ends.append((tmp_path / f"from-{step}" / "adapter_model.safetensors").read_bytes())
+    assert ends[0] == ends[1] == ends[2] == (folder / "checkpoint-5" / "adapter_model.safetensors").read_bytes()
+    assert RewardModel.from_pretrained(tmp_path / "from-5").config.objective == "partial_bt"
 
 
 def test_the_best_and_the_newest_stay(base: str, tmp_path: Path) -> None:
