@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from rgtg_logits._base_model import load_base_model, place
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError
 from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.reward_model import RewardModel
@@ -121,24 +122,13 @@ class _Pair:
     @classmethod
     def load(cls, base: str, reward_model: str, *, beta: float, top_k: int) -> _Pair:
         """Loads both; float32 on CPU, where half precision is slow, and the checkpoints' own type on a GPU."""
-        cuda = torch.cuda.is_available()
-        dtype: Any = "auto" if cuda else torch.float32
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                base, dtype=dtype, use_safetensors=True, trust_remote_code=False
-            )
-            tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"Expected {base!r} to be a Hub id or a folder with a causal language model and its tokenizer, but "
-                f"loading it failed: {error} Check the name passed as --base."
-            ) from error
+        device, dtype = place(None, None)
+        model, tokenizer = load_base_model(base, device, dtype)
         rewards = RewardModel.from_pretrained(reward_model, dtype=dtype)
-        if cuda:
-            model, _ = model.to("cuda"), rewards.model.to("cuda")
+        rewards.model.to(device)
         # This one compares the vocabularies and chooses the scorer; those of the prompts share it.
         first = PartialRewardLogitsProcessor(rewards, beta=beta, top_k=top_k, tokenizer=tokenizer)
-        return cls(model.eval(), tokenizer, rewards, first.scorer, beta, top_k)
+        return cls(model, tokenizer, rewards, first.scorer, beta, top_k)
 
     def compare(self, prompt: str, new_tokens: int, seed: int, trace: Trace | None = None) -> DemoResult:
         """Continues a prompt twice."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import transformers
 from rich.progress import Progress
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rgtg_logits._base_model import load_base_model, place
 from rgtg_logits._config import KINDS
 from rgtg_logits.check.cost import describe_path, measure_cost
 from rgtg_logits.check.exactness import (
@@ -31,7 +31,7 @@ from rgtg_logits.check.findings import CheckReport, Finding
 from rgtg_logits.check.models import ModelPair
 from rgtg_logits.check.pairs import prefix_accuracy, read_pairs
 from rgtg_logits.check.uncached import RelativeScorer, ReshapedScorer
-from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RGTGError, VocabularyError
+from rgtg_logits.errors import InvalidArgumentError, RGTGError, VocabularyError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers import LogRatioScorer, ReferenceScorer, Scorer, make_scorer
 
@@ -125,29 +125,14 @@ def run_check(
 
 def load_pair(base: str, reward_model: str, settings: CheckSettings) -> ModelPair:
     """Loads both onto one device; see `run_check`."""
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidArgumentError(
-            f"Expected a device of this machine, such as cpu, cuda or cuda:1, but got {device!r}: {error} "
-            "Leave --device out for the default."
-        ) from error
-    dtype = settings.dtype or ("float32" if device.startswith("cpu") else "auto")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"Expected {base!r} to be a Hub id or a folder with a causal language model in safetensors and its "
-            f"tokenizer, but loading it failed: {error} Check the name of the base model."
-        ) from error
+    device, dtype = place(settings.device, settings.dtype)
+    model, tokenizer = load_base_model(base, device, dtype)
     with warnings.catch_warnings():
         # A finding says the same.
         warnings.filterwarnings("ignore", message=".*does not say how it was trained")
         rewards = RewardModel.from_pretrained(reward_model, kind=settings.kind, dtype=dtype)
     rewards.model.to(device)
-    return ModelPair(model.to(device).eval(), tokenizer, rewards)
+    return ModelPair(model, tokenizer, rewards)
 
 
 def check_models(

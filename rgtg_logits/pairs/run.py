@@ -12,13 +12,13 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, BinaryIO
 
-import torch
 from rich.progress import Progress, TaskID
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 import rgtg_logits
+from rgtg_logits._base_model import load_base_model, place
 from rgtg_logits._files import write_whole
-from rgtg_logits.errors import CheckpointError, InvalidArgumentError
+from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.pairs.journal import Journal
 from rgtg_logits.pairs.prompts import Messages, Prompt, digest, encode_prompts, read_prompts
 from rgtg_logits.pairs.report import PairReport, facts_path
@@ -58,16 +58,15 @@ def make_pairs(settings: PairSettings, progress: Progress | None = None) -> Pair
         CheckpointError: If a model cannot be loaded.
         RewardModelError: If the reward model is none.
     """
-    settings = _placed(settings)
+    device, dtype = place(settings.device, settings.dtype)
+    settings = replace(settings, device=device, dtype=dtype)
     output = Path(settings.output)
     part = output.with_suffix(".part")
     _check_free(output, part)
     values = read_prompts(settings.prompts, settings.prompt_column, settings.split, settings.limit)
     journal = Journal(part, {**settings.identity(), "prompts_digest": digest(values)})
-    model, tokenizer = _load_base(settings)
-    judge = load_reward(
-        settings.reward, label_name=settings.label_name, dtype=str(settings.dtype), device=str(settings.device)
-    )
+    model, tokenizer = load_base_model(settings.base, device, dtype)
+    judge = load_reward(settings.reward, label_name=settings.label_name, dtype=dtype, device=device)
     sampler = Sampler(
         model, tokenizer, max_new_tokens=settings.max_new_tokens, seed=settings.seed,
         temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p,
@@ -78,19 +77,6 @@ def make_pairs(settings: PairSettings, progress: Progress | None = None) -> Pair
     return _finish(journal, prompts, left_out, settings, revision)
 
 
-def _placed(settings: PairSettings) -> PairSettings:
-    """With the device and the type that are taken by default."""
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidArgumentError(
-            f"Expected a device of this machine, such as cpu, cuda or cuda:1, but got {device!r}: {error} "
-            "Leave --device out for the default."
-        ) from error
-    return replace(settings, device=device, dtype=settings.dtype or ("float32" if device == "cpu" else "auto"))
-
-
 def _check_free(output: Path, part: Path) -> None:
     """Refuses to write over anything but what an interrupted run of its own has left."""
     for path in (output, facts_path(output)):
@@ -99,21 +85,6 @@ def _check_free(output: Path, part: Path) -> None:
                 f"Expected --output {str(output)!r} to be new, but {path.name!r} exists there. Move it away, or write "
                 "to another file."
             )
-
-
-def _load_base(settings: PairSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    name = settings.base
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=settings.dtype, use_safetensors=True, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"Expected {name!r} to be a Hub id or a folder with a causal language model in safetensors and its "
-            f"tokenizer, but loading it failed: {error} Check the name of the base model."
-        ) from error
-    return model.to(settings.device).eval(), tokenizer
 
 
 def _usable(
