@@ -132,7 +132,7 @@ def test_outside_a_clone_it_asks_for_models(monkeypatch, tmp_path):
 
 
 def test_a_base_model_that_cannot_be_loaded(models, tmp_path):
-    with pytest.raises(CheckpointError, match="causal language model and its tokenizer"):
+    with pytest.raises(CheckpointError, match="causal language model in safetensors and its tokenizer"):
         run(**{**models, "base": str(tmp_path)})
 
 
