@@ -124,3 +124,10 @@ def test_two_processes_give_the_result_of_one(base: str, tmp_path: Path) -> None
     cards = [(tmp_path / folder / "README.md").read_text() for folder in ("one", "two")]
     rows = [[line for line in card.splitlines() if "7 pairs, after step 3" in line] for card in cards]
     assert rows[0] == rows[1] != []
+
+
+@pytest.mark.slow
+def test_weights_in_parts_give_the_same_gradients(base: str, tmp_path: Path) -> None:
+    """FSDP 2 as torch has it, because accelerate has none on a CPU."""
+    script = Path(__file__).with_name("sharded.py")
+    run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), base, str(tmp_path)])
