@@ -184,7 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
             ("PUT /large/([^/]+)", self.store),
             ("POST /([^/]+/[^/]+).git/info/lfs/objects/batch", self.batch),
             ("[A-Z]+ /api/models/([^/]+/[^/]+)(?:/([a-z]+)(?:/([^/]+)(?:/.*)?)?)?", self.model),
-            ("[A-Z]+ /([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.resolve),
+            ("[A-Z]+ /api/(datasets/[^/]+/[^/]+)(?:/([a-z-]+)(?:/([^/]+)(?:/.*)?)?)?", self.model),
+            ("[A-Z]+ /((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.resolve),
         ):
             if match := re.fullmatch(pattern, f"{self.command} {self.place}"):
                 return act(*(part and unquote(part) for part in match.groups()))
@@ -250,6 +251,9 @@ class _Handler(BaseHTTPRequestHandler):
             return (list(listing(commit)),)
         if what == "commits":
             return ([history_entry(commit) for commit in repository.history(revision)],)
+        if what == "paths-info":
+            paths = parse_qs(self.body.decode())["paths"]
+            return ([item for item in listing(commit) if item["path"] in paths],)
         return {"preupload": self.preupload, "commit": self.commit}[what](name, repository, revision)
 
     def info(self, name, repository, commit):
@@ -260,7 +264,13 @@ class _Handler(BaseHTTPRequestHandler):
             for item in listing(commit)
         ]
         gated = "manual" if repository.gated else False
-        said = {"id": name, "sha": commit.sha, "private": repository.private, "gated": gated, "tags": []}
+        said = {
+            "id": name.removeprefix("datasets/"),
+            "sha": commit.sha,
+            "private": repository.private,
+            "gated": gated,
+            "tags": [],
+        }
         return {**said, "siblings": siblings}
 
     def branch(self, name, repository, branch):

@@ -102,3 +102,14 @@ def test_the_command_trains_and_pushes(hub, base, tmp_path):
     assert hub.titles("org/rm") == ["End of training", "initial commit"]
     assert not any(part in name for name in names(hub) for part in NEVER)
     assert RewardModel.from_pretrained("org/rm").config.objective == "partial_bt"
+
+
+def test_data_by_a_name(hub, base, tmp_path):
+    rows = "".join(json.dumps(row) + "\n" for row in PAIRS).encode()
+    sha = hub.put("datasets/org/pairs", {"train.jsonl": rows, "test.jsonl": rows})
+    options = {"model_name_or_path": base, "dataset_name": "org/pairs", "output_dir": tmp_path / "out", **QUICK}
+    train([str(part) for name, value in options.items() for part in (f"--{name}", value)])
+    facts = json.loads((tmp_path / "out" / "facts.json").read_text())
+    assert facts["data"]["name"] == "org/pairs" and facts["data"]["rows"] == len(PAIRS)
+    assert (facts["data"]["split"], facts["data"]["revision"]) == ("train", sha)
+    assert facts["evaluations"][0]["pairs"] == len(PAIRS)

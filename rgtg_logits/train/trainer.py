@@ -146,13 +146,15 @@ class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
         self._reader = RewardReader(self.model, kind, len(self.processing_class), shared)
         self._inner.config.architectures = [type(self._inner).__name__]
         self._describe(None)
-        head = self._reader.head
-        if head is not None and getattr(self._inner, "is_quantized", False) and not self.is_fsdp_enabled:
+        if self._reader.head is not None:
+            self._prepare_head(self._reader.head, half=half)
+
+    def _prepare_head(self, head: nn.Module, *, half: bool) -> None:
+        if getattr(self._inner, "is_quantized", False) and not self.is_fsdp_enabled:
             # TRL (1.16) trains in bfloat16 what is on top of quantised weights: in it a head hardly moves, because its
             # steps are smaller than what it can tell apart, and without mixed precision it does not fit the states.
             head.to(torch.float32 if half else self._inner.dtype)
-        adapter = isinstance(self.model, PeftModel)
-        if adapter and head is not None and not any(p.requires_grad for p in head.parameters()):
+        if isinstance(self.model, PeftModel) and not any(p.requires_grad for p in head.parameters()):
             logger.warning(
                 "The reward head is frozen: only the adapter will be trained. If the head is untrained too, build the "
                 "adapter with task_type='SEQ_CLS'."
