@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from rgtg_logits.benchmark import ARMS, DEFAULT_ARMS, BenchmarkSettings, run_benchmark, run_profile
@@ -304,5 +305,5 @@ def main() -> None:
     try:
         app()
     except RGTGError as error:
-        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False)
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False)
         raise SystemExit(2) from error
