@@ -25,7 +25,7 @@ def test_help_names_every_command():
 
 
 def test_a_mistake_ends_in_one_message():
-    result = rgtg("demo", "--base", "/no/[such]/folder")
+    result = rgtg("demo", "--base", "/no/[such]/folder", "--reward-model", "/no/[such]/folder")
     assert result.returncode == 2
     assert "CheckpointError: Expected" in result.stderr and "Traceback" not in result.stderr
     assert "[such]" in result.stderr
