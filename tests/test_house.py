@@ -10,7 +10,7 @@ import rgtg_logits
 PACKAGE = Path(rgtg_logits.__file__).parent
 
 FLOORS = {
-    "errors": 0, "_files": 0, "_base_model": 1,
+    "errors": 0, "_files": 0, "_base_model": 1, "_data_sets": 1,
     "candidates": 1, "guidance": 1.5, "prefix": 1, "trace": 1, "_tiny_tokenizers": 1,
     "card.plain": 1, "card.words": 1, "card.facts": 1.5, "card.render": 1.6, "card.plots": 1.6, "card": 1.7,
     "card.files": 2.5,

@@ -336,7 +336,10 @@ def test_nothing_that_can_be_used(make):
 
 def test_without_the_package_that_reads_data(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InvalidArgumentError, match=r'Expected the package datasets, .* Run: pip install "rgtg_logits'):
+    with pytest.raises(
+        InvalidArgumentError,
+        match=r'Expected the package datasets, .* Run: pip install datasets, or pip install "rgtg_logits',
+    ):
         read_prompts("prompts.jsonl", None, None, None)
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from rgtg_logits._data_sets import open_stream
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 
@@ -20,7 +20,6 @@ PERCENTS = (10, 25, 50, 75, 100)
 """Where answers are cut."""
 SPLITS = ("test", "validation", "train")
 """Which part of a data set is read, in this order."""
-BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -56,21 +55,12 @@ def read_pairs(name: str, count: int) -> list[Mapping[str, Any]]:
         InvalidArgumentError: If `datasets` is missing, or there is no such file, data set or column.
     """
     try:
-        from datasets import load_dataset  # noqa: PLC0415  (only pairs need it)
-    except ModuleNotFoundError as error:
-        raise InvalidArgumentError(
-            f"Expected the package datasets, which reads {name!r}, but it is not installed. Run: pip install datasets."
-        ) from error
-    kind = BUILDERS.get(Path(name.removesuffix(".gz")).suffix)
-    if kind is not None and not Path(name).is_file():
-        raise InvalidArgumentError(
-            f"Expected a file with preference pairs, but {name!r} does not exist. Check --pairs."
-        )
-    try:
-        # Streaming, because a few hundred rows of what may be gigabytes are wanted.
-        splits = load_dataset(kind or name, data_files={"train": name} if kind else None, streaming=True)
+        # A few hundred rows of what may be gigabytes are wanted.
+        splits = open_stream(name, "preference pairs", "--pairs")
         split = next((split for split in SPLITS if split in splits), next(iter(splits)))
         rows = list(splits[split].take(count))
+    except InvalidArgumentError:
+        raise
     except (OSError, ValueError) as error:
         raise InvalidArgumentError(
             f"Expected {name!r} to be a json, jsonl, csv or parquet file, a folder of such files, or the Hub id of a "

@@ -7,19 +7,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rgtg_logits._data_sets import builder, open_stream
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.scorers._text import BaseText
 
 Messages = list[dict[str, Any]]
 
-BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-"""What reads a file, by its suffix."""
 COLUMNS = ("prompt", "messages", "text")
 """Where prompts are looked for, in this order."""
 
@@ -56,22 +54,17 @@ def read_prompts(name: str, column: str | None, split: str | None, limit: int | 
         InvalidArgumentError: If the package `datasets` is missing, or there is no such file, data set, split or column,
             or it holds something else.
     """
-    load_dataset = _loader(name)
-    kind = BUILDERS.get(Path(name.removesuffix(".gz")).suffix)
-    if kind is not None and not Path(name).is_file():
-        raise InvalidArgumentError(f"Expected a file with prompts, but {name!r} does not exist. Check --prompts.")
     try:
-        # Streaming, because nothing is kept on disk then, and no more is read than is wanted.
-        splits = load_dataset(kind or name, data_files={"train": name} if kind else None, streaming=True)
+        splits = open_stream(name, "prompts", "--prompts")
         rows = iter(splits[_split(splits, name, split)])
-        if kind == "text":
+        if builder(name) == "text":
             rows = (row for row in rows if row["text"].strip())
         first = list(islice(rows, 1))
         column = _column(first, name, column)
         values = [row.get(column) for row in islice(chain(first, rows), limit)]
+    except InvalidArgumentError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, InvalidArgumentError):
-            raise
         raise InvalidArgumentError(
             f"Expected {name!r} to be a json, jsonl, csv, parquet or txt file, a folder of such files, or the Hub id "
             f"of a data set, but reading it failed: {error} Check --prompts."
@@ -122,17 +115,6 @@ def encode_prompts(
             ids = _render(value, tokenizer, index) if value else []
         encoded.append(Prompt(index, value, reader.read(ids)[0], ids))
     return encoded
-
-
-def _loader(name: str) -> Any:
-    try:
-        from datasets import load_dataset  # noqa: PLC0415  (a package of the train extra)
-    except ModuleNotFoundError as error:
-        raise InvalidArgumentError(
-            f"Expected the package datasets, which reads {name!r}, but it is not installed. "
-            'Run: pip install "rgtg_logits[train]".'
-        ) from error
-    return load_dataset
 
 
 def _split(splits: Mapping[str, Any], name: str, split: str | None) -> str:
