@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and their names for people elsewhere."""
 
 from __future__ import annotations
 
@@ -36,3 +36,8 @@ def write_whole(path: str | os.PathLike[str], content: str | Callable[[BinaryIO]
 def write_json(path: str | os.PathLike[str], content: Any, **options: Any) -> None:
     """Writes JSON that appears whole or not at all; `options` as in `json.dumps`."""
     write_whole(path, json.dumps(content, **{"indent": 1, **options}) + "\n")
+
+
+def without_place(name: str) -> str:
+    """A Hub id or an import path as it is; of a local path only the last part, because the rest says nothing."""
+    return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rgtg_logits._data_sets import builder, open_stream
 from rgtg_logits.errors import InvalidArgumentError
@@ -115,6 +116,41 @@ def encode_prompts(
             ids = _render(value, tokenizer, index) if value else []
         encoded.append(Prompt(index, value, reader.read(ids)[0], ids))
     return encoded
+
+
+def usable_prompts(
+    prompts: Sequence[Prompt], model: PreTrainedModel, max_new_tokens: int
+) -> tuple[list[Prompt], Counter[str]]:
+    """The prompts that a model can answer, and how many it cannot, by reason.
+
+    Args:
+        prompts: The prompts.
+        model: The base model.
+        max_new_tokens: Longest answer, which has to fit behind the prompt into the model's context.
+
+    Raises:
+        InvalidArgumentError: If none is left.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    usable, left_out = [], Counter[str]()
+    for prompt in prompts:
+        if not prompt.ids:
+            left_out["empty"] += 1
+        elif context is not None and len(prompt.ids) + max_new_tokens > context:
+            left_out["too long for the base model"] += 1
+        else:
+            usable.append(prompt)
+    if not usable:
+        raise InvalidArgumentError(
+            f"Expected prompts of one token or more that leave room for {max_new_tokens} new tokens, but none is left "
+            f"of {len(prompts)}: {listed(left_out)}. Use other prompts, or lower --max_new_tokens."
+        )
+    return usable, left_out
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts by reason, in words."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "nothing"
 
 
 def _split(splits: Mapping[str, Any], name: str, split: str | None) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from math import isfinite
@@ -13,14 +12,13 @@ from statistics import fmean, pstdev
 from typing import Any, BinaryIO
 
 from rich.progress import Progress, TaskID
-from transformers import PreTrainedTokenizerBase
 
 import rgtg_logits
 from rgtg_logits._base_model import load_base_model, place
 from rgtg_logits._files import write_whole
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.pairs.journal import Journal
-from rgtg_logits.pairs.prompts import Messages, Prompt, digest, encode_prompts, read_prompts
+from rgtg_logits.pairs.prompts import Prompt, digest, encode_prompts, listed, read_prompts, usable_prompts
 from rgtg_logits.pairs.report import PairReport, facts_path
 from rgtg_logits.pairs.rewards import Judge, load_reward
 from rgtg_logits.pairs.rows import Counts, Judged, make_rows
@@ -71,7 +69,12 @@ def make_pairs(settings: PairSettings, progress: Progress | None = None) -> Pair
         model, tokenizer, max_new_tokens=settings.max_new_tokens, seed=settings.seed,
         temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p,
     )  # fmt: skip
-    prompts, left_out = _usable(values, tokenizer, sampler, settings)
+    prompts, left_out = usable_prompts(
+        encode_prompts(
+            values, tokenizer, prompt_tokens=settings.prompt_tokens, prompt_prefix=settings.prompt_prefix
+        ),
+        model, settings.max_new_tokens,
+    )  # fmt: skip
     _answer(prompts, sampler, judge, journal, settings, progress)
     revision = getattr(model.config, "_commit_hash", None)
     return _finish(journal, prompts, left_out, settings, revision)
@@ -85,29 +88,6 @@ def _check_free(output: Path, part: Path) -> None:
                 f"Expected --output {str(output)!r} to be new, but {path.name!r} exists there. Move it away, or write "
                 "to another file."
             )
-
-
-def _usable(
-    values: Sequence[str | Messages], tokenizer: PreTrainedTokenizerBase, sampler: Sampler, settings: PairSettings
-) -> tuple[list[Prompt], Counter[str]]:
-    """The prompts that can be answered, and why others cannot."""
-    prompts, left_out = [], Counter[str]()
-    encoded = encode_prompts(
-        values, tokenizer, prompt_tokens=settings.prompt_tokens, prompt_prefix=settings.prompt_prefix
-    )
-    for prompt in encoded:
-        if not prompt.ids:
-            left_out["empty"] += 1
-        elif sampler.longest_prompt is not None and len(prompt.ids) > sampler.longest_prompt:
-            left_out["too long for the base model"] += 1
-        else:
-            prompts.append(prompt)
-    if not prompts:
-        raise InvalidArgumentError(
-            f"Expected prompts of one token or more that leave room for {settings.max_new_tokens} new tokens, but none "
-            f"is left of {len(values)}: {_listed(left_out)}. Use other prompts, or lower --max_new_tokens."
-        )
-    return prompts, left_out
 
 
 def _answer(
@@ -141,14 +121,18 @@ def _begin(progress: Progress | None, total: int, done: int) -> TaskID | None:
 
 
 def _finish(
-    journal: Journal, prompts: Sequence[Prompt], left_out: Counter[str], settings: PairSettings, revision: str | None
+    journal: Journal,
+    prompts: Sequence[Prompt],
+    left_out: Mapping[str, int],
+    settings: PairSettings,
+    revision: str | None,
 ) -> PairReport:
     """Writes the rows, then the facts, then forgets the journal."""
     judged, counts = [Judged(**record) for record in journal.records()], Counts()
     rows = list(make_rows(prompts, judged, settings, counts))
     if not rows:
         raise InvalidArgumentError(
-            f"Expected answers to make {settings.format} of, but none could be used: {_listed(counts.left_out)}. "
+            f"Expected answers to make {settings.format} of, but none could be used: {listed(counts.left_out)}. "
             "Draw more or longer answers, or use another reward."
         )
     rewards = [answer.reward for answer in judged if answer.reward is not None and isfinite(answer.reward)]
@@ -188,7 +172,3 @@ def _write_rows(file: BinaryIO, rows: Iterable[dict[str, Any]], suffix: str) -> 
 def _json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
     for row in rows:
         yield json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "nothing"

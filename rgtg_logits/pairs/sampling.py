@@ -130,12 +130,6 @@ class Sampler:
         if top_p < 1:
             self._warpers.append(TopPLogitsWarper(top_p))
 
-    @property
-    def longest_prompt(self) -> int | None:
-        """Most tokens of a prompt behind which an answer fits into the model's context; None without a limit."""
-        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        return None if limit is None else limit - self._steps
-
     def draw(self, prompts: Sequence[Prompt], numbers: Sequence[int]) -> list[Answer]:
         """Draws one answer to each prompt, in one batch.
 

@@ -7,6 +7,7 @@ from math import comb, isfinite
 from pathlib import Path
 from typing import Any
 
+from rgtg_logits._files import without_place
 from rgtg_logits.errors import InvalidArgumentError
 
 FORMATS = ("pairs", "labels")
@@ -125,15 +126,10 @@ class PairSettings:
 
     def public(self) -> dict[str, Any]:
         """The settings that are set, without the place of anything on this machine."""
-        named = {name: _last_part(getattr(self, name)) for name in ("base", "prompts", "reward")}
+        named = {name: without_place(getattr(self, name)) for name in ("base", "prompts", "reward")}
         named["output"] = Path(self.output).name
         values = {**asdict(self), "samples": self.drawn, **named}
         if self.format == "pairs":
             values["pairs_per_prompt"] = self.compared
         unused = () if self.format == "pairs" else ("pairs_per_prompt", "label", "scale")
         return {name: value for name, value in values.items() if value not in (None, "") and name not in unused}
-
-
-def _last_part(name: str) -> str:
-    """A Hub id or an import path as it is; of a local path only the last part, because the rest says nothing."""
-    return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
