@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from rgtg_logits.benchmark import ARMS, DEFAULT_ARMS, BenchmarkSettings, run_ben
 from rgtg_logits.card.files import check_folder, render_folder, score_example
 from rgtg_logits.check import CheckSettings, run_check
 from rgtg_logits.demo import run_demo
-from rgtg_logits.errors import RGTGError
+from rgtg_logits.errors import InvalidArgumentError, RGTGError
 from rgtg_logits.hub.api import PushOptions
 from rgtg_logits.hub.publish import publish
 from rgtg_logits.pairs import PairSettings, RateColumn, make_pairs
@@ -209,6 +210,79 @@ def pairs(
     Console().print(report.table())
 
 
+@app.command(context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
+def evaluate(
+    base: Annotated[str, typer.Argument(help="Base model: Hub id or folder.", show_default=False)],
+    prompts: Annotated[str, typer.Option(help="Texts or messages: json, jsonl, csv, parquet, txt, or a Hub id.")],
+    judge: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=REWARD",
+            help="What judges: a reward model or classifier (Hub id, folder), or package.module:function. May repeat.",
+        ),
+    ],
+    output: Annotated[str, typer.Option(help="Folder to write records, tables, figures and report.html to.")],
+    methods: Annotated[str | None, typer.Option(help="YAML or JSON list of methods; see the documentation.")] = None,
+    guide: Annotated[
+        str | None, typer.Option(help="Instead of --methods: a reward model, compared with the base model alone.")
+    ] = None,
+    beta: Annotated[list[float] | None, typer.Option(help="Strengths of --guide; may repeat. By default 1.")] = None,
+    label_name: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=LABEL", help="Label whose log-odds a judge gives; may repeat.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD=METHOD", help="Methods to compare at equal divergence; may repeat."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Answers to each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    top_k: Annotated[int, typer.Option(help="Candidates, where a method does not say; 0 is the vocabulary.")] = 20,
+    batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 32,
+    prompt_column: Annotated[str | None, typer.Option(help="By default the first of prompt, messages, text.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(help="How much of each text to take, for completing.")] = None,
+    prompt_prefix: Annotated[str, typer.Option(help="Put before each text, such as <|endoftext|>.")] = "",
+    split: Annotated[str | None, typer.Option(help="Split of the prompts. By default train, or the first.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Most prompts to read.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 (default on a CPU), bfloat16, float16, auto.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... By default a GPU if there is one.")] = None,
+    num_processes: Annotated[int, typer.Option(help="Processes that share the work, by accelerate.")] = 1,
+) -> None:
+    """Compares ways to generate: reward, exact divergence from the base model, diversity and time, with intervals.
+
+    An evaluation that was killed goes on where it was when it is started again; with more methods, strengths or judges,
+    only what is new is done.
+    """
+    try:
+        from rgtg_logits.evaluate import EvaluationSettings, choose_methods, launch, report  # noqa: PLC0415  (an extra)
+        from rgtg_logits.evaluate import evaluate as run_evaluation  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise _missing_extra(error, "evaluate") from error
+    settings = EvaluationSettings(
+        base=base, prompts=prompts, methods=choose_methods(methods, guide, beta), judges=dict(map(_pair, judge)),
+        output=output, label_names=dict(map(_pair, label_name or [])), compare=tuple(map(_pair, compare or [])),
+        seeds=seeds, seed=seed, max_new_tokens=max_new_tokens, top_k=top_k, batch_size=batch_size,
+        prompt_column=prompt_column, prompt_tokens=prompt_tokens, prompt_prefix=prompt_prefix, split=split, limit=limit,
+        dtype=dtype, device=device,
+    )  # fmt: skip
+    if num_processes > 1 and not launch.is_worker():
+        launch.launch(num_processes, sys.argv[1:], on_cpu=device == "cpu")
+        return
+    with _progress() as progress:
+        results = run_evaluation(settings, progress)
+    if launch.is_first():
+        for table in report.console_tables(results):
+            Console().print(table)
+        Console().print(f"{Path(output) / 'report.html'} shows everything.", highlight=False)
+
+
+def _pair(option: str) -> tuple[str, str]:
+    name, equals, value = option.partition("=")
+    if not (name and equals and value):
+        raise InvalidArgumentError(f"Expected two names with = between them, but got {option!r}. Write NAME=VALUE.")
+    return name, value
+
+
 @app.command()
 def benchmark(
     base: Annotated[str | None, typer.Option(help="Base model: Hub id or folder. Random weights by default.")] = None,
@@ -294,9 +368,10 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _missing_extra(error: ModuleNotFoundError) -> RGTGError:
+def _missing_extra(error: ModuleNotFoundError, extra: str = "train") -> RGTGError:
     return RGTGError(
-        f'Expected the packages of the train extra, but {error.name} is missing. Run: pip install "rgtg_logits[train]".'
+        f"Expected the packages of the {extra} extra, but {error.name} is missing. "
+        f'Run: pip install "rgtg_logits[{extra}]".'
     )
 
 
@@ -307,3 +382,7 @@ def main() -> None:
     except RGTGError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False)
         raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

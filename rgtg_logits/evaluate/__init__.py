@@ -1,1 +1,20 @@
 """How good guided texts are, and what they cost in divergence and time: the body of `rgtg evaluate`."""
+
+from rgtg_logits.evaluate.methods import Method, Policy, choose_methods, read_methods
+from rgtg_logits.evaluate.results import EqualKL, Estimate, EvaluationResults, JudgeResult, PolicyResult
+from rgtg_logits.evaluate.run import evaluate
+from rgtg_logits.evaluate.settings import EvaluationSettings
+
+__all__ = [
+    "EqualKL",
+    "Estimate",
+    "EvaluationResults",
+    "EvaluationSettings",
+    "JudgeResult",
+    "Method",
+    "Policy",
+    "PolicyResult",
+    "choose_methods",
+    "evaluate",
+    "read_methods",
+]

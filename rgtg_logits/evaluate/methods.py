@@ -157,6 +157,22 @@ def read_methods(path: str) -> list[Method]:
     return check_names([_method(entry, number) for number, entry in enumerate(listed, 1)])
 
 
+def choose_methods(path: str | None, guide: str | None, betas: Sequence[float] | None) -> tuple[Method, ...]:
+    """The methods of a file, or the base model alone and with one guide.
+
+    Raises:
+        InvalidArgumentError: If both are given, or none.
+    """
+    if (path is None) == (guide is None) or (guide is None and betas):
+        raise InvalidArgumentError(
+            f"Expected either a file with methods, or a guide and perhaps its strengths, but got methods={path!r}, "
+            f"guide={guide!r} and beta={betas!r}. Pass --methods, or --guide and --beta."
+        )
+    if path is not None:
+        return tuple(read_methods(path))
+    return Method(name="base"), Method(name="guided", guide=(str(guide),), beta=tuple(map(float, betas or [1.0])))
+
+
 def check_names(methods: Sequence[Method]) -> list[Method]:
     """The methods, if no two have the same name.
 

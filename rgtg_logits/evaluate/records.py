@@ -22,7 +22,16 @@ the policy that drew it, plus log n − (n − 1)/n: exact if rewards do not tie
 
 from __future__ import annotations
 
-from typing import TypedDict
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pyarrow
+import pyarrow.parquet
+
+from rgtg_logits._files import write_json, write_whole
+from rgtg_logits.errors import InvalidArgumentError
 
 
 class Record(TypedDict):
@@ -54,3 +63,49 @@ class Record(TypedDict):
 def reward_column(judge: str) -> str:
     """The column of a judge's rewards."""
     return f"reward_{judge}"
+
+
+class Store:
+    """Tables on disk by name, each of which appears whole or not at all.
+
+    Args:
+        folder: Where they are.
+        identity: Everything that decides what they are, as JSON values.
+
+    Raises:
+        InvalidArgumentError: If the folder holds tables of other settings.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self._folder = folder
+        file, own = folder / "identity.json", json.loads(json.dumps(identity))
+        if not file.exists():
+            write_json(file, own)
+        found = json.loads(file.read_text())
+        differing = [name for name in own if name not in found or found[name] != own[name]]
+        if differing:
+            changes = ", ".join(f"{name} was {found.get(name)!r} and is {own[name]!r}" for name in differing)
+            raise InvalidArgumentError(
+                f"Expected the settings that the evaluation in {str(folder)!r} was begun with, but {changes}. Use "
+                "those settings to go on with it, or another --output."
+            )
+
+    def __contains__(self, name: str) -> bool:
+        return self._path(name).exists()
+
+    def write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes a table; when it returns, it is on the disk."""
+        write_table(self._path(name), rows)
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a table."""
+        return pyarrow.parquet.read_table(self._path(name)).to_pylist()
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.parquet"
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as Parquet, whole or not at all."""
+    table = pyarrow.Table.from_pylist([dict(row) for row in rows])
+    write_whole(path, lambda file: pyarrow.parquet.write_table(table, file))

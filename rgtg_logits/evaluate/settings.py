@@ -10,7 +10,7 @@ from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.evaluate.methods import Method, check_names
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-WITHOUT_EFFECT = ("methods", "judges", "output", "device", "resamples", "compare")
+WITHOUT_EFFECT = ("methods", "judges", "label_names", "output", "device", "seeds", "resamples", "compare")
 """Settings that do not change what the continuations of a policy are, apart from rounding."""
 
 
