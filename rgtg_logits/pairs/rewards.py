@@ -53,9 +53,10 @@ def load_reward(name: str, *, label_name: str | None = None, dtype: str = "auto"
         InvalidArgumentError: If there is no such function or label, or a label is missing or too many.
         RewardModelError: If a checkpoint says that it is a reward model and is none.
     """
-    if _IMPORT_PATH.fullmatch(name) and not Path(name).exists():
+    function = reward_function(name)
+    if function is not None:
         _no_label(label_name, "a function")
-        return FunctionJudge(_import(name), name)
+        return FunctionJudge(function, name)
     config = _classifier_config(name)
     if config is None or config.num_labels == 1:
         model = _reward_model(name, dtype, device, sure=config is None)
@@ -63,6 +64,15 @@ def load_reward(name: str, *, label_name: str | None = None, dtype: str = "auto"
             _no_label(label_name, "a reward model")
             return RewardModelJudge(model)
     return _classifier(name, label_name, dtype, device)
+
+
+def reward_function(name: str) -> RewardFunction | None:
+    """The function that a name of the form `package.module:function` means; None of a name of another form.
+
+    Raises:
+        InvalidArgumentError: If there is no such function.
+    """
+    return _import(name) if _IMPORT_PATH.fullmatch(name) and not Path(name).exists() else None
 
 
 class FunctionJudge:
@@ -90,6 +100,9 @@ class RewardModelJudge:
 
     Args:
         reward_model: A reward model with a tokenizer.
+
+    Attributes:
+        readers: The modules whose forwards read the texts.
     """
 
     def __init__(self, reward_model: RewardModel) -> None:
@@ -103,6 +116,7 @@ class RewardModelJudge:
             self._models.append(reference)
         limits = [model.max_length for model in self._models]
         self._limit = min((limit for limit in limits if limit is not None), default=None)
+        self.readers = [model.backbone for model in self._models]
 
     def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float | None]:
         """One reward for each answer; see `Judge`."""
@@ -137,10 +151,14 @@ class ClassifierJudge:
         model: A `…ForSequenceClassification` model of any architecture.
         tokenizer: Its tokenizer.
         label: Index of the label.
+
+    Attributes:
+        readers: The modules whose forwards read the texts.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: int) -> None:
         self._model, self._tokenizer, self._label = model, tokenizer, label
+        self.readers = [model]
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         # Some have more positions than a text may have tokens, and only the tokenizer knows.
         self._limit = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)

@@ -50,6 +50,11 @@ def uniforms(key: str, count: int) -> Float64[Tensor, " count"]:
     return ((stream >> 11) & (2**53 - 1)).double() * 2**-53
 
 
+def wide(scores: Float[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    """Scores in float64; on the CPU where an accelerator has none, as Apple's."""
+    return (scores.cpu() if scores.device.type == "mps" else scores).double()
+
+
 class Draw(LogitsProcessor):
     """Leaves one token of each row, drawn by the row's next number; greedy decoding then takes it.
 
@@ -77,9 +82,8 @@ class Draw(LogitsProcessor):
         """
         for warper in self._warpers:
             scores = warper(input_ids, scores)
-        # In float64, because in float32 the shares of rare tokens vanish in the sum; Apple's GPUs have none.
-        wide = scores.cpu() if scores.device.type == "mps" else scores
-        shares = wide.double().softmax(-1).cumsum(-1)
+        # In float64, because in float32 the shares of rare tokens vanish in the sum.
+        shares = wide(scores).softmax(-1).cumsum(-1)
         if not bool(shares[:, -1].isfinite().all()):
             raise InvalidArgumentError(
                 "Expected finite scores from the base model, but some are NaN, which half precision may do. "
@@ -103,6 +107,11 @@ class Sampler:
         temperature: Divides the scores; 1 leaves them as they are.
         top_k: Draw from this many of the most likely tokens; 0 is all.
         top_p: Draw from the most likely tokens that have this probability together; 1 is all.
+
+    Attributes:
+        ends: The tokens that end an answer.
+        pad: The token that pads.
+        steps: Longest answer in tokens.
     """
 
     def __init__(
@@ -116,12 +125,12 @@ class Sampler:
         top_k: int = 0,
         top_p: float = 1.0,
     ) -> None:
-        self._model, self._steps, self._seed = model, max_new_tokens, seed
-        self._ends = _ends(model, tokenizer)
+        self._model, self.steps, self._seed = model, max_new_tokens, seed
+        self.ends = _ends(model, tokenizer)
         pad = tokenizer.pad_token_id
-        self._pad = next(iter(self._ends), 0) if pad is None else int(pad)
-        self._text = BaseText(tokenizer, self._ends)
-        model.generation_config = GenerationConfig(eos_token_id=self._ends or None, pad_token_id=self._pad)
+        self.pad = next(iter(self.ends), 0) if pad is None else int(pad)
+        self._text = BaseText(tokenizer, self.ends)
+        model.generation_config = GenerationConfig(eos_token_id=self.ends or None, pad_token_id=self.pad)
         self._warpers: list[LogitsProcessor] = []
         if temperature != 1:
             self._warpers.append(TemperatureLogitsWarper(float(temperature)))
@@ -141,31 +150,54 @@ class Sampler:
             [prompt.ids for prompt in prompts],
             [f"{self._seed}:{prompt.index}:{number}" for prompt, number in zip(prompts, numbers, strict=True)],
         )
-        return [self._answer(prompt, new) for prompt, new in zip(prompts, drawn, strict=True)]
+        return [self.answer(prompt, new) for prompt, new in zip(prompts, drawn, strict=True)]
 
-    @torch.no_grad()
     def draw_tokens(self, prompts: Sequence[Sequence[int]], keys: Sequence[str]) -> list[list[int]]:
         """The new tokens of each row, that which ends it included; `keys` name the numbers, see `uniforms`."""
-        length = max(map(len, prompts))
-        rows = torch.tensor([[self._pad] * (length - len(ids)) + list(ids) for ids in prompts])
-        mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts])
-        draw = Draw(torch.stack([uniforms(key, self._steps) for key in keys]), length, self._warpers)
-        rows = self._model.generate(
-            input_ids=rows.to(self._model.device), attention_mask=mask.to(self._model.device),
-            max_new_tokens=self._steps, do_sample=False, num_beams=1, logits_processor=LogitsProcessorList([draw]),
+        rows, mask = self.padded(prompts)
+        return self.decode(rows, mask, [Draw(self.numbers(keys), rows.shape[1], self._warpers)])
+
+    def padded(
+        self, prompts: Sequence[Sequence[int]]
+    ) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
+        """The prompts padded on the left, where the model is, and their mask."""
+        length, device = max(map(len, prompts)), self._model.device
+        rows = [[self.pad] * (length - len(ids)) + list(ids) for ids in prompts]
+        mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
+        return torch.tensor(rows, device=device), torch.tensor(mask, device=device)
+
+    def numbers(self, keys: Sequence[str]) -> Float64[Tensor, "batch steps"]:
+        """One number for each new token of each row; see `uniforms`."""
+        return torch.stack([uniforms(key, self.steps) for key in keys])
+
+    @torch.no_grad()
+    def decode(
+        self,
+        rows: Int[Tensor, "batch length"],
+        mask: Int[Tensor, "batch length"],
+        processors: Sequence[LogitsProcessor],
+    ) -> list[list[int]]:
+        """The new tokens of each row, that which ends it included; the best one each that the processors leave."""
+        whole = self._model.generate(
+            input_ids=rows, attention_mask=mask, max_new_tokens=self.steps, do_sample=False, num_beams=1,
+            logits_processor=LogitsProcessorList(processors),
         )  # fmt: skip
-        return [self._up_to_end(row) for row in rows[:, length:].tolist()]
+        return [self._up_to_end(row) for row in whole[:, rows.shape[1] :].tolist()]
+
+    def answer(self, prompt: Prompt, new: Sequence[int]) -> Answer:
+        """What new tokens say."""
+        said = self.said(new)
+        text = self._text.answer(prompt.text, self._text.read([*prompt.ids, *said])[0])
+        return Answer(text, truncated=len(said) == len(new))
+
+    def said(self, new: Sequence[int]) -> list[int]:
+        """New tokens without the one that ends them."""
+        return list(new[:-1] if new[-1] in self.ends else new)
 
     def _up_to_end(self, row: list[int]) -> list[int]:
         """Behind the end of an answer there is padding."""
-        end = next((index for index, token in enumerate(row) if token in self._ends), len(row))
+        end = next((index for index, token in enumerate(row) if token in self.ends), len(row))
         return row[: end + 1]
-
-    def _answer(self, prompt: Prompt, new: list[int]) -> Answer:
-        truncated = new[-1] not in self._ends
-        said = new if truncated else new[:-1]
-        text = self._text.answer(prompt.text, self._text.read([*prompt.ids, *said])[0])
-        return Answer(text, truncated)
 
 
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

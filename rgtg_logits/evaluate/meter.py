@@ -1,0 +1,176 @@
+"""Measures what a policy does from inside `generate`: its divergence from the base model, and what it costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor, nn
+from transformers import Cache, LogitsProcessor
+
+from rgtg_logits.pairs.sampling import Draw, wide
+from rgtg_logits.reward_model import RewardModel, positions
+
+
+class Stopwatch:
+    """Seconds, with pauses. An accelerator is waited for before the clock is read.
+
+    Attributes:
+        seconds: Those that have passed in blocks that were timed, without those that were not counted.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self.seconds = device, 0.0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Counts the time of the block."""
+        begun = self._now()
+        yield
+        self.seconds += self._now() - begun
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of the block out of the one around it."""
+        begun = self._now()
+        yield
+        self.seconds -= self._now() - begun
+
+    def _now(self) -> float:
+        # What is read back has waited for everything before it.
+        torch.zeros(1, device=self._device).cpu()
+        return time.perf_counter()
+
+
+@dataclass
+class Reads:
+    """What reward models have read.
+
+    Attributes:
+        forwards: Forwards.
+        tokens: Tokens of these, rows × columns, padding included.
+    """
+
+    forwards: int = 0
+    tokens: int = 0
+
+
+@contextmanager
+def count_reads(readers: Sequence[nn.Module]) -> Iterator[Reads]:
+    """Counts the forwards of modules while the block runs.
+
+    Args:
+        readers: The modules, none of which calls another.
+    """
+    reads = Reads()
+
+    def note(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        shown = arguments[0] if arguments else named.get("input_ids")
+        # A model may look its tokens up before it hands them to its backbone.
+        shown = named["inputs_embeds"] if shown is None else shown
+        reads.forwards += 1
+        reads.tokens += shown.shape[0] * shown.shape[1]
+
+    with ExitStack() as stack:
+        for reader in readers:
+            stack.callback(reader.register_forward_pre_hook(note, with_kwargs=True).remove)
+        yield reads
+
+
+class Beside:
+    """The base model beside another one that decodes: its logits of the next tokens, one cached forward per step.
+
+    Args:
+        base: The base model, read as a language model.
+        attention_mask: The prompts' mask.
+    """
+
+    def __init__(self, base: RewardModel, attention_mask: Int[Tensor, "batch length"]) -> None:
+        self._base, self._mask = base, attention_mask
+        self._cache: Cache | None = None
+        self._read = 0
+
+    def next_logits(self, rows: Int[Tensor, "batch length"]) -> Float[Tensor, "batch vocab"]:
+        """Logits behind rows that have grown since the last call; of finished rows they mean nothing."""
+        self._mask = nn.functional.pad(self._mask, (0, rows.shape[1] - self._mask.shape[1]), value=1)
+        new = slice(self._read, rows.shape[1])
+        states, self._cache = self._base.hidden_states(
+            rows[:, new], self._mask, positions(self._mask)[:, new], self._cache, use_cache=True, last=1
+        )
+        self._read = rows.shape[1]
+        return states[:, -1].float()
+
+
+class Meter:
+    """Draws, and measures the divergence of what is drawn from the base model at each step, over unfinished rows.
+
+    Attributes:
+        first: Has to be the first of the processors. It takes the scores that it is shown for those of the base model,
+            unless that runs beside.
+        last: Has to be the last of them. What it is shown is the policy.
+        kl: KL(policy ‖ base model) of each row in nats, over the whole vocabulary and summed over the steps.
+        log_ratio: log π − log π_base of the tokens drawn, in nats.
+        nll: −log π_base of the tokens drawn, in nats.
+
+    Args:
+        draw: What draws.
+        rows: How many rows there are.
+        ends: The tokens that end a row.
+        stopwatch: Is paused while this measures.
+        beside: The base model, if another one decodes.
+    """
+
+    def __init__(
+        self, draw: Draw, *, rows: int, ends: Sequence[int], stopwatch: Stopwatch, beside: Beside | None = None
+    ) -> None:
+        self.first, self.last = _Call(self._first), _Call(self._last)
+        self.kl, self.log_ratio, self.nll = (torch.zeros(rows, dtype=torch.float64) for _ in range(3))
+        self._draw, self._stopwatch, self._beside = draw, stopwatch, beside
+        self._ends = torch.tensor(ends, dtype=torch.long)
+        self._running = torch.ones(rows, dtype=torch.bool)
+
+    def _first(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self._beside is None:
+            self._base = scores
+        else:
+            with self._stopwatch.paused():
+                self._base = self._beside.next_logits(input_ids)
+        return scores
+
+    def _last(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        drawn = self._draw(input_ids, scores)
+        with self._stopwatch.paused():
+            self._measure(scores, drawn.argmax(-1))
+        return drawn
+
+    def _measure(self, scores: Float[Tensor, "batch vocab"], token: Int[Tensor, " batch"]) -> None:
+        policy, base = wide(scores).log_softmax(-1), wide(self._base).log_softmax(-1)
+        token = token.to(policy.device)
+        # Tokens of probability 0 add 0, but 0 · inf is not a number.
+        kl = (policy.exp() * (policy - base)).masked_fill(policy.isneginf(), 0.0).sum(-1)
+        ours, theirs = (each.gather(1, token[:, None])[:, 0] for each in (policy, base))
+        self.kl = self._added(self.kl, kl)
+        self.log_ratio = self._added(self.log_ratio, ours - theirs)
+        self.nll = self._added(self.nll, -theirs)
+        self._running = self._running.to(token.device) & ~torch.isin(token, self._ends.to(token.device))
+
+    def _added(self, total: Float64[Tensor, " batch"], step: Float64[Tensor, " batch"]) -> Float64[Tensor, " batch"]:
+        return total.to(step.device) + step.masked_fill(~self._running.to(step.device), 0.0)
+
+
+class _Call(LogitsProcessor):
+    """A processor from a function; `generate` wants exactly these two arguments."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._function = function
+
+    def __call__(
+        self, input_ids: Int[Tensor, "batch length"], scores: Float[Tensor, "batch vocab"]
+    ) -> Float[Tensor, "batch vocab"]:
+        """Hands both on."""
+        return self._function(input_ids, scores)

@@ -1,0 +1,152 @@
+"""The models of a method: what draws, what guides, what ranks."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rgtg_logits._base_model import load_base_model
+from rgtg_logits._config import RewardModelConfig
+from rgtg_logits.errors import VocabularyError
+from rgtg_logits.evaluate.methods import Method
+from rgtg_logits.pairs.rewards import Judge, load_reward, reward_function
+from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.scorers import LogRatioScorer, RetokenizingScorer, Scorer, WeightedScorer, make_scorer
+from rgtg_logits.scorers._cached import CachedScorer
+from rgtg_logits.scorers.weighted import RewardFunction
+
+Part = CachedScorer | LogRatioScorer
+"""A scorer that reads reward models."""
+
+
+class Guide(NamedTuple):
+    """What guides.
+
+    Attributes:
+        scorer: The rewards of next tokens.
+        parts: What of it reads reward models.
+    """
+
+    scorer: Scorer
+    parts: list[Part]
+
+
+class Models(NamedTuple):
+    """The models of a method.
+
+    Attributes:
+        drawing: What draws.
+        beside: The base model, if another one draws.
+        guide: What guides, if anything does.
+        rank: What ranks several answers, if there are.
+    """
+
+    drawing: PreTrainedModel
+    beside: RewardModel | None
+    guide: Guide | None
+    rank: Judge | None
+
+    @property
+    def readers(self) -> list[nn.Module]:
+        """The modules whose forwards read rewards."""
+        parts = [] if self.guide is None else self.guide.parts
+        guides = [model.backbone for part in parts for model in _reward_models(part)]
+        return [*guides, *getattr(self.rank, "readers", ())]
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that all can read; None without a limit.
+
+        What ranks, and reward models that read text in tokens of their own, are not asked.
+        """
+        parts = [] if self.guide is None else self.guide.parts
+        same = [part for part in parts if not isinstance(part, RetokenizingScorer)]
+        models = [model for part in same for model in _reward_models(part)]
+        limits = [model.max_length for model in (*models, *([] if self.beside is None else [self.beside]))]
+        limits.append(getattr(self.drawing.config.get_text_config(), "max_position_embeddings", None))
+        return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _reward_models(part: Part) -> list[RewardModel]:
+    reference = part.reference if isinstance(part, LogRatioScorer) else None
+    return [part.reward_model, *([] if reference is None else [reference])]
+
+
+def load_models(
+    method: Method,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    guided: bool,
+    dtype: str,
+    device: str,
+) -> Models:
+    """Loads what a method names.
+
+    Args:
+        method: The method.
+        base: The base model, which draws if the method names no other.
+        tokenizer: Its tokenizer.
+        guided: Whether to load what guides.
+        dtype: Type of the weights.
+        device: Where to put them.
+
+    Raises:
+        CheckpointError: If a model cannot be loaded.
+        InvalidArgumentError: If there is no such function, or weights do not fit.
+        RewardModelError: If a reward model cannot give rewards of prefixes.
+        VocabularyError: If a model does not share the base model's tokens where it has to.
+    """
+    rank = None if method.ranked_by is None else load_reward(method.ranked_by, dtype=dtype, device=device)
+    guide = _load_guide(method, tokenizer, dtype, device) if guided else None
+    if method.model is None:
+        return Models(base, None, guide, rank)
+    drawing, own = load_base_model(method.model, device, dtype)
+    beside, other = (RewardModel(model, config=RewardModelConfig(kind="log_ratio")) for model in (base, drawing))
+    theirs = own.get_vocab()
+    differing = sum(theirs.get(token) != index for token, index in tokenizer.get_vocab().items())
+    if differing or beside.num_next_tokens != other.num_next_tokens:
+        raise VocabularyError(
+            f"Expected the model {method.model!r} of the method {method.name!r} to have the base model's "
+            f"{beside.num_next_tokens} tokens, but it has {other.num_next_tokens}, and {differing} of the base "
+            "model's have another id there, or none. Use a model that was trained from the base model."
+        )
+    # Answers end where those of the base model do.
+    drawing.generation_config = copy.deepcopy(base.generation_config)
+    return Models(drawing, beside, guide, rank)
+
+
+def _load_guide(method: Method, tokenizer: PreTrainedTokenizerBase, dtype: str, device: str) -> Guide:
+    sources = {name: _load_reward(name, method.kind, tokenizer, dtype, device) for name in dict.fromkeys(method.guide)}
+    parts = [source for source in sources.values() if isinstance(source, Part)]
+    for part in parts:
+        _check_vocabulary(part, tokenizer, method)
+    weights = method.weights or (1.0,) * len(method.guide)
+    if weights == (1.0,) and parts:
+        return Guide(parts[0], parts)
+    several = [sources[name] for name in method.guide]
+    return Guide(WeightedScorer(several, weights, tokenizer=tokenizer), parts)
+
+
+def _load_reward(
+    name: str, kind: str | None, tokenizer: PreTrainedTokenizerBase, dtype: str, device: str
+) -> Scorer | RewardFunction:
+    function = reward_function(name)
+    if function is not None:
+        return function
+    model = RewardModel.from_pretrained(name, kind=kind, dtype=dtype)
+    model.model.to(device)
+    return make_scorer(model, tokenizer)
+
+
+def _check_vocabulary(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, method: Method) -> None:
+    largest = max(tokenizer.get_vocab().values())
+    if scorer.vocab_size is not None and scorer.vocab_size <= largest:
+        raise VocabularyError(
+            f"Expected what guides the method {method.name!r} to know the base model's tokens, up to id {largest}, but "
+            f"it knows {scorer.vocab_size} and shares no tokenizer to tell them by. Save its tokenizer with it, or use "
+            "one that was trained with the base model's tokenizer."
+        )
