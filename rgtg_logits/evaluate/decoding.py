@@ -190,9 +190,6 @@ class Decoder:
         """
         self._check(prompts)
         stopwatch = Stopwatch(self._models.drawing.device)
-        for part in [] if self._models.guide is None else self._models.guide.parts:
-            # What a batch costs must not depend on the one before.
-            part.reset()
         with count_reads(self._models.readers) as reads:
             rounds = [self._draw(prompts, number, round, stopwatch) for round in range(self._policy.method.best_of)]
         steps = max(len(drawn.new) for answers in rounds for drawn in answers)
@@ -235,7 +232,7 @@ class Decoder:
         if self._models.guide is not None:
             processors.append(
                 PartialRewardLogitsProcessor(
-                    self._models.guide.scorer, beta=self._policy.beta, top_k=self._rule.top_k, top_p=self._rule.top_p,
+                    self._models.guide.scorer(), beta=self._policy.beta, top_k=self._rule.top_k, top_p=self._rule.top_p,
                     min_p=self._rule.min_p, tokenizer=self._tokenizer, pad_token_id=self._sampler.pad,
                     attention_mask=mask,
                 )

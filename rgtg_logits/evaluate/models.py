@@ -26,12 +26,27 @@ class Guide(NamedTuple):
     """What guides.
 
     Attributes:
-        scorer: The rewards of next tokens.
-        parts: What of it reads reward models.
+        sources: The rewards that are summed.
+        weights: Factor of each.
+        tokenizer: The base model's.
     """
 
-    scorer: Scorer
-    parts: list[Part]
+    sources: list[Scorer | RewardFunction]
+    weights: tuple[float, ...]
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def parts(self) -> list[Part]:
+        """What of it reads reward models."""
+        return [source for source in dict.fromkeys(self.sources) if isinstance(source, Part)]
+
+    def scorer(self) -> Scorer:
+        """The sum, which remembers nothing of what was asked before, so that neither rewards nor costs depend on it."""
+        for part in self.parts:
+            part.reset()
+        if self.weights == (1.0,) and self.parts:
+            return self.parts[0]
+        return WeightedScorer(self.sources, self.weights, tokenizer=self.tokenizer)
 
 
 class Models(NamedTuple):
@@ -121,14 +136,11 @@ def load_models(
 
 def _load_guide(method: Method, tokenizer: PreTrainedTokenizerBase, dtype: str, device: str) -> Guide:
     sources = {name: _load_reward(name, method.kind, tokenizer, dtype, device) for name in dict.fromkeys(method.guide)}
-    parts = [source for source in sources.values() if isinstance(source, Part)]
-    for part in parts:
-        _check_vocabulary(part, tokenizer, method)
     weights = method.weights or (1.0,) * len(method.guide)
-    if weights == (1.0,) and parts:
-        return Guide(parts[0], parts)
-    several = [sources[name] for name in method.guide]
-    return Guide(WeightedScorer(several, weights, tokenizer=tokenizer), parts)
+    guide = Guide([sources[name] for name in method.guide], weights, tokenizer)
+    # What does not go together says so now.
+    guide.scorer()
+    return guide
 
 
 def _load_reward(
@@ -140,13 +152,3 @@ def _load_reward(
     model = RewardModel.from_pretrained(name, kind=kind, dtype=dtype)
     model.model.to(device)
     return make_scorer(model, tokenizer)
-
-
-def _check_vocabulary(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, method: Method) -> None:
-    largest = max(tokenizer.get_vocab().values())
-    if scorer.vocab_size is not None and scorer.vocab_size <= largest:
-        raise VocabularyError(
-            f"Expected what guides the method {method.name!r} to know the base model's tokens, up to id {largest}, but "
-            f"it knows {scorer.vocab_size} and shares no tokenizer to tell them by. Save its tokenizer with it, or use "
-            "one that was trained with the base model's tokenizer."
-        )

@@ -1,8 +1,8 @@
 """Decoding under every kind of policy equals a twin that is slow and obviously right."""
 
-import copy
 import math
-from functools import partial
+from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from rgtg_logits.pairs.sampling import Sampler, uniforms
 from rgtg_logits.testing import EOS, tiny_base_model, tiny_reward_model, tiny_tokenizer, tiny_vocabulary_model
 
 SIZE, TOP_K, STEPS, SEED = 300, 6, 10, 3
-ENDS = [EOS, *range(40, 70)]
+ENDS = [EOS, *range(8, SIZE, 5)]
 TEXTS = ["the film was", "a good plot, a bad cast and", "the", "the music of the end", "we'll see"]
 
 
@@ -27,8 +27,8 @@ def letters(prompts, responses):
 
 
 def picky(prompts, responses):
-    """A reward that few answers have."""
-    return [float("nan") if "e" in response else 1.0 for response in responses]
+    """A reward that half of the answers have."""
+    return [1.0 if len(response) % 2 else float("nan") for response in responses]
 
 
 def never(prompts, responses):
@@ -65,12 +65,16 @@ def folder(tmp_path_factory, tokenizer):
         RewardModel(tiny_reward_model(vocab_size=SIZE, seed=seed), tokenizer).save_pretrained(folder / name)
     config = RewardModelConfig(kind="vocabulary")
     RewardModel(tiny_vocabulary_model(vocab_size=SIZE), tokenizer, config=config).save_pretrained(folder / "vocabulary")
-    RewardModel(tiny_reward_model(vocab_size=80)).save_pretrained(folder / "few")
+    other = tiny_tokenizer(vocab_size=280, kind="llama3")
+    RewardModel(tiny_reward_model(vocab_size=SIZE, seed=4), other).save_pretrained(folder / "foreign")
+    RewardModel(tiny_vocabulary_model(vocab_size=SIZE), other, config=config).save_pretrained(folder / "stranger")
     short = tiny_reward_model(vocab_size=SIZE, max_position_embeddings=16)
     RewardModel(short, tokenizer).save_pretrained(folder / "short")
-    for name, seed, size in (("tuned", 5, SIZE), ("wide", 5, SIZE + 4)):
+    for name, seed, size in (("tuned", 5, SIZE), ("wide", 5, SIZE + 4), ("base", 0, SIZE)):
         tiny_base_model(seed=seed, vocab_size=size).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    config = RewardModelConfig(kind="log_ratio", reference=str(folder / "base"))
+    RewardModel(tiny_base_model(seed=5, vocab_size=SIZE), tokenizer, config=config).save_pretrained(folder / "dpo")
     return folder
 
 
@@ -240,3 +244,289 @@ def test_functions_of_the_text_guide(make, folder, prompts, tokenizer):
     asked = policy(folder, **values)
     records = make(base).open(asked).answer(prompts, 0)
     check(records, Twin(base, asked.method, 1.0, None, lettered(folder, tokenizer, prompts)), prompts, tokenizer, 0)
+
+
+def test_a_guide_with_a_tokenizer_of_its_own_reads_text(make, folder, prompts, tokenizer):
+    base, asked = base_model(), policy(folder, guide=["foreign"], beta=1.0)
+    scorer = ReferenceScorer(RewardModel.from_pretrained(folder / "foreign"), tokenizer)
+
+    def reward(prefix, tokens):
+        rows = torch.tensor([prefix])
+        return scorer.score(rows, torch.ones_like(rows), torch.tensor([tokens]))[0]
+
+    records = make(base).open(asked).answer(prompts, 0)
+    check(records, Twin(base, asked.method, 1.0, None, reward), prompts, tokenizer, 0)
+    assert records[0]["batch_guide_forwards"] >= records[0]["batch_steps"]
+
+
+def test_prompts_led_by_the_token_that_pads_and_ends(make, folder):
+    tokenizer, base = tiny_tokenizer(), base_model()
+    tokenizer.pad_token = tokenizer.eos_token
+    prompts = encode_prompts(TEXTS, tokenizer, prompt_prefix="<|endoftext|>")
+    assert all(prompt.ids[0] == EOS for prompt in prompts)
+    values = {"max_new_tokens": STEPS, "top_k": TOP_K, "seed": SEED, "dtype": "float32", "device": "cpu"}
+    decoders = Decoders(base, tokenizer, **values)
+    for case in ("guided", "another model"):
+        records = decoders.open(policy(folder, **CASES[case])).answer(prompts, 0)
+        check(records, twin_of(folder, base, CASES[case]), prompts, tokenizer, 0)
+
+
+# Draws
+
+
+def measured(records):
+    """What must not depend on the batch."""
+    names = ("prompt", "answer", "tokens", "ended", "kl", "log_ratio", "nll")
+    return [tuple(pytest.approx(record[name], abs=1e-4) for name in names) for record in records]
+
+
+def said(records):
+    names = ("prompt", "answer", "tokens", "ended", "kl", "log_ratio", "nll")
+    return [tuple(record[name] for name in names) for record in records]
+
+
+@pytest.mark.parametrize("case", ["base", "guided", "another model, guided", "log-ratio"])
+def test_nothing_depends_on_the_batch_or_on_what_came_before(make, folder, prompts, case):
+    decoders, asked = make(), policy(folder, **CASES[case])
+    together = decoders.open(asked).answer(prompts, 1)
+    assert len({record["tokens"] for record in together}) > 1, "rows have to end at different steps"
+    backwards = decoders.open(asked).answer(prompts[::-1], 1)[::-1]
+    decoders.open(policy(folder, **CASES["guided, cold"])).answer(prompts, 0)
+    decoder = decoders.open(asked)
+    other = decoder.answer(prompts, 0)
+    alone = [record for prompt in prompts for record in decoder.answer([prompt], 1)]
+    assert said(together) == measured(alone) and said(together) == measured(backwards)
+    assert [record["answer"] for record in other] != [record["answer"] for record in together]
+
+
+def test_the_base_model_draws_what_pairs_are_made_of(make, folder, prompts, tokenizer):
+    records = make().open(policy(folder, top_k=0)).answer(prompts, 4)
+    answers = Sampler(base_model(), tokenizer, max_new_tokens=STEPS, seed=SEED).draw(prompts, [4] * len(prompts))
+    assert [(record["answer"], not record["ended"]) for record in records] == [tuple(answer) for answer in answers]
+    assert all(abs(record["kl"]) < 1e-6 for record in records)
+
+
+@pytest.mark.parametrize("case", ["guided", "another model", "guided, cold"])
+def test_the_log_ratio_has_the_divergence_as_its_mean(make, folder, prompts, case):
+    many = [replace(prompts[0], index=index) for index in range(400)]
+    records = make().open(policy(folder, **CASES[case])).answer(many, 0)
+    kl, ratio = (torch.tensor([record[name] for record in records]) for name in ("kl", "log_ratio"))
+    error = float((ratio - kl).std()) / math.sqrt(len(many))
+    assert abs(float((ratio - kl).mean())) < 4 * error < float(kl.mean()) / 2
+
+
+def test_who_is_who(make, folder, prompts):
+    asked = policy(folder, guide=["rm"], beta=1.5, name="PARGS", family="ours", greedy=True)
+    record = make().open(asked).answer(prompts[1:3], 7)[1]
+    who = {"method": "PARGS", "curve": "ours", "beta": 1.5, "greedy": True, "prompt": 2, "seed": 7}
+    assert {name: record[name] for name in who} == who
+    assert record["batch_rows"] == 2 and record["batch_seconds"] > 0
+
+
+# The best of several
+
+
+def test_the_best_is_kept(make, folder, prompts):
+    decoders, n = make(), 4
+    best = decoders.open(Policy(of(n, "test_decoding:letters"), 0.0)).answer(prompts, 1)
+    keys = ["", ":1", ":2", ":3"]
+    twin = Twin(base_model(), Method(name="base"))
+    text = decoders.open(policy(folder))._sampler.answer
+    for prompt, record in zip(prompts, best, strict=True):
+        drawn = [twin.answer(prompt, f"{SEED}:{prompt.index}:1{key}") for key in keys]
+        texts = [text(prompt, new).text for new, *_ in drawn]
+        first = max(range(n), key=lambda index: letters([""], [texts[index]])[0])
+        assert record["answer"] == texts[first]
+        _, _, log_ratio, nll = drawn[first]
+        wanted = [log_ratio, nll, log_ratio + math.log(n) - (n - 1) / n]
+        assert [record["log_ratio"], record["nll"], record["kl"]] == pytest.approx(wanted, abs=2e-4)
+        assert record["batch_rows"] == n * len(prompts)
+
+
+def of(n, ranked_by, **more):
+    return Method(name=f"best of {n}", best_of=n, ranked_by=ranked_by, **more)
+
+
+def test_of_equal_answers_the_first_is_kept(make, folder, prompts):
+    decoders = make()
+    once = decoders.open(policy(folder)).answer(prompts, 1)
+    best = decoders.open(Policy(of(3, "test_decoding:level"), 0.0)).answer(prompts, 1)
+    assert [record["answer"] for record in once] == [record["answer"] for record in best]
+
+
+def test_what_cannot_be_ranked_loses(make, prompts):
+    records = make().open(Policy(of(16, "test_decoding:picky"), 0.0)).answer(prompts, 0)
+    assert all(len(record["answer"]) % 2 for record in records)
+    first = make().open(Policy(of(16, "test_decoding:level"), 0.0)).answer(prompts, 0)
+    assert not all(len(record["answer"]) % 2 for record in first)
+    with pytest.raises(InvalidArgumentError, match=r"'test_decoding:never' to give one of the 2 answers .* of row 0"):
+        make().open(Policy(of(2, "test_decoding:never"), 0.0)).answer(prompts, 0)
+
+
+def scattered(prompts, responses):
+    """A reward that has nothing to do with how probable an answer is."""
+    return [float(uniforms(response, 1)) for response in responses]
+
+
+@torch.no_grad()
+def test_the_divergence_of_the_best_is_a_bound(tokenizer):
+    """In a world of 12 tokens and 2 steps, in which everything can be counted."""
+    size, n, count = 12, 4, 3000
+    base = tiny_base_model(vocab_size=size)
+    decoders = Decoders(base, tokenizer, max_new_tokens=2, top_k=5, seed=0, dtype="float32", device="cpu")
+    prompt = replace(encode_prompts(["x"], tokenizer)[0], ids=[3, 7], text="")
+    records = decoders.open(Policy(of(n, "test_decoding:scattered"), 0.0)).answer(
+        [replace(prompt, index=index) for index in range(count)], 0
+    )
+    twin = Twin(base, Method(name="base", top_k=5))
+    twin.policy = lambda prefix: small_policy(twin.following(base, prefix))
+    world = enumerate_answers(base, twin, prompt.ids, size)
+    texts = [decoders.open(Policy(Method(name="base"), 0.0))._sampler.answer(prompt, new).text for new in world]
+    reward = torch.tensor(scattered([], texts), dtype=torch.float64)
+    policy, ratio = (torch.tensor(each, dtype=torch.float64) for each in zip(*world.values(), strict=True))
+    # The best of n is y or as good, less the chance that all are worse; of equal ones, in proportion to the policy.
+    upto = torch.stack([policy[reward <= each].sum() for each in reward])
+    equal = torch.stack([policy[reward == each].sum() for each in reward])
+    best = (upto**n - (upto - equal) ** n) * policy / equal
+    assert float(best.sum()) == pytest.approx(1.0)
+    exact = float((best * ((best / policy).log() + ratio)).sum())
+    kl, got = (torch.tensor([record[name] for record in records]) for name in ("kl", "log_ratio"))
+    error = float(got.std()) / math.sqrt(count)
+    assert abs(float(got.mean()) - float((best * ratio).sum())) < 4 * error < 0.05
+    assert exact - 4 * error < float(kl.mean()) < exact + 0.3
+    assert abs(float((policy * ratio).sum() - (best * ratio).sum())) > 8 * error, "drawn once is told apart"
+
+
+def small_policy(scores):
+    order = scores.argsort(descending=True)[:5]
+    return torch.zeros_like(scores).scatter(0, order, scores[order].softmax(-1))
+
+
+def enumerate_answers(base, twin, prompt, size):
+    """Of each answer of two tokens, or of one that ends it: its probability and its log-ratio to the base model."""
+    world = {}
+    first, first_base = twin.policy(prompt), twin.following(base, prompt)
+    for token in first.nonzero()[:, 0].tolist():
+        if token == EOS:
+            world[token,] = (float(first[token]), float(first[token].log() - first_base[token]))
+            continue
+        second, second_base = twin.policy([*prompt, token]), twin.following(base, [*prompt, token])
+        for last in second.nonzero()[:, 0].tolist():
+            probability = first[token] * second[last]
+            ratio = probability.log() - first_base[token] - second_base[last]
+            world[token, last] = (float(probability), float(ratio))
+    return world
+
+
+# Costs
+
+
+@pytest.fixture
+def one(make, prompts):
+    """One prompt, and the decoders of a base model that never ends an answer of it."""
+    model = tiny_base_model(vocab_size=SIZE)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[EOS] = 0
+    return make(model), prompts[1], len(prompts[1].ids)
+
+
+def reads(record):
+    return record["batch_guide_forwards"], record["batch_guide_tokens"]
+
+
+def test_what_guides_read(one, folder):
+    decoders, prompt, length = one
+
+    def of_case(**case):
+        (record,) = decoders.open(policy(folder, **case)).answer([prompt], 0)
+        assert record["batch_steps"] == record["tokens"] == STEPS and not record["ended"]
+        return reads(record)
+
+    scalar, single = (STEPS, length + STEPS * TOP_K), (STEPS, length + STEPS - 1)
+    assert of_case(guide=["rm"], beta=1.0) == scalar
+    assert of_case(guide=["rm"], beta=2.0) == scalar, "the second time as the first"
+    assert of_case(guide=["vocabulary"], beta=1.0) == single
+    assert of_case(guide=["dpo"], beta=1.0) == (2 * single[0], 2 * single[1])
+    assert of_case(guide=["tuned"], beta=1.0, kind="log_ratio") == single
+    assert of_case(guide=["rm", "vocabulary"], beta=1.0) == (scalar[0] + single[0], scalar[1] + single[1])
+    assert of_case(guide=["rm", "rm", "test_decoding:letters"], beta=1.0) == scalar
+    for free in ({}, {"guide": ["rm"], "beta": 0.0}, {"model": "tuned"}, {"guide": ["rm"], "beta": 1.0, "top_k": 1}):
+        assert of_case(**free) == (0, 0)
+
+
+def test_what_ranks_reads(one, folder):
+    decoders, prompt, _ = one
+    (record,) = decoders.open(Policy(of(3, str(folder / "rm")), 0.0)).answer([prompt], 0)
+    assert record["batch_guide_forwards"] == 3 and record["batch_guide_tokens"] > 3 * len(prompt.ids)
+    (both,) = decoders.open(Policy(of(3, str(folder / "rm"), guide=(str(folder / "rm2"),), beta=(1.0,)), 1.0)).answer(
+        [prompt], 0
+    )
+    assert both["batch_guide_forwards"] == 3 + 3 * STEPS
+    (free,) = decoders.open(Policy(of(3, "test_decoding:letters"), 0.0)).answer([prompt], 0)
+    assert reads(free) == (0, 0)
+
+
+def test_finished_rows_cost_nothing(make, folder, prompts):
+    """A row is known to have finished when padding follows its end, one step later."""
+    records = make().open(policy(folder, **CASES["guided"])).answer(prompts, 1)
+    steps = max(record["tokens"] for record in records)
+    assert all(record["batch_steps"] == steps and record["batch_rows"] == len(prompts) for record in records)
+    width = max(len(prompt.ids) for prompt in prompts)
+    everything = len(prompts) * (width + steps * TOP_K)
+    assert reads(records[0]) == reads(records[-1]) and records[0]["batch_guide_forwards"] <= steps + 1
+    assert records[0]["batch_guide_tokens"] < everything
+
+
+def test_nothing_keeps_counting(make, folder, prompts):
+    decoder = make().open(policy(folder, **CASES["guided"]))
+    decoder.answer(prompts, 0)
+    assert not any(reader._forward_pre_hooks for reader in decoder._models.readers)
+
+
+# Loading
+
+
+def test_a_sweep_loads_once(make, folder):
+    decoders = make()
+    sweep = [
+        decoders.open(policy(folder, guide=["rm"], beta=beta, greedy=greedy))
+        for beta, greedy in product((1.0, 2.0), (True, False))
+    ]
+    assert len({id(decoder._models) for decoder in sweep}) == 1
+    assert decoders.open(policy(folder, guide=["rm2"], beta=1.0))._models is not sweep[0]._models
+
+
+def test_without_strength_no_guide_is_loaded(make):
+    make().open(Policy(Method(name="m", guide=("no/where",), beta=(0.0,)), 0.0))
+
+
+@pytest.mark.parametrize(
+    ("case", "error", "message"),
+    [
+        ({"guide": ["stranger"], "beta": 1.0}, VocabularyError, r"of kind 'vocabulary' to share a vocabulary"),
+        ({"model": "wide"}, VocabularyError, r"the model '.*wide' .* have the base model's 300 tokens.* has 304"),
+        ({"model": "nowhere"}, CheckpointError, r"nowhere' to be a Hub id or a folder"),
+        ({"guide": ["test_decoding:absent"], "beta": 1.0}, InvalidArgumentError, r"that Python can import"),
+        ({"guide": ["short"], "beta": 1.0}, ContextLengthError, r"at most 6 tokens, behind which 10 new .* one has"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_says_so_before_it_costs(make, folder, prompts, case, error, message):
+    with pytest.raises(error, match=message):
+        make().open(policy(folder, **case)).answer(prompts, 0)
+
+
+def test_functions_are_looked_for_first(folder):
+    Decoders.check([policy(folder), policy(folder, guide=["test_decoding:letters"], beta=1.0)])
+    for wrong in (policy(folder, guide=["test_decoding:absent"], beta=1.0), Policy(of(2, "absent_module:f"), 0.0)):
+        with pytest.raises(InvalidArgumentError, match=r"that Python can import"):
+            Decoders.check([policy(folder), wrong])
+
+
+def test_how_long_prompts_may_be(make, folder, prompts):
+    decoders = make()
+    assert decoders.longest_prompt == decoders.open(policy(folder)).longest_prompt == 128 - STEPS
+    assert decoders.open(policy(folder, guide=["short"], beta=1.0)).longest_prompt == 16 - STEPS
+    long = replace(prompts[0], ids=[5] * (129 - STEPS))
+    with pytest.raises(ContextLengthError, match=r"at most 118 tokens, .* of 'm', but one has 119"):
+        decoders.open(policy(folder)).answer([prompts[1], long], 0)
+    decoders.open(policy(folder)).answer([prompts[1], replace(long, ids=long.ids[1:])], 0)
