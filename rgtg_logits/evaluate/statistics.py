@@ -113,7 +113,8 @@ def at_equal_kl(
         points: At how many divergences to compare.
 
     Returns:
-        The comparison; None if the curves do not overlap, if both have but one policy, or one has greedy ones only.
+        The comparison; None if the curves do not overlap, or one has greedy policies only. Two curves of one policy
+        overlap if their divergences are the same, as those of the best of n by two rewards can be.
 
     Raises:
         InvalidArgumentError: If a curve has no records, or records are missing or there twice.
@@ -168,7 +169,7 @@ def _curve(policies: Sequence[_Policy], name: str, judge: str, weights: np.ndarr
 def _common_kl(curves: Sequence[_Curve], points: int) -> Float[np.ndarray, "draws points"] | None:
     """Divergences that both curves reach in the sample and in nearly every resample; None if there are none."""
     short, long = sorted((curve.kl for curve in curves), key=lambda kl: kl.shape[1])
-    if short.shape[1] == 0 or long.shape[1] == 1:
+    if short.shape[1] == 0:
         return None
     if short.shape[1] == 1:
         inside = (long[:, :1] <= short) & (short <= long[:, -1:])

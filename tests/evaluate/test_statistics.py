@@ -56,6 +56,7 @@ def random_records(rng, *, prompts=7, seeds=3, unreadable=0.0):
         made = rows(method, rewards, kl=kl, tokens=tokens, beta=float(beta), greedy=method == "greedy")
         made["nll"] = made["tokens"] * rng.gamma(2, size=rewards.size)
         made["log_ratio"] = made["kl"] + rng.normal(size=rewards.size)
+        made["distinct_2"] = rng.random(rewards.size)
         made["answer"] = [" ".join(rng.choice(list("abc"), 3)) for _ in range(rewards.size)]
         parts.append(made)
     return pd.concat(parts, ignore_index=True)
@@ -411,6 +412,15 @@ def test_one_policy_beyond_the_curve_or_alone_is_not_compared():
     assert compare(records, "A", "C") is None
     assert compare(records, "B", "D") is None
     assert compare(records, "A", "D") is not None
+
+
+def test_two_policies_of_the_same_divergence_are_compared():
+    """The best of 4 draws from the whole base model, by two rewards."""
+    kl = math.log(4) - 3 / 4
+    records = pd.concat([rows("A", [[1, 2], [3, 5], [2, 2]], kl=kl), rows("B", [[0, 1], [2, 4], [1, 1]], kl=kl)])
+    found = compare(records)
+    assert found.kl == pytest.approx((kl,))
+    assert found.overall == pytest.approx((1, 1, 1))
 
 
 def test_greedy_policies_lie_on_no_curve():
