@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.evaluate.results import EqualKL, Estimate, EvaluationResults, PolicyResult
 
-# From the Okabe-Ito palette, which stays apart for colour-blind readers, without its yellow, which white swallows.
-# None is the ink of the page. Seven colours and nine markers go 63 curves before a pair of them comes again.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", None, "#56B4E9")
+# Seven colours and nine markers go 63 curves before a pair of them comes again.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _DASHES = ("-", "--", ":")
 # Where a name may stand from its point, in points of type; the nearest come first.
@@ -25,15 +23,21 @@ _DPI = 160
 
 
 class Theme(NamedTuple):
-    """Colours of a picture."""
+    """Colours of a picture; `lines` stay apart for colour-blind readers, and markers differ as well."""
 
     paper: str
     ink: str
     soft: str
+    lines: tuple[str, ...]
 
 
-LIGHT = Theme("#ffffff", "#1a1c20", "#5a616c")
-DARK = Theme("#15171b", "#eceef2", "#a3abb8")
+# The Okabe-Ito palette without its yellow, which white swallows, and on black with a blue that black does not swallow.
+LIGHT = Theme(
+    "#ffffff", "#1a1c20", "#5a616c", ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#1a1c20", "#56B4E9")
+)
+DARK = Theme(
+    "#15171b", "#eceef2", "#a3abb8", ("#5585F0", "#E8701A", "#00B383", "#D98CB8", "#E69F00", "#eceef2", "#7CCBF5")
+)
 """Both as on the page."""
 
 
@@ -71,7 +75,7 @@ class _Curve(NamedTuple):
 
     label: str
     policies: list[PolicyResult]
-    color: str | None
+    color: int
     marker: str
     dashes: str
     baseline: bool
@@ -100,7 +104,8 @@ def pictures(results: EvaluationResults) -> list[Picture]:
     curves = _curves(results)
     judges = list(results.policies[0].judges) if results.policies else []
     kl = _Axis("KL(policy ‖ base) of an answer, nats (square-root scale)", lambda policy: policy.kl, "root")
-    points = "Points of a line are strengths (beta); open markers are greedy. Bars: 95 % intervals."
+    bars = "Open markers are greedy, the star is the baseline. Bars: 95 % intervals."
+    points = f"Points of a line are the strengths (beta) of a method. {bars}"
     found = [
         _picture(
             f"reward_against_kl-{judge}", f"Reward ({judge}) against divergence", points, curves, (kl, _reward(judge))
@@ -109,7 +114,7 @@ def pictures(results: EvaluationResults) -> list[Picture]:
     ]
     if judges:
         time = _Axis("ms per token of a row", lambda policy: _exact(policy.ms_per_token), "log")
-        note = f"{points} Times are those of batches as they were used, on the machine of this run."
+        note = f"{bars} Times are those of batches as they were used, on the machine of this run."
         found.append(_picture("cost", f"Reward ({judges[0]}) against time", note, curves, (time, _reward(judges[0]))))
         perplexity = _Axis("perplexity under the base", lambda policy: policy.perplexity, "log")
         distinct = _Axis("different bigrams of an answer", lambda policy: _exact(policy.distinct[1]), "linear")
@@ -142,9 +147,9 @@ def _curves(results: EvaluationResults) -> list[_Curve]:
             _Curve(
                 label=label,
                 policies=sorted(policies, key=lambda policy: policy.kl.value if isfinite(policy.kl.value) else 0.0),
-                color=None if baseline else _COLORS[index % len(_COLORS)],
+                color=LIGHT.lines.index(LIGHT.ink) if baseline else index % len(LIGHT.lines),
                 marker="*" if baseline else _MARKERS[index % len(_MARKERS)],
-                dashes=_DASHES[index // len(_COLORS) % len(_DASHES)],
+                dashes=_DASHES[index // len(LIGHT.lines) % len(_DASHES)],
                 baseline=baseline,
             )
         )
@@ -162,7 +167,7 @@ def _picture(name: str, title: str, caption: str, curves: list[_Curve], *panels:
         for axes, (x, y) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             handles = _draw(axes, curves, x, y, theme)
         figure.legend(
-            handles, [_plain(curve.label) for curve in curves], loc="outside right upper", ncols=columns,
+            handles, [_short(curve.label) for curve in curves], loc="outside right upper", ncols=columns,
             frameon=False, fontsize=8.5, labelcolor=theme.ink, handlelength=2.6,
         )  # fmt: skip
         figure.draw_without_rendering()
@@ -206,7 +211,7 @@ def _draw(axes: Any, curves: list[_Curve], x: _Axis, y: _Axis, theme: Theme) -> 
     handles = []
     for curve in curves:
         shown = _shown(curve, x, y)
-        color = curve.color or theme.ink
+        color = theme.lines[curve.color]
         across, up = [x.read(policy) for policy in shown], [y.read(policy) for policy in shown]
         # Where times are shown, a curve is a cloud: its strengths cost the same.
         joined = x.scale == "root" and len(curve.policies) > 1
@@ -297,7 +302,7 @@ def _put_names(axes: Any, curves: list[_Curve], x: _Axis, y: _Axis, theme: Theme
     for curve, line in zip(curves, places, strict=True):
         for place, (right, up) in product(reversed(line), _OFFSETS):
             name = axes.annotate(
-                _plain(curve.label), place, xytext=(right, up), textcoords="offset points", fontsize=7.5,
+                _short(curve.label), place, xytext=(right, up), textcoords="offset points", fontsize=7.5,
                 color=theme.ink, ha="left" if right > 0 else "right" if right < 0 else "center", va="center",
                 path_effects=[withStroke(linewidth=2, foreground=theme.paper)], zorder=5,
             )  # fmt: skip
@@ -330,7 +335,7 @@ def _forest(comparisons: Sequence[EqualKL]) -> Picture:
             for item in comparisons:
                 if item.judge == judge and isfinite(item.overall.value):
                     _draw_difference(axes, item.overall, pairs.index((item.first, item.second)), theme)
-            names = [f"{_plain(first)} − {_plain(second)}" for first, second in pairs]
+            names = [f"{_short(first)} − {_short(second)}" for first, second in pairs]
             axes.set_yticks(range(len(pairs)), labels=names if judge == judges[0] else [""] * len(pairs))
             axes.set_ylim(len(pairs) - 0.5, -0.5)
             axes.set_xlabel(_plain(f"difference of reward ({judge})"), fontsize=9.5)
@@ -345,18 +350,19 @@ def _forest(comparisons: Sequence[EqualKL]) -> Picture:
 
 def _draw_difference(axes: Any, overall: Estimate, height: int, theme: Theme) -> None:
     clear = overall.low > 0 or overall.high < 0
-    color = _COLORS[0] if overall.value > 0 else _COLORS[1]
+    color = theme.lines[0 if overall.value > 0 else 1]
     axes.errorbar(
         [overall.value], [height], xerr=_bars([overall]), color=color, marker="o", markersize=6, linewidth=1.6,
         capsize=3, markerfacecolor=color if clear else theme.paper,
     )  # fmt: skip
 
 
-def _plain(text: str) -> str:
-    """A text as it is, on one line, since matplotlib reads formulas between dollars and hides names that start with _.
-
-    Long ones are cut, because they would push the figure off its own picture.
-    """
+def _short(text: str) -> str:
+    """A name that does not push the figure off its own picture."""
     line = " ".join(text.split())
-    short = line if len(line) <= _LONGEST_NAME else f"{line[: _LONGEST_NAME - 1]}…"
-    return f" {short}".replace("$", r"\$") if short.startswith("_") else short.replace("$", r"\$")
+    return _plain(line if len(line) <= _LONGEST_NAME else f"{line[: _LONGEST_NAME - 1]}…")
+
+
+def _plain(text: str) -> str:
+    """A text as it is, since matplotlib reads formulas between dollars and hides names that start with _."""
+    return (f" {text}" if text.startswith("_") else text).replace("$", r"\$")

@@ -76,7 +76,7 @@ def console_tables(results: EvaluationResults) -> list[Table]:
 
 
 def console_table(results: EvaluationResults) -> Table:
-    """One line for each policy, with what fits a terminal; intervals are of the first judge's rewards."""
+    """One line for each policy, with what fits a terminal, such as the intervals of the first judge's differences."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("policy", overflow="fold")
     shown = [column for column in _columns(results) if column.console]
@@ -114,7 +114,7 @@ def _columns(results: EvaluationResults) -> list[_Column]:
     policies = results.policies
     found: list[_Column] = []
     for judge in dict.fromkeys(judge for policy in policies for judge in policy.judges):
-        found += _judged(judge, [policy.judges.get(judge) for policy in policies], interval=not found)
+        found += _judged(judge, [policy.judges.get(judge) for policy in policies], first=not found)
     kl, texts, cost = "KL to the base, nats", "texts", "cost"
     perplexity = _cells([policy.perplexity for policy in policies])
     distinct = [_plain([policy.distinct[n] for policy in policies], 3) for n in range(3)]
@@ -137,15 +137,15 @@ def _columns(results: EvaluationResults) -> list[_Column]:
     ]
 
 
-def _judged(judge: str, said: Sequence[JudgeResult | None], *, interval: bool) -> list[_Column]:
+def _judged(judge: str, said: Sequence[JudgeResult | None], *, first: bool) -> list[_Column]:
     def column(name: str, heading: str, console: str = "", **look: Any) -> _Column:
         cells = _cells([None if result is None else getattr(result, name) for result in said], **look)
         # A judge may be called like one of the other groups.
-        return _Column(f"judged by {judge}", heading, cells, f"{heading} ({judge})", console, interval)
+        return _Column(f"judged by {judge}", heading, cells, f"{heading} ({judge})", console, name == "difference")
 
     return [
-        column("reward", "reward", console=f"{judge}\nreward"),
-        column("difference", "difference", console=f"{judge}\ndifference" if interval else "", nothing=0.0, sign="+"),
+        column("reward", "reward", f"{judge}\nreward"),
+        column("difference", "difference", f"{judge}\ndifference" if first else "", nothing=0.0, sign="+"),
         column("win_rate", "win rate", nothing=0.5),
     ]
 
@@ -234,14 +234,15 @@ def _markdown(results: EvaluationResults) -> str:
 
 
 def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
+    """A table whose first columns are texts and whose others are numbers."""
     marks = ["---" if index < texts else "---:" for index in range(len(heads))]
-    lines = [[*map(_escaped, heads)], marks, *([*map(_escaped, row)] for row in rows)]
+    lines = [[*map(_escaped, heads)], marks, *([*map(_escaped, row[:texts]), *row[texts:]] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _escaped(text: str) -> str:
-    """A text that Markdown shows as it is, on one line; brackets of intervals make no link and stay readable."""
-    return re.sub(r"([\\`*_<>|&#~$])", r"\\\1", _line(text))
+    """A text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_<>|&#~$\[\]!])", r"\\\1", _line(text))
 
 
 def _line(text: str) -> str:

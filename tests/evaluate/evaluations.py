@@ -13,7 +13,7 @@ GUIDED = {
 }  # fmt: skip
 SINGLE = {
     "best of 4": (0.64, 0.5), "best of 16": (1.84, 0.95), "ARGS greedy": (38.0, 0.4), "PARGS greedy": (31.0, 1.1),
-    "DPO": (9.0, 1.5), "DPO, beta 0.05": (21.0, 1.9), "online RL": (12.0, 1.9), "base, greedy": (6.0, 0.1),
+    "DPO": (9.0, 1.5), "DPO, beta 0.05": (21.0, 1.9), "online RL": (12.0, 1.9), f"_{NASTY}": (6.0, 0.1),
 }  # fmt: skip
 
 
