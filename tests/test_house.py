@@ -38,7 +38,8 @@ FLOORS = {
     "pairs.rows": 5.2, "pairs.rewards": 5.2, "pairs.run": 5.3, "pairs": 5.4,
     "evaluate.methods": 1, "evaluate.settings": 1.1, "evaluate.results": 1, "evaluate.records": 1,
     "evaluate.texts": 1, "evaluate.statistics": 1.2, "evaluate.figures": 1.3, "evaluate.report": 1.4,
-    "evaluate.meter": 5.2, "evaluate.models": 5.25, "evaluate.decoding": 5.3, "evaluate.launch": 1, "evaluate.run": 5.4, "evaluate": 5.5,
+    "evaluate.meter": 5.2, "evaluate.models": 5.25, "evaluate.decoding": 5.3, "evaluate.launch": 1,
+    "evaluate.run": 5.4, "evaluate": 5.5,
     "cli": 6,
 }  # fmt: skip
 """A module imports only from floors strictly below its own; fractions order the rooms of one floor."""

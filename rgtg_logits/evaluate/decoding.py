@@ -87,11 +87,6 @@ class Decoders:
         self._sampler = Sampler(base, tokenizer, max_new_tokens=max_new_tokens)
         self._loaded: tuple[object, Models] | None = None
 
-    @property
-    def longest_prompt(self) -> int | None:
-        """Most tokens of a prompt behind which an answer fits into the base model's context; None without a limit."""
-        return self._sampler.longest_prompt
-
     @staticmethod
     def check(policies: Sequence[Policy]) -> None:
         """Looks for functions that cannot be imported, before anything is loaded.
@@ -176,8 +171,7 @@ class Decoder:
 
         The random numbers are those of `Sampler.draw` with this seed, whatever the policy. Of the best of several
         answers, the first is the one with these numbers; the batch is drawn and ranked anew for each. Then
-        `batch_rows` counts all that were drawn, `batch_steps` those of the longest, and time, forwards and tokens are
-        those of all together.
+        `batch_steps` are those of the longest, and time, forwards and tokens those of all together.
 
         Args:
             prompts: The prompts, of one token or more.
@@ -194,7 +188,7 @@ class Decoder:
             rounds = [self._draw(prompts, number, round, stopwatch) for round in range(self._policy.method.best_of)]
         steps = max(len(drawn.new) for answers in rounds for drawn in answers)
         kept = [self._best(prompt, answers) for prompt, answers in zip(prompts, zip(*rounds, strict=True), strict=True)]
-        cost = _Cost(len(rounds) * len(prompts), steps, stopwatch.seconds, reads)
+        cost = _Cost(len(prompts), steps, stopwatch.seconds, reads)
         return [self._record(prompt, number, drawn, cost) for prompt, drawn in zip(prompts, kept, strict=True)]
 
     def _check(self, prompts: Sequence[Prompt]) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 from transformers import Cache, LogitsProcessor
 
-from rgtg_logits.pairs.sampling import Draw, wide
+from rgtg_logits.pairs.sampling import Draw, possible, wide
 from rgtg_logits.reward_model import RewardModel, positions
 
 
@@ -151,9 +151,12 @@ class Meter:
     def _measure(self, scores: Float[Tensor, "batch vocab"], token: Int[Tensor, " batch"]) -> None:
         policy, base = wide(scores).log_softmax(-1), wide(self._base).log_softmax(-1)
         token = token.to(policy.device)
+        ours, theirs = (each.gather(1, token[:, None])[:, 0] for each in (policy, base))
+        ids = possible(scores)
+        if ids is not None:
+            policy, base = (each.gather(-1, ids.to(each.device)) for each in (policy, base))
         # Tokens of probability 0 add 0, but 0 · inf is not a number.
         kl = (policy.exp() * (policy - base)).masked_fill(policy.isneginf(), 0.0).sum(-1)
-        ours, theirs = (each.gather(1, token[:, None])[:, 0] for each in (policy, base))
         self.kl = self._added(self.kl, kl)
         self.log_ratio = self._added(self.log_ratio, ours - theirs)
         self.nll = self._added(self.nll, -theirs)

@@ -12,12 +12,12 @@ The columns of a record, in order:
 | `log_ratio` | log π(answer) − log π_base(answer) in nats, whose expectation is the KL |
 | `nll` | −log π_base(answer) in nats |
 | `distinct_1`, `distinct_2`, `distinct_3` | share of n-grams of the answer's tokens that are different |
-| `batch_rows`, `batch_steps`, `batch_seconds` | of the batch that the answer was decoded in |
+| `batch_rows`, `batch_steps`, `batch_seconds` | of the batch of the answer: its records, steps of its longest, time |
 | `batch_guide_forwards`, `batch_guide_tokens` | forwards of reward models for that batch, and tokens they read |
 | `reward_NAME` | what judge NAME says; NaN where it cannot read so long a text |
 
-Of the best of several answers, batches count all that were drawn, and `kl` is log π − log π_base of the answer under
-the policy that drew it, plus log n − (n − 1)/n: exact if rewards do not tie, else an upper bound (arXiv 2401.01879).
+Of the best of several answers, time, forwards and tokens are those of all that were drawn, and `kl` is log π −
+log π_base of the answer under the policy that drew it, plus log n − (n − 1)/n: exact if rewards do not tie, else an upper bound (arXiv 2401.01879).
 """
 
 from __future__ import annotations

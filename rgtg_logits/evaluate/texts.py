@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sacrebleu.metrics import BLEU
+
 from rgtg_logits.errors import InvalidArgumentError
 
 
@@ -42,19 +44,12 @@ def self_bleu(answers: Sequence[str]) -> float:
         From 0, no word in common, to 100, all the same.
 
     Raises:
-        InvalidArgumentError: If there are fewer than two answers, or the package `sacrebleu` is missing.
+        InvalidArgumentError: If there are fewer than two answers.
     """
     if len(answers) < 2:
         raise InvalidArgumentError(
             f"Expected two answers or more, to compare with each other, but got {len(answers)}. Draw more seeds."
         )
-    try:
-        from sacrebleu.metrics import BLEU  # noqa: PLC0415  (a package of the evaluate extra)
-    except ModuleNotFoundError as error:
-        raise InvalidArgumentError(
-            "Expected the package sacrebleu, which computes self-BLEU, but it is not installed. "
-            'Run: pip install sacrebleu, or pip install "rgtg_logits[evaluate]".'
-        ) from error
     bleu, total = BLEU(effective_order=True), 0.0
     for number, answer in enumerate(answers):
         others = [*answers[:number], *answers[number + 1 :]]

@@ -55,6 +55,15 @@ def wide(scores: Float[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
     return (scores.cpu() if scores.device.type == "mps" else scores).double()
 
 
+def possible(scores: Float[Tensor, "batch vocab"]) -> Int[Tensor, "batch some"] | None:
+    """The tokens that can be drawn, by id, and in rows of fewer some others; None if they are most of the vocabulary.
+
+    Of a vocabulary that was cut to some candidates, nearly all is not worth computing with.
+    """
+    most = int((~scores.isneginf()).sum(-1).max())
+    return None if 4 * most > scores.shape[-1] else scores.topk(most, dim=-1).indices.sort(-1).values
+
+
 class Draw(LogitsProcessor):
     """Leaves one token of each row, drawn by the row's next number; greedy decoding then takes it.
 
@@ -82,8 +91,9 @@ class Draw(LogitsProcessor):
         """
         for warper in self._warpers:
             scores = warper(input_ids, scores)
+        ids = possible(scores)
         # In float64, because in float32 the shares of rare tokens vanish in the sum.
-        shares = wide(scores).softmax(-1).cumsum(-1)
+        shares = wide(scores if ids is None else scores.gather(-1, ids)).softmax(-1).cumsum(-1)
         if not bool(shares[:, -1].isfinite().all()):
             raise InvalidArgumentError(
                 "Expected finite scores from the base model, but some are NaN, which half precision may do. "
@@ -91,8 +101,9 @@ class Draw(LogitsProcessor):
             )
         number = self._numbers[:, input_ids.shape[1] - self._prompt_length, None].to(shares.device)
         # The first token whose share ends beyond the number: never one of probability 0.
-        token = torch.searchsorted(shares, number * shares[:, -1:], right=True)
-        return torch.full_like(scores, float("-inf")).scatter(1, token.to(scores.device), 0.0)
+        place = torch.searchsorted(shares, number * shares[:, -1:], right=True).to(scores.device)
+        token = place if ids is None else ids.gather(-1, place)
+        return torch.full_like(scores, float("-inf")).scatter(1, token, 0.0)
 
 
 class Sampler:
