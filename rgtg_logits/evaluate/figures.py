@@ -223,7 +223,7 @@ def _draw(axes: Any, curves: list[_Curve], x: _Axis, y: _Axis, theme: Theme) -> 
             markerfacecolor=theme.paper if curve.policies[0].greedy else color, zorder=4 if curve.baseline else 3,
         )  # fmt: skip
         handles.append(handle.lines[0])
-        if curve.baseline and shown and y.scale == "linear":
+        if curve.baseline and shown:
             axes.axhline(up[0].value, color=theme.soft, linestyle=(0, (1, 3)), linewidth=1, zorder=1)
     axes.set_xlabel(_plain(x.label), fontsize=9.5)
     axes.set_ylabel(_plain(y.label), fontsize=9.5)
@@ -261,7 +261,7 @@ def _scale(axes: Any, direction: str, wanted: _Axis, points: list[Estimate]) -> 
     largest, smallest = max(ends), min(point.value for point in points)
     if wanted.scale == "root":
         scale: dict[str, Any] = {"value": "function", "functions": (_root, _square)}
-        ticks = [0.0, *_round_numbers(largest / 100, largest)]
+        ticks = [0.0, *_round_numbers(largest / 40, largest)]
     elif largest < 5 * smallest:
         # Too short for round numbers on a logarithmic axis.
         return

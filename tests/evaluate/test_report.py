@@ -17,9 +17,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.evaluate.figures import pictures
+from rgtg_logits.evaluate.figures import _curves, pictures
 from rgtg_logits.evaluate.report import console_table, console_tables, write_report
 from rgtg_logits.evaluate.results import Estimate, JudgeResult
+
+pytest.importorskip("matplotlib")
 
 RESULTS = synthetic()
 NAN = float("nan")
@@ -266,6 +268,15 @@ def test_pictures_are_drawn_on_white_and_on_black():
         assert picture.light.startswith(PNG)
         assert picture.dark.startswith(PNG)
         assert picture.light != picture.dark
+
+
+def test_curves_run_by_divergence_and_can_be_told_apart():
+    names = [f"method {number}" for number in range(40)]
+    policies = [policy(name, kl, 1.0, beta=beta) for name in names for beta, kl in ((1.0, 5.0), (2.0, 1.0), (4.0, 9.0))]
+    curves = _curves(small(policies=(*policies, policy(names[0], 3.0, 1.0, greedy=True)), baseline="none"))
+    assert [curve.label for curve in curves] == [*names, f"{names[0]}, greedy"]
+    assert all([item.kl.value for item in curve.policies] == [1.0, 5.0, 9.0] for curve in curves[:-1])
+    assert len({(curve.color, curve.marker) for curve in curves}) == len(curves)
 
 
 def test_without_matplotlib_the_tables_are_written_and_an_old_page_stays(tmp_path, monkeypatch):
