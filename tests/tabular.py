@@ -1,9 +1,11 @@
-"""Random worlds, and a world as a language model of transformers and as a scorer, which look up the whole prefix."""
+"""Random worlds, and what a world has by prefix as models of transformers and as a scorer, which look it up."""
+
+from itertools import product
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, SequenceClassifierOutput
 
 from rgtg_logits import Scorer
 
@@ -22,7 +24,14 @@ def random_rewards(world, seed=0):
 
 
 class TabularConfig(PretrainedConfig):
+    """Behind the world's tokens come one that starts every text, and padding."""
+
     model_type = "tabular"
+
+    @classmethod
+    def of(cls, world, **more):
+        start = world.vocab
+        return cls(vocab_size=start + 2, bos_token_id=start, pad_token_id=start + 1, eos_token_id=world.eos, **more)
 
 
 class Lookup(nn.Module):
@@ -45,21 +54,18 @@ class Lookup(nn.Module):
 
 
 class TabularLM(PreTrainedModel, GenerationMixin):
-    """The base policy of a world. Behind the world's tokens come one that starts every text, and padding."""
+    """The base policy of a world."""
 
     config_class = TabularConfig
 
     def __init__(self, world) -> None:
-        start = world.vocab
-        super().__init__(TabularConfig(
-            vocab_size=start + 2, bos_token_id=start, pad_token_id=start + 1, eos_token_id=world.eos
-        ))  # fmt: skip
+        super().__init__(TabularConfig.of(world))
         self.lookup = Lookup(world.policy)
         self.anchor = nn.Parameter(torch.zeros(1))  # generate asks the parameters for device and dtype.
 
     def forward(self, input_ids, **_):
         logits = nn.functional.pad(self.lookup(input_ids), (0, 2), value=float("-inf"))
-        return CausalLMOutput(logits=logits[:, None])
+        return CausalLMOutputWithPast(logits=logits[:, None])
 
     def prompts(self, texts):
         """Texts as rows, with the starting token in front, padded on the left; and their mask."""
@@ -79,3 +85,111 @@ class TabularScorer(Scorer):
     def score(self, rows, attention_mask, candidates):
         rewards = self.lookup(rows).gather(1, candidates)
         return rewards.masked_fill(attention_mask[:, -1:] == 0, 0.0)
+
+
+class TabularBackbone(PreTrainedModel):
+    """A decoder with a cache whose state of a token says, as a one-hot vector, which text ends with it.
+
+    Token v at place p of a text is worth (v + 1) · (vocab + 1) ** p, the token that starts the text nothing, and a text
+    is numbered by the sum of all that the mask lets its last token see. So a wrong mask, position or cache is another
+    text. Behind the horizon, where no tables are looked up, places start over.
+    """
+
+    config_class = TabularConfig
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.base, self.horizon = config.bos_token_id + 1, config.horizon
+        self.embed_tokens = nn.Embedding(config.vocab_size, 1, dtype=torch.float64)
+        with torch.no_grad():
+            self.embed_tokens.weight[:, 0] = torch.arange(1.0, config.vocab_size + 1)
+            self.embed_tokens.weight[config.bos_token_id :] = 0.0
+
+    def get_input_embeddings(self):
+        return self.embed_tokens
+
+    def forward(
+        self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=False, **_
+    ):  # fmt: skip
+        cache = DynamicCache() if use_cache and past_key_values is None else past_key_values
+        if position_ids is None:
+            start = 0 if cache is None else cache.get_seq_length()
+            position_ids = torch.arange(start, start + input_ids.shape[1])[None]
+        values = self.embed_tokens(input_ids) * self.base ** ((position_ids - 1) % self.horizon)[..., None]
+        if cache is not None:
+            values = cache.update(values[:, None], values[:, None], 0)[1][:, 0]
+        visible = _visible(attention_mask, input_ids.shape[1], values.shape[1])
+        number = torch.where(visible, values[:, None, :, 0], 0.0).sum(-1).long() % self.base**self.horizon
+        states = nn.functional.one_hot(number, self.base**self.horizon).to(values.dtype)
+        return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=cache)
+
+
+def _visible(mask, new, slots):
+    """Which slots each new token sees, by a mask as transformers hands it to attention layers, or by one of rows."""
+    if mask is not None and mask.dim() == 4:
+        return mask[:, 0] == 0
+    causal = torch.ones(slots, slots, dtype=torch.bool).tril()[-new:][None]
+    return causal if mask is None else causal & mask[:, None].bool()
+
+
+class TabularReader(PreTrainedModel):
+    """What the models have in common whose last layer is a table with a column for every text.
+
+    Args:
+        world: The world.
+        columns: What to read behind every text: by its length, a row for each text of that length.
+    """
+
+    config_class = TabularConfig
+    base_model_prefix = "model"
+
+    def __init__(self, world, columns) -> None:
+        super().__init__(TabularConfig.of(world, horizon=world.horizon, num_labels=1, tie_word_embeddings=False))
+        self.model = TabularBackbone(self.config)
+        # What no text of the world leads to is not 0, because nothing could be seen of a model that is 0 everywhere.
+        shape = (columns[0].shape[1], (world.vocab + 1) ** world.horizon)
+        table = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        for length, rows in enumerate(columns):
+            digits = 1 + torch.tensor(list(product(range(world.vocab), repeat=length))).view(len(rows), length).long()
+            table[:, (digits * (world.vocab + 1) ** torch.arange(length)).sum(-1)] = rows.T
+        self.layer = nn.Linear(*reversed(table.shape), bias=False, dtype=table.dtype)
+        self.layer.weight.data.copy_(table)
+
+
+class TabularClassifier(TabularReader):
+    """The reward of every prefix, by a scalar head."""
+
+    def __init__(self, world, rewards) -> None:
+        super().__init__(world, [entry.view(-1, 1) for entry in rewards])
+
+    def forward(self, input_ids, attention_mask=None):
+        slots = torch.arange(input_ids.shape[1])
+        last = (slots * (input_ids != self.config.pad_token_id)).argmax(-1)
+        states = self.model(input_ids, attention_mask).last_hidden_state[torch.arange(len(input_ids)), last]
+        return SequenceClassifierOutput(logits=self.layer(states))
+
+
+class TabularRewardLM(TabularReader, GenerationMixin):
+    """A language model whose logits behind a prefix are a table's entries.
+
+    Args:
+        world: The world.
+        steps: Logits by the length of the prefix, as a policy has them.
+        absent: Logit of the tokens that the world does not have, and in the place of -inf, which no layer can give.
+    """
+
+    def __init__(self, world, steps, absent) -> None:
+        finite = [
+            step.view(-1, world.vocab).masked_fill(step.view(-1, world.vocab) == -torch.inf, absent) for step in steps
+        ]
+        super().__init__(world, [nn.functional.pad(rows, (0, 2), value=absent) for rows in finite])
+
+    def get_output_embeddings(self):
+        return self.layer
+
+    def forward(
+        self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=False, **_
+    ):  # fmt: skip
+        output = self.model(input_ids, attention_mask, position_ids, past_key_values, use_cache)
+        logits = self.layer(output.last_hidden_state)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)

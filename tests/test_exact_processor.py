@@ -1,58 +1,206 @@
-"""Through generate, on a world as a model of transformers: the processor samples from the enumerated policy."""
+"""Through generate, on a world as models of transformers: the processor samples from the enumerated policy.
+
+Base model and reward model are tables. The reward model is one of each kind that the library reads: a sequence
+classifier, a language model whose logits are rewards, and one or two whose log-probabilities are; it is read through
+`RewardModel`, the probe and the cache.
+"""
 
 from itertools import product
 
 import pytest
 import torch
-from tabular import SIZES, TabularLM, TabularScorer, random_rewards
+from tabular import SIZES, TabularClassifier, TabularLM, TabularRewardLM, TabularScorer, random_rewards
 
-from rgtg_logits import PartialRewardLogitsProcessor
-from rgtg_logits.exact import World, guided, optimal_sequences, sequence_log_probs, soft_value, value
+from rgtg_logits import CausalScorer, LogRatioScorer, PartialRewardLogitsProcessor, RewardModel, VocabularyScorer
+from rgtg_logits.exact import (
+    World,
+    arm,
+    dpo_ratio,
+    guided,
+    optimal_sequences,
+    optimum,
+    partial_bt,
+    prefix_log_probs,
+    sequence_log_probs,
+    soft_value,
+    value,
+)
+from rgtg_logits.reward_model import RewardModelConfig
+
+NEVER = -1e4
+"""A logit whose probability is 0 in any precision."""
 
 
-def processor(world, rewards, beta, top_k):
-    return PartialRewardLogitsProcessor(TabularScorer(world, rewards), beta=beta, top_k=top_k)
+def language_model(world, steps, kind):
+    absent = 0.0 if kind == "vocabulary" else NEVER
+    return RewardModel(TabularRewardLM(world, steps, absent), config=RewardModelConfig(kind=kind))
+
+
+def pair(world, rewards):
+    """A policy whose log-ratio to the base policy is the rewards, but for a constant per parent."""
+    policy = language_model(world, guided(world, rewards, 1.0), "log_ratio")
+    return LogRatioScorer(policy, language_model(world, world.policy, "log_ratio"))
+
+
+SCORERS = {
+    "table": TabularScorer,
+    "causal": lambda world, rewards: CausalScorer(RewardModel(TabularClassifier(world, rewards))),
+    "causal, expand": lambda w, rewards: CausalScorer(RewardModel(TabularClassifier(w, rewards)), path="expand"),
+    "causal, recompute": lambda w, rewards: CausalScorer(RewardModel(TabularClassifier(w, rewards)), path="recompute"),
+    "vocabulary": lambda w, rewards: VocabularyScorer(language_model(w, rewards[1:], "vocabulary")),
+    "log_ratio": lambda w, rewards: LogRatioScorer(language_model(w, rewards[1:], "log_ratio")),
+    "log_ratio, pair": pair,
+}
+"""From rewards of all prefixes to what scores candidates by them; all but the first are models of transformers."""
+
+
+@pytest.fixture(params=SCORERS)
+def scorer(request):
+    return SCORERS[request.param]
+
+
+def close(got, wanted, world):
+    """Checks log-probabilities of next tokens: those of the world, and -inf for the two that it does not have."""
+    # They are float32, and of a sum of rewards and logits of about 10 the last digit is 1e-6.
+    torch.testing.assert_close(got[..., : world.vocab], wanted.float(), rtol=2e-7, atol=1e-6)
+    assert (got[..., world.vocab :] == float("-inf")).all()
+
+
+def histories(world):
+    """All prefixes behind which a token is drawn."""
+    every = (prefix for i in range(world.horizon) for prefix in product(range(world.vocab), repeat=i))
+    return [prefix for prefix in every if world.eos not in prefix]
+
+
+def sample(world, processor, count):
+    """Rows of sampled tokens without the one that starts them, as many as asked for, and the scores of every step."""
+    model = TabularLM(world)
+    torch.manual_seed(0)
+    output = model.generate(
+        **model.prompts([()]), num_return_sequences=count, max_new_tokens=world.horizon, do_sample=True, top_k=0,
+        use_cache=False, logits_processor=[processor], output_scores=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    tokens = output.sequences[:, 1:]
+    if world.eos is not None:
+        tokens = tokens.masked_fill(tokens == model.config.pad_token_id, world.eos)
+    return tokens, output.scores
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_cached_way_is_found_by_the_probe(size):
+    world = World.random(**SIZES[size], seed=4)
+    for name in ("causal", "vocabulary", "log_ratio", "log_ratio, pair"):
+        assert SCORERS[name](world, random_rewards(world)).path == "siblings"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_models_say_of_every_prefix_what_the_table_says(size):
+    world = World.random(**SIZES[size], seed=4)
+    rewards = random_rewards(world)
+    rows = torch.nn.functional.pad(world.sequences(), (1, 0), value=world.vocab)
+    found = RewardModel(TabularClassifier(world, rewards)).score_tokens(rows)
+    for i, entry in enumerate(rewards):
+        assert torch.equal(found[:, i], entry.flatten()[_prefixes(world, i)].float())
+    found = language_model(world, rewards[1:], "vocabulary").score_tokens(rows)
+    for i, entry in enumerate(rewards[1:], start=1):
+        assert torch.equal(found[:, i], entry.flatten()[_prefixes(world, i)].float())
+
+
+def _prefixes(world, length):
+    """Of every sequence, the place of its first tokens in a flattened table."""
+    return torch.arange(world.vocab**world.horizon) // world.vocab ** (world.horizon - length)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 20])
+@pytest.mark.parametrize("size", SIZES)
+def test_generate_draws_every_token_from_the_guided_policy(size, top_k, scorer):
+    world, beta = World.random(**SIZES[size], seed=4), 1.5
+    rewards = random_rewards(world, 1)
+    model, prefixes = TabularLM(world), histories(world)
+    output = model.generate(
+        **model.prompts(prefixes), max_new_tokens=1, do_sample=True, top_k=0, use_cache=False,
+        logits_processor=[PartialRewardLogitsProcessor(scorer(world, rewards), beta=beta, top_k=top_k)],
+        output_scores=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    wanted = guided(world.truncated(top_k), rewards, beta)
+    for prefix, scores in zip(prefixes, output.scores[0], strict=True):
+        close(scores, wanted[len(prefix)][prefix], world)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_histories_in_any_order_and_batch_find_the_guided_policy(size, scorer):
+    # One processor for all: each batch has other rows, of other lengths, than what it remembers.
+    world, beta, top_k = World.random(**SIZES[size], seed=5), 1.5, 2
+    rewards, model, prefixes = random_rewards(world, 2), TabularLM(world), histories(world)
+    processor = PartialRewardLogitsProcessor(scorer(world, rewards), beta=beta, top_k=top_k)
+    wanted = guided(world.truncated(top_k), rewards, beta)
+    for batch in torch.randperm(len(prefixes), generator=torch.Generator().manual_seed(0)).split(5):
+        chosen = [prefixes[i] for i in batch]
+        rows = model.prompts(chosen)
+        found = processor(rows["input_ids"], model(**rows).logits[:, -1])
+        for prefix, scores in zip(chosen, found, strict=True):
+            close(scores, wanted[len(prefix)][prefix], world)
 
 
 @pytest.mark.parametrize("top_k", [2, 20])
 @pytest.mark.parametrize("size", SIZES)
-def test_generate_draws_every_token_from_the_guided_policy(size, top_k):
-    world, beta = World.random(**SIZES[size], seed=4), 1.5
-    rewards = random_rewards(world, 1)
-    model = TabularLM(world)
-    every = (prefix for i in range(world.horizon) for prefix in product(range(world.vocab), repeat=i))
-    prefixes = [prefix for prefix in every if world.eos not in prefix]
-    output = model.generate(
-        **model.prompts(prefixes), max_new_tokens=1, do_sample=True, top_k=0, use_cache=False,
-        logits_processor=[processor(world, rewards, beta, top_k)], output_scores=True, return_dict_in_generate=True,
-    )  # fmt: skip
-    wanted = guided(world.truncated(top_k), rewards, beta)
-    for prefix, scores in zip(prefixes, output.scores[0], strict=True):
-        expected = wanted[len(prefix)][prefix].float()
-        # Scores are float32, of which a log-probability of -10 has its last digit at 1e-6.
-        torch.testing.assert_close(scores[: world.vocab], expected, rtol=2e-7, atol=1e-6)
-        assert (scores[world.vocab :] == float("-inf")).all()
+def test_every_step_of_generate_draws_from_the_guided_policy(size, top_k, scorer):
+    world, beta = World.random(**SIZES[size], seed=6), 0.5
+    cut, rewards = world.truncated(top_k), random_rewards(world, 3)
+    processor = PartialRewardLogitsProcessor(scorer(world, rewards), beta=beta, top_k=top_k)
+    tokens, steps = sample(world, processor, 400)
+    wanted, seen = guided(cut, rewards, beta), set()
+    for i, scores in enumerate(steps):
+        before = tokens[:, :i]
+        running = torch.ones(len(tokens)).bool() if world.eos is None else (before != world.eos).all(1)
+        close(scores[running], wanted[i][tuple(before[running].T)].expand(int(running.sum()), -1), world)
+        seen |= set(map(tuple, before[running].tolist()))
+    reachable = [
+        prefix for prefix in histories(world) if prefix_log_probs(cut.policy)[len(prefix)][prefix] > -torch.inf
+    ]
+    assert 0.6 * len(reachable) < len(seen) <= len(reachable)
 
 
+OPTIMA = {
+    "causal": partial_bt,
+    "causal, recompute": value,
+    "vocabulary": soft_value,
+    "log_ratio": arm,
+    "log_ratio, pair": dpo_ratio,
+}
+"""What each kind of model may have been trained to; the soft value and the ratio for a strength of 1."""
+
+
+@pytest.mark.parametrize("top_k", [2, 20])
 @pytest.mark.parametrize("size", ["no end", "ends"])
-def test_samples_of_generate_are_those_of_the_guided_policy(size):
-    world, beta, count = World.random(**SIZES[size], seed=6), 1.0, 20_000
-    rewards = soft_value(world, beta)
-    model = TabularLM(world)
-    torch.manual_seed(0)
-    rows = model.generate(
-        **model.prompts([()]), num_return_sequences=count, max_new_tokens=world.horizon, do_sample=True, top_k=0,
-        use_cache=False, logits_processor=[processor(world, rewards, beta, world.vocab)],
-    )  # fmt: skip
-    tokens = rows[:, 1:]
-    if world.eos is not None:
-        tokens = tokens.masked_fill(tokens == model.config.pad_token_id, world.eos)
+@pytest.mark.parametrize("name", OPTIMA)
+def test_samples_of_generate_are_those_of_the_guided_policy(name, size, top_k):
+    world, beta = World.random(**SIZES[size], seed=6), 1.0
+    cut, optimal = world.truncated(top_k), name in ("vocabulary", "log_ratio, pair")
+    # What is to be optimal for the truncated policy has to be the soft value of that one.
+    rewards = OPTIMA[name](cut, beta) if optimal else OPTIMA[name](world)
+    processor = PartialRewardLogitsProcessor(SCORERS[name](world, rewards), beta=beta, top_k=top_k)
+    tokens, _ = sample(world, processor, 20_000)
     place = (tokens * world.vocab ** torch.arange(world.horizon - 1, -1, -1)).sum(1)
     seen = place.bincount(minlength=world.reward.numel()).double()
-    assert chi_square_tail(seen, optimal_sequences(world, beta).exp().flatten()) > 1e-4
-    # The test would notice: neither the base policy nor the expected reward gives these samples.
-    for other in (world.policy, guided(world, value(world), 2 * beta)):
+    wanted = optimal_sequences(cut, beta) if optimal else sequence_log_probs(guided(cut, rewards, beta))
+    assert chi_square_tail(seen, wanted.exp().flatten()) > 1e-4
+    # The test would notice: neither the base policy nor guidance of twice the strength gives these samples.
+    for other in (cut.policy, guided(cut, rewards, 2 * beta)):
         assert chi_square_tail(seen, sequence_log_probs(other).exp().flatten()) < 1e-9
+
+
+@pytest.mark.parametrize("top_k", [2, 20])
+@pytest.mark.parametrize("beta", [0.3, 1.0, 3.0])
+def test_an_exact_dpo_pair_guides_to_the_optimum(beta, top_k):
+    world = World.random(**SIZES["ends"], seed=8).truncated(top_k)
+    policy, reference = (language_model(world, steps, "log_ratio") for steps in (optimum(world, beta), world.policy))
+    # The reward is the ratio in nats, whose strength is 1 whatever beta it was trained with.
+    processor = PartialRewardLogitsProcessor(LogRatioScorer(policy, reference), beta=1.0, top_k=top_k)
+    model, prefixes = TabularLM(world), histories(world)
+    rows, best = model.prompts(prefixes), optimum(world, beta)
+    for prefix, scores in zip(prefixes, processor(rows["input_ids"], model(**rows).logits[:, -1]), strict=True):
+        close(scores, best[len(prefix)][prefix], world)
 
 
 def chi_square_tail(seen, probability):
