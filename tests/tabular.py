@@ -8,12 +8,32 @@ from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTra
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, SequenceClassifierOutput
 
 from rgtg_logits import Scorer
+from rgtg_logits.exact import World
 
 SIZES = {
     "no end": {"vocab": 3, "horizon": 4},
     "ends": {"vocab": 3, "horizon": 4, "eos": 0},
     "wide, ends": {"vocab": 5, "horizon": 3, "eos": 4},
 }
+CUTS = [f"{size}, {cut}" for size in SIZES for cut in ("whole", "top-2")]
+BETAS = (0.3, 1.0, 3.0)
+ROUNDING = 1e-13
+
+
+def drawn(name):
+    """The random world of a name in `CUTS`, in which the base policy may be cut to two next tokens and renormalised."""
+    size, cut = name.rsplit(", ", 1)
+    world = World.random(**SIZES[size], seed=len(name))
+    return world if cut == "whole" else world.truncated(2)
+
+
+def supported(log_probs):
+    return log_probs > float("-inf")
+
+
+def worst(got, wanted, log_probs):
+    """The largest difference of two tables over the prefixes that occur."""
+    return max(float((a - b)[supported(p)].abs().max()) for a, b, p in zip(got, wanted, log_probs, strict=True))
 
 
 def random_rewards(world, seed=0):
@@ -103,7 +123,7 @@ class TabularBackbone(PreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, 1, dtype=torch.float64)
         with torch.no_grad():
             self.embed_tokens.weight[:, 0] = torch.arange(1.0, config.vocab_size + 1)
-            self.embed_tokens.weight[config.bos_token_id :] = 0.0
+            self.embed_tokens.weight[config.bos_token_id] = 0.0
 
     def get_input_embeddings(self):
         return self.embed_tokens

@@ -34,6 +34,8 @@ def conditional_mean(policy: Table, values: Float[Tensor, "..."]) -> Table:
 def value(world: World, sampler: Table | None = None) -> Table:
     """E[r | prefix]: the minimiser of the squared error to the final reward (CD-FUDGE, arXiv 2310.17022; VAS).
 
+    Its recursion is that of the soft value without the exponentials, V(y) = Σ_v π_ref(v|y) V(yv).
+
     Args:
         world: The world.
         sampler: The policy that the data are from; by default the base policy.
@@ -41,10 +43,28 @@ def value(world: World, sampler: Table | None = None) -> Table:
     return conditional_mean(world.policy if sampler is None else sampler, world.reward)
 
 
+def cumulative(world: World, sampler: Table | None = None) -> Table:
+    """The minimiser of RAD's cumulative squared error, Σ_t t (v(y_{1:t}) − r(y))² / (1 + … + n) (arXiv 2310.09520).
+
+    The weights of a text of n tokens add up to 1, so a long text counts less at each of its prefixes than a short one:
+    it is the expected reward when texts are drawn in proportion to 2 / (n (n + 1)), and `value` if all are equally
+    long.
+
+    Args:
+        world: The world.
+        sampler: The policy that the data are from; by default the base policy.
+    """
+    policy = world.policy if sampler is None else sampler
+    lengths = world.lengths().double().view(world.reward.shape)
+    weight = 2 / (lengths * (lengths + 1))
+    weighted, total = conditional_mean(policy, weight * world.reward), conditional_mean(policy, weight)
+    return tuple(part / whole for part, whole in zip(weighted, total, strict=True))
+
+
 def best_value(world: World) -> Table:
     """The largest reward among the completions that the base policy can make (FaRMA, arXiv 2502.04517).
 
-    It is the limit of the soft value for large beta.
+    It solves V(y) = max_v V(yv), which FaRMA is trained on, and is the limit of the soft value for large beta.
     """
     table = [world.reward]
     for step in reversed(world.policy):
@@ -117,8 +137,9 @@ def full_bt(world: World, sampler: Table | None = None) -> Float[Tensor, "..."]:
 def partial_bt(world: World, sampler: Table | None = None, *, tie_finished: bool = False) -> Table:
     """Bradley-Terry on the prefixes of every pair at every length (PARGS, arXiv 2406.07780), as log-odds.
 
-    Prefixes of one length are compared with each other only, so a constant per length is free: here the mean under the
-    sampler is 0.
+    Among prefixes a, b of one length it solves Σ_b (W[a,b] + W[b,a]) sigmoid(s(a) − s(b)) = Σ_b W[a,b], where W[a,b]
+    adds up `win_weights` of all sequences that begin with a and all that begin with b. Prefixes of one length are
+    compared with each other only, so a constant per length is free: here the mean under the sampler is 0.
 
     Args:
         world: The world.
