@@ -7,13 +7,25 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "exact_worlds.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLE, RESULTS = EXAMPLES / "exact_worlds.py", EXAMPLES / "results" / "exact_worlds"
 FIGURES = ("curves.png", "two_fates.png", "counterexample.png")
+METHODS = 7
 
 
 def rows(table: Path) -> list[list[str]]:
     """The cells of every row of every table."""
     return [line.strip("| ").split(" | ") for line in table.read_text(encoding="utf8").splitlines() if line[:2] == "| "]
+
+
+def means(table: Path) -> dict[tuple[int, str], list[float]]:
+    """The figures of each of the six tables over many worlds, by method."""
+    found = rows(table)
+    return {
+        (number, row[0]): [float(cell.split()[0]) for cell in row[1:]]
+        for number in range(6)
+        for row in found[number * (METHODS + 1) + 1 : (number + 1) * (METHODS + 1)]
+    }
 
 
 def test_it_writes_the_tables_and_figures(monkeypatch, tmp_path):
@@ -22,26 +34,36 @@ def test_it_writes_the_tables_and_figures(monkeypatch, tmp_path):
 
     for figure in FIGURES:
         assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
-    written, committed = rows(tmp_path / "table.md"), rows(EXAMPLE.with_suffix("") / "table.md")
+    written, committed = rows(tmp_path / "table.md"), rows(RESULTS / "table.md")
     # Other numbers, but the same tables; and the counterexample is the same whatever the number of worlds.
     assert [row[0] for row in written] == [row[0] for row in committed]
-    assert written[-5:] == committed[-5:]
+    assert written[-METHODS + 1 :] == committed[-METHODS + 1 :]
     assert written[1][1:] == ["0.0000 ± 0.0000"] * 3
 
 
 def test_the_committed_tables_say_what_the_text_around_them_says():
-    folder = EXAMPLE.with_suffix("")
-    assert all((folder / figure).exists() for figure in FIGURES)
-    found = rows(folder / "table.md")
-    means = {
-        (table, row[0]): [float(re.split(" ", cell)[0]) for cell in row[1:]]
-        for table, start in enumerate(range(0, 42, 7)) for row in found[start + 1 : start + 7]
-    }  # fmt: skip
-    names = [row[0] for row in found[1:7]]
+    assert all((RESULTS / figure).exists() for figure in FIGURES)
+    found = means(RESULTS / "table.md")
+    names = [name for number, name in found if number == 0]
+    assert len(names) == METHODS
     for kind in (0, 3):
-        for budget in range(3):
-            assert all(means[kind + 2, "soft value"][budget] >= means[kind + 2, name][budget] for name in names)
-        small = [means[kind + 2, name][0] for name in ("soft value", "expected reward", "partial BT")]
+        equal = {name: found[kind + 2, name] for name in names}
+        for budget in range(4):
+            assert all(equal["soft value"][budget] >= equal[name][budget] for name in names)
+        small = [equal[name][0] for name in ("soft value", "expected reward", "partial BT")]
         assert min(small) > 0.95 * max(small)
-        assert means[kind + 1, "best completion"][1] > means[kind + 1, "soft value"][1]
-    assert means[5, "log π_r"][0] < 0.5 * means[5, "soft value"][0]
+        assert found[kind + 1, "best completion"][1] > found[kind + 1, "soft value"][1]
+        for name in ("expected reward", "partial BT"):
+            assert equal[name][1] > equal["best completion"][1] and equal[name][3] < equal["best completion"][3]
+    assert found[5, "log π_r"][0] < 0.5 * found[5, "soft value"][0]
+    assert all(found[i, "cumulative"] == found[i, "expected reward"] for i in range(3))
+    assert all(found[i, "cumulative"] != found[i, "expected reward"] for i in range(3, 6))
+
+
+def test_the_readme_beside_them_quotes_them():
+    table, readme = ((RESULTS / name).read_text(encoding="utf8") for name in ("table.md", "README.md"))
+    quoted = re.findall(r"[+-]?\d+\.\d\d+", readme)
+    assert len(quoted) > 20
+    for number in quoted:
+        assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", table), number
+    assert all(f"]({figure})" in readme for figure in FIGURES)
