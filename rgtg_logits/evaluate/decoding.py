@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 
 from rgtg_logits.candidates import CandidateRule
 from rgtg_logits.errors import ContextLengthError, InvalidArgumentError
-from rgtg_logits.evaluate.meter import Beside, Meter, Reads, Stopwatch, count_reads
+from rgtg_logits.evaluate.meter import Meter, Reads, Stopwatch, count_reads
 from rgtg_logits.evaluate.methods import Policy
 from rgtg_logits.evaluate.models import Models, load_models
 from rgtg_logits.evaluate.records import Record
@@ -205,9 +205,11 @@ class Decoder:
         """One answer to each prompt, ranked if they are to be."""
         rows, mask = self._sampler.padded([prompt.ids for prompt in prompts])
         keys = [f"{self._seed}:{prompt.index}:{number}" + (f":{round}" if round else "") for prompt in prompts]
+        if self._models.beside is not None:
+            self._models.beside.begin(mask)
         meter = Meter(
             Draw(self._sampler.numbers(keys), rows.shape[1]), rows=len(rows), ends=self._sampler.ends,
-            stopwatch=stopwatch, beside=None if self._models.beside is None else Beside(self._models.beside, mask),
+            stopwatch=stopwatch, beside=self._models.beside,
         )  # fmt: skip
         with stopwatch.counting():
             new = self._sampler.decode(rows, mask, [meter.first, *self._processors(mask), meter.last])

@@ -83,27 +83,40 @@ def count_reads(readers: Sequence[nn.Module]) -> Iterator[Reads]:
 
 
 class Beside:
-    """The base model beside another one that decodes: its logits of the next tokens, one cached forward per step.
+    """The base model beside another one that decodes: its logits of the next tokens, one forward per step.
 
     Args:
-        base: The base model, read as a language model.
-        attention_mask: The prompts' mask.
+        base: The base model, read as a language model. Without a cache that it can make itself it reads the rows anew
+            in every step.
     """
 
-    def __init__(self, base: RewardModel, attention_mask: Int[Tensor, "batch length"]) -> None:
-        self._base, self._mask = base, attention_mask
+    def __init__(self, base: RewardModel) -> None:
+        self.base = base
+        self._caches = _makes_caches(base)
+
+    def begin(self, attention_mask: Int[Tensor, "batch length"]) -> None:
+        """Forgets the rows; the next ones begin with prompts of this mask."""
+        self._mask, self._read = attention_mask, 0
         self._cache: Cache | None = None
-        self._read = 0
 
     def next_logits(self, rows: Int[Tensor, "batch length"]) -> Float[Tensor, "batch vocab"]:
         """Logits behind rows that have grown since the last call; of finished rows they mean nothing."""
         self._mask = nn.functional.pad(self._mask, (0, rows.shape[1] - self._mask.shape[1]), value=1)
         new = slice(self._read, rows.shape[1])
-        states, self._cache = self._base.hidden_states(
-            rows[:, new], self._mask, positions(self._mask)[:, new], self._cache, use_cache=True, last=1
+        states, self._cache = self.base.hidden_states(
+            rows[:, new], self._mask, positions(self._mask)[:, new], self._cache, use_cache=self._caches, last=1
         )
-        self._read = rows.shape[1]
+        self._read = rows.shape[1] if self._caches else 0
         return states[:, -1].float()
+
+
+@torch.no_grad()
+def _makes_caches(model: RewardModel) -> bool:
+    try:
+        model.hidden_states(torch.zeros(1, 1, dtype=torch.long, device=model.device), None, None, use_cache=True)
+    except TypeError:
+        return False
+    return True
 
 
 class Meter:
@@ -122,7 +135,7 @@ class Meter:
         rows: How many rows there are.
         ends: The tokens that end a row.
         stopwatch: Is paused while this measures.
-        beside: The base model, if another one decodes.
+        beside: The base model, if another one decodes; has begun with the prompts.
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rgtg_logits._base_model import load_base_model
 from rgtg_logits._config import RewardModelConfig
 from rgtg_logits.errors import VocabularyError
+from rgtg_logits.evaluate.meter import Beside
 from rgtg_logits.evaluate.methods import Method
 from rgtg_logits.pairs.rewards import Judge, load_reward, reward_function
 from rgtg_logits.reward_model import RewardModel
@@ -60,7 +61,7 @@ class Models(NamedTuple):
     """
 
     drawing: PreTrainedModel
-    beside: RewardModel | None
+    beside: Beside | None
     guide: Guide | None
     rank: Judge | None
 
@@ -80,7 +81,7 @@ class Models(NamedTuple):
         parts = [] if self.guide is None else self.guide.parts
         same = [part for part in parts if not isinstance(part, RetokenizingScorer)]
         models = [model for part in same for model in _reward_models(part)]
-        limits = [model.max_length for model in (*models, *([] if self.beside is None else [self.beside]))]
+        limits = [model.max_length for model in (*models, *([] if self.beside is None else [self.beside.base]))]
         limits.append(getattr(self.drawing.config.get_text_config(), "max_position_embeddings", None))
         return min((limit for limit in limits if limit is not None), default=None)
 
@@ -120,18 +121,18 @@ def load_models(
     if method.model is None:
         return Models(base, None, guide, rank)
     drawing, own = load_base_model(method.model, device, dtype)
-    beside, other = (RewardModel(model, config=RewardModelConfig(kind="log_ratio")) for model in (base, drawing))
+    ours, other = (RewardModel(model, config=RewardModelConfig(kind="log_ratio")) for model in (base, drawing))
     theirs = own.get_vocab()
     differing = sum(theirs.get(token) != index for token, index in tokenizer.get_vocab().items())
-    if differing or beside.num_next_tokens != other.num_next_tokens:
+    if differing or ours.num_next_tokens != other.num_next_tokens:
         raise VocabularyError(
             f"Expected the model {method.model!r} of the method {method.name!r} to have the base model's "
-            f"{beside.num_next_tokens} tokens, but it has {other.num_next_tokens}, and {differing} of the base "
+            f"{ours.num_next_tokens} tokens, but it has {other.num_next_tokens}, and {differing} of the base "
             "model's have another id there, or none. Use a model that was trained from the base model."
         )
     # Answers end where those of the base model do.
     drawing.generation_config = copy.deepcopy(base.generation_config)
-    return Models(drawing, beside, guide, rank)
+    return Models(drawing, Beside(ours), guide, rank)
 
 
 def _load_guide(method: Method, tokenizer: PreTrainedTokenizerBase, dtype: str, device: str) -> Guide:

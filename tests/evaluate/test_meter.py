@@ -1,0 +1,124 @@
+"""The instruments by themselves: the base model beside, sums over unfinished rows, counts, time."""
+
+import math
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rgtg_logits import RewardModel, RewardModelConfig
+from rgtg_logits.evaluate import meter as module
+from rgtg_logits.evaluate.meter import Beside, Meter, Stopwatch, count_reads
+from rgtg_logits.pairs.sampling import Draw
+from rgtg_logits.testing import EOS, PAD, TINY, VOCAB_SIZE, tiny_base_model, tiny_reward_model, tiny_vocabulary_model
+
+RAGGED = [[7, 3, 9, 11, 4, 20, 31, 17, 23, 9], [5, 8], [2, 13, 40, 41]]
+POLICY = RewardModelConfig(kind="log_ratio")
+
+
+@pytest.mark.parametrize("model_type", TINY)
+@torch.no_grad()
+def test_the_base_model_beside_equals_a_full_forward(model_type):
+    model = tiny_base_model(model_type)
+    width = max(map(len, RAGGED))
+    rows = torch.tensor([[PAD] * (width - len(row)) + row for row in RAGGED])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in RAGGED])
+    beside = Beside(RewardModel(model, config=POLICY))
+    beside.begin(mask)
+    # Twelve tokens, so that windows of eight slide; the second row finishes behind the third, and is padded.
+    new = torch.randint(2, VOCAB_SIZE, (3, 12), generator=torch.Generator().manual_seed(0))
+    new[1, 3], new[1, 4:] = EOS, PAD
+    for step in range(13):
+        got = beside.next_logits(torch.cat([rows, new[:, :step]], dim=1))
+        for row, prompt in enumerate(RAGGED):
+            if row == 1 and step > 4:
+                continue
+            wanted = model(torch.tensor([[*prompt, *new[row, :step].tolist()]])).logits[0, -1]
+            assert torch.allclose(got[row], wanted, atol=2e-5), (row, step)
+
+
+def measured(steps, base, numbers):
+    """What a meter says of score tables (steps of batch × vocabulary); token 3 ends a row."""
+    draw = Draw(torch.tensor(numbers, dtype=torch.float64), 1)
+    meter = Meter(draw, rows=len(numbers), ends=[3], stopwatch=Stopwatch(torch.device("cpu")))
+    rows = torch.zeros(len(numbers), 1, dtype=torch.long)
+    for scores, of_base in zip(steps, base, strict=True):
+        assert meter.first(rows, of_base) is of_base
+        rows = torch.cat([rows, meter.last(rows, scores).argmax(-1, keepdim=True)], dim=1)
+    return meter, rows[:, 1:]
+
+
+def test_sums_are_over_unfinished_rows():
+    even, infinite = torch.zeros(2, 4), float("-inf")
+    policy = torch.tensor([[0.0, 0.0, infinite, infinite], [infinite, infinite, 0.0, 0.0]])
+    meter, new = measured([policy, policy], [even, even], [[0.2, 0.7], [0.9, 0.2]])
+    assert new.tolist() == [[0, 1], [3, 2]]
+    log2 = math.log(2)
+    for got, each in ((meter.kl, 1), (meter.log_ratio, 1), (meter.nll, 2)):
+        assert got.tolist() == pytest.approx([2 * each * log2, each * log2])
+
+
+def test_a_policy_that_is_the_base_model_has_no_divergence():
+    scores = torch.randn(2, 4)
+    meter, _ = measured([scores + 5.0], [scores], [[0.5], [0.1]])
+    assert meter.kl.abs().max() < 1e-6 and meter.log_ratio.abs().max() < 1e-6 and (meter.nll > 0).all()
+
+
+def test_what_the_base_model_never_says_is_infinitely_far():
+    base = torch.tensor([[0.0, float("-inf"), float("-inf"), 0.0]])
+    meter, _ = measured([torch.zeros(1, 4)], [base], [[0.3]])
+    assert meter.kl.tolist() == [torch.inf] and meter.nll.tolist() == [torch.inf]
+    same, _ = measured([base], [base], [[0.3]])
+    assert same.kl.tolist() == [0.0]
+
+
+def test_rare_tokens_are_measured_in_double_precision():
+    """Where float32 has no digits left: a policy that is nearly certain."""
+    base, policy = torch.zeros(1, 4), torch.tensor([[0.0, -40.0, -40.0, -40.0]])
+    wide = policy.double().log_softmax(-1)
+    wanted = float((wide.exp() * (wide + math.log(4))).sum())
+    meter, _ = measured([policy], [base], [[0.5]])
+    assert meter.kl.tolist() == pytest.approx([wanted], rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        (tiny_reward_model, "causal"), (lambda: tiny_reward_model("gpt2"), "causal"),
+        (tiny_vocabulary_model, "vocabulary"), (lambda: tiny_vocabulary_model("gemma2"), "log_ratio"),
+    ],
+)  # fmt: skip
+def test_a_forward_counts_once(model, kind):
+    reward_model = RewardModel(model(), config=RewardModelConfig(kind=kind))
+    with count_reads([reward_model.backbone]) as reads:
+        reward_model.score_tokens(torch.tensor([[5, 6, 7], [8, 9, 10]]))
+        assert (reads.forwards, reads.tokens) == (1, 6)
+        reward_model.hidden_states(torch.tensor([[5]]), None, None)
+    reward_model.score_tokens(torch.tensor([[5, 6, 7]]))
+    assert (reads.forwards, reads.tokens) == (2, 7)
+
+
+def test_embeddings_count_as_tokens():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=5, n_embd=8, n_layer=1, n_head=1)).eval()
+    with count_reads([model.transformer]) as reads:
+        model(inputs_embeds=torch.zeros(2, 3, 8))
+    assert (reads.forwards, reads.tokens) == (1, 6)
+
+
+def test_an_error_leaves_no_hook():
+    model = tiny_base_model()
+    with pytest.raises(IndexError), count_reads([model.model]):
+        model(torch.tensor([[VOCAB_SIZE]]))
+    assert not model.model._forward_pre_hooks
+
+
+def test_pauses_do_not_count(monkeypatch):
+    times = iter([10.0, 11.0, 13.0, 17.0, 30.0, 31.5])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(times))
+    stopwatch = Stopwatch(torch.device("cpu"))
+    with stopwatch.counting(), stopwatch.paused():
+        pass
+    assert stopwatch.seconds == 5.0
+    with stopwatch.counting():
+        pass
+    assert stopwatch.seconds == 6.5
