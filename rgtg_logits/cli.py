@@ -273,7 +273,7 @@ def evaluate(
     if launch.is_first():
         for table in report.console_tables(results):
             Console().print(table)
-        Console().print(f"{Path(output) / 'report.html'} shows everything.", highlight=False)
+        Console(soft_wrap=True).print(f"{Path(output) / 'report.html'} shows everything.", highlight=False)
 
 
 def _pair(option: str) -> tuple[str, str]:

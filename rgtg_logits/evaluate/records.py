@@ -17,7 +17,8 @@ The columns of a record, in order:
 | `reward_NAME` | what judge NAME says; NaN where it cannot read so long a text |
 
 Of the best of several answers, time, forwards and tokens are those of all that were drawn, and `kl` is log π −
-log π_base of the answer under the policy that drew it, plus log n − (n − 1)/n: exact if rewards do not tie, else an upper bound (arXiv 2401.01879).
+log π_base of the answer under the policy that drew it, plus log n − (n − 1)/n: exact if rewards do not tie, else an
+upper bound (arXiv 2401.01879).
 """
 
 from __future__ import annotations

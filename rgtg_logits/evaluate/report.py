@@ -78,7 +78,9 @@ def console_tables(results: EvaluationResults) -> list[Table]:
 def console_table(results: EvaluationResults) -> Table:
     """One line for each policy, with what fits a terminal, such as the intervals of the first judge's differences."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("policy", overflow="fold")
+    # Titles are told apart by their ends, so that words may be broken but not cut.
+    longest = max(len(_line(policy.title)) for policy in results.policies)
+    table.add_column("policy", overflow="fold", min_width=min(longest, 12))
     shown = [column for column in _columns(results) if column.console]
     for column in shown:
         table.add_column(Text(column.console), justify="right", no_wrap=True)
@@ -128,7 +130,7 @@ def _columns(results: EvaluationResults) -> list[_Column]:
         _Column(texts, "distinct-2", distinct[1], console="distinct-2"),
         _Column(texts, "distinct-3", distinct[2]),
         _Column(texts, "self-BLEU", _plain([policy.self_bleu for policy in policies], 1)),
-        _Column(texts, "length", _plain([policy.length for policy in policies], 1), console="length"),
+        _Column(texts, "length", _plain([policy.length for policy in policies], 1)),
         _Column(texts, "ended", _shares([policy.ended for policy in policies])),
         _Column(cost, "RM forwards per token", _plain([policy.guide_forwards for policy in policies], 2)),
         _Column(cost, "RM tokens per token", _plain([policy.guide_tokens for policy in policies], 1)),

@@ -19,6 +19,7 @@ import rgtg_logits
 from rgtg_logits._base_model import load_base_model, place
 from rgtg_logits._files import without_place
 from rgtg_logits.evaluate.decoding import Decoder, Decoders
+from rgtg_logits.evaluate.figures import check_matplotlib
 from rgtg_logits.evaluate.methods import Policy, policies
 from rgtg_logits.evaluate.records import Store, reward_column, write_table
 from rgtg_logits.evaluate.report import write_report
@@ -50,12 +51,13 @@ def evaluate(settings: EvaluationSettings, progress: Progress | None = None) -> 
         progress: Where to show how far this process is.
 
     Raises:
-        InvalidArgumentError: If the prompts cannot be read or used, a function cannot be imported, or the folder holds
-            an evaluation with other settings.
+        InvalidArgumentError: If a package of the evaluate extra is missing, the prompts cannot be read or used, a
+            function cannot be imported, or the folder holds an evaluation with other settings.
         CheckpointError: If a model cannot be loaded.
         RewardModelError: If a reward model is none.
         VocabularyError: If a guide does not share the base model's tokens.
     """
+    check_matplotlib()
     processes = _Processes.current(settings.device)
     device, dtype = place(processes.device or settings.device, settings.dtype)
     settings = replace(settings, device=device, dtype=dtype)
