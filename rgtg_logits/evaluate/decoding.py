@@ -87,6 +87,11 @@ class Decoders:
         self._sampler = Sampler(base, tokenizer, max_new_tokens=max_new_tokens)
         self._loaded: tuple[object, Models] | None = None
 
+    @property
+    def longest_prompt(self) -> int | None:
+        """Most tokens of a prompt behind which an answer fits into the base model's context; None without a limit."""
+        return self._sampler.longest_prompt
+
     @staticmethod
     def check(policies: Sequence[Policy]) -> None:
         """Looks for functions that cannot be imported, before anything is loaded.
@@ -170,8 +175,9 @@ class Decoder:
         """One answer to each prompt, all in one batch.
 
         The random numbers are those of `Sampler.draw` with this seed, whatever the policy. Of the best of several
-        answers, the first is the one with these numbers; the batch is drawn and ranked anew for each. Then
-        `batch_steps` are those of the longest, and time, forwards and tokens those of all together.
+        answers, the first is the one with these numbers; the batch is drawn and ranked anew for each. What that cost
+        (`batch_seconds` and what guides and rankers read) is all of it, for as many answers as are kept: `batch_rows`
+        is the number of prompts, and `batch_steps` the tokens of the longest answer.
 
         Args:
             prompts: The prompts, of one token or more.

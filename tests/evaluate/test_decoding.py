@@ -340,7 +340,7 @@ def test_the_best_is_kept(make, folder, prompts):
         _, _, log_ratio, nll = drawn[first]
         wanted = [log_ratio, nll, log_ratio + math.log(n) - (n - 1) / n]
         assert [record["log_ratio"], record["nll"], record["kl"]] == pytest.approx(wanted, abs=2e-4)
-        assert record["batch_rows"] == len(prompts)
+        assert record["batch_rows"] == len(prompts) and STEPS >= record["batch_steps"] >= record["tokens"]
 
 
 def of(n, ranked_by, **more):
@@ -524,7 +524,7 @@ def test_functions_are_looked_for_first(folder):
 
 def test_how_long_prompts_may_be(make, folder, prompts):
     decoders = make()
-    assert decoders.open(policy(folder)).longest_prompt == 128 - STEPS
+    assert decoders.longest_prompt == decoders.open(policy(folder)).longest_prompt == 128 - STEPS
     assert decoders.open(policy(folder, guide=["short"], beta=1.0)).longest_prompt == 16 - STEPS
     long = replace(prompts[0], ids=[5] * (129 - STEPS))
     with pytest.raises(ContextLengthError, match=r"at most 118 tokens, .* of 'm', but one has 119"):
