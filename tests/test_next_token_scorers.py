@@ -144,3 +144,13 @@ def test_the_processor_takes_them_as_they_are(kind, tmp_path):
     rewards = ReferenceScorer(reward_model).score(rows, torch.ones_like(rows), ids)
     expected = (best.log_softmax(-1) + rewards).log_softmax(-1)
     assert torch.allclose(processor(rows, scores).gather(1, ids), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", SCORERS)
+def test_an_output_layer_of_zeros_gives_no_preference(kind):
+    reward_model = read_as(kind)
+    torch.nn.init.zeros_(reward_model.model.get_output_embeddings().weight)
+    rewards = SCORERS[kind](reward_model).score(
+        torch.tensor([[5, 6, 7]]), torch.ones(1, 3).long(), torch.arange(4)[None]
+    )
+    assert (rewards == rewards[0, 0]).all()

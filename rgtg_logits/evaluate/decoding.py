@@ -87,11 +87,6 @@ class Decoders:
         self._sampler = Sampler(base, tokenizer, max_new_tokens=max_new_tokens)
         self._loaded: tuple[object, Models] | None = None
 
-    @property
-    def longest_prompt(self) -> int | None:
-        """Most tokens of a prompt behind which an answer fits into the base model's context; None without a limit."""
-        return self._sampler.longest_prompt
-
     @staticmethod
     def check(policies: Sequence[Policy]) -> None:
         """Looks for functions that cannot be imported, before anything is loaded.

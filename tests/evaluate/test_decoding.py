@@ -524,7 +524,7 @@ def test_functions_are_looked_for_first(folder):
 
 def test_how_long_prompts_may_be(make, folder, prompts):
     decoders = make()
-    assert decoders.longest_prompt == decoders.open(policy(folder)).longest_prompt == 128 - STEPS
+    assert decoders.open(policy(folder)).longest_prompt == 128 - STEPS
     assert decoders.open(policy(folder, guide=["short"], beta=1.0)).longest_prompt == 16 - STEPS
     long = replace(prompts[0], ids=[5] * (129 - STEPS))
     with pytest.raises(ContextLengthError, match=r"at most 118 tokens, .* of 'm', but one has 119"):
