@@ -1,0 +1,60 @@
+"""The rewards of this example as functions of text, to be named where a reward is wanted: `judges:gold`.
+
+They read what make_data.py has learnt from the folder that the environment variable RGTG_REVIEWS names, and have to be
+on Python's path:
+
+    export PYTHONPATH=examples/reviews RGTG_REVIEWS=runs/reviews
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from sentiment import SentimentModel
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """Log-odds, in nats, that prompt and response are of a positive review, by the model that labels training data."""
+    return _sentiment("gold").log_odds(texts(prompts, responses)).tolist()
+
+
+def judge(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """The same by a model that has seen none of the gold model's reviews, and labels nothing."""
+    return _sentiment("judge").log_odds(texts(prompts, responses)).tolist()
+
+
+def plain(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """How plain the style is: minus the mean number of words of a sentence of the response, in units of 5 words.
+
+    A sentence ends with `.`, `!` or `?`; the one that is being written counts as it stands, so that a response without
+    any end is one long sentence. The prompt is left out: it is what it is.
+    """
+    return [-len(text.split()) / max(1, len(_sentences(text))) / 5 for text in texts([""] * len(responses), responses)]
+
+
+def texts(prompts: Sequence[str], responses: Sequence[str]) -> list[str]:
+    """What is judged: prompt and response, without the tokens that begin and end a text."""
+    return [(p + r).replace(END_OF_TEXT, "") for p, r in zip(prompts, responses, strict=True)]
+
+
+def _sentences(text: str) -> list[str]:
+    """The parts of a text between the ends of sentences that hold a word."""
+    return [part for part in re.split(r"[.!?]+", text) if re.search(r"\w", part)]
+
+
+@cache
+def _sentiment(name: str) -> SentimentModel:
+    folder = os.environ.get("RGTG_REVIEWS")
+    if folder is None or not (Path(folder) / f"{name}.json").is_file():
+        raise FileNotFoundError(
+            f"Expected {name}.json in the folder that RGTG_REVIEWS names, but it is {folder!r}. "
+            "Set it to the --output_dir of make_data.py."
+        )
+    return SentimentModel.from_dict(json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8")))

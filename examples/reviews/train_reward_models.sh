@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Trains the reward models of this example with `rgtg train`, one after another; those that are there are left alone.
+#
+#     bash examples/reviews/train_reward_models.sh MODEL OUTPUT_DIR [NAME...]
+#
+# MODEL is the base model's folder, OUTPUT_DIR that of make_data.py. Each NAME below becomes the folder
+# OUTPUT_DIR/reward_models/NAME; without names, all of them are trained. Pairs come 32 to a batch and answers 64, so that
+# every objective sees the same answers in the same number of steps. More arguments of `rgtg train` go into RGTG_MORE.
+set -euo pipefail
+base=$1 out=$2
+shift 2
+wanted=("$@")
+
+train() {  # NAME DATA BATCH ARGUMENT...
+    local name=$1 data=$2 batch=$3 folder=$out/reward_models/$1 draft=$out/reward_models/.draft/$1
+    shift 3
+    if [[ -d $folder || (${#wanted[@]} -gt 0 && ! " ${wanted[*]} " == *" $name "*) ]]; then return; fi
+    if [[ ! -f $out/data/$data/test.jsonl ]]; then echo "$name waits for data/$data: run make_data.py"; return; fi
+    rm -rf "$draft"
+    # Later arguments win, so that one NAME may have another model or learning rate than the others.
+    # shellcheck disable=SC2086
+    rgtg train --model_name_or_path "$base" --dataset_name "$out/data/$data" --output_dir "$draft" \
+        --learning_rate 3e-4 --lr_scheduler_type cosine --warmup_steps 10 --num_train_epochs 1 \
+        --per_device_train_batch_size "$batch" --per_device_eval_batch_size 128 --max_length 256 --seed 0 \
+        --gradient_checkpointing false --logging_steps 10 --save_strategy no --report_to none "$@" ${RGTG_MORE:-}
+    rm -f "$draft/training_args.bin"
+    mv "$draft" "$folder"  # It is there whole or not at all.
+}
+
+mkdir -p "$out/reward_models"
+pairs=gold-pairs-8000 labels=gold-labels-8000
+train full_bt $pairs 32 --objective full_bt
+train partial_bt $pairs 32 --objective partial_bt
+train value $labels 64 --objective value
+train soft_value $labels 64 --objective soft_value --soft_value_beta 1
+train soft_value_half $labels 64 --objective soft_value --soft_value_beta 0.5
+train partial_bt_vocabulary $pairs 32 --objective partial_bt --kind vocabulary
+train soft_value_vocabulary $labels 64 --objective soft_value --soft_value_beta 1 --kind vocabulary
+train value_vocabulary $labels 64 --objective value --kind vocabulary
+train cumulative $labels 64 --objective cumulative
+train farma $pairs 32 --objective farma
+train arm $pairs 32 --objective arm
+for layers in 2 4; do  # See cut_layers.py.
+    train partial_bt_layers_$layers $pairs 32 --objective partial_bt --model_name_or_path "$out/bases/layers-$layers"
+done
+for size in 500 2000 32000; do
+    train partial_bt_pairs_$size gold-pairs-$size 32 --objective partial_bt
+    train soft_value_pairs_$size gold-labels-$size 64 --objective soft_value --soft_value_beta 1
+done
+for objective in full_bt partial_bt; do
+    train plain_$objective plain-pairs-8000 32 --objective $objective
+done
+train plain_value plain-labels-8000 64 --objective value
+train plain_soft_value plain-labels-8000 64 --objective soft_value --soft_value_beta 1

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rgtg_logits import RewardModel
+from rgtg_logits.testing import tiny_base_model, tiny_tokenizer
+
+pytest.importorskip("sklearn")
+pytest.importorskip("trl")
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "reviews"
+COMMON = ["the", "film", "has", "a", "plot", "and", "an", "actor", "with", "music", "in", "every", "scene", "of", "it."]
+WORDS = {0: ["dull", "weak", "awful", "boring"], 1: ["great", "warm", "lovely", "brilliant"]}
+
+
+@pytest.fixture
+def example(monkeypatch):
+    # The modules of an example import each other by name, as in any script's folder.
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    names = {path.stem for path in EXAMPLE.glob("*.py")}
+    for name in names & set(sys.modules):
+        del sys.modules[name]
+    yield __import__
+    for name in names & set(sys.modules):
+        del sys.modules[name]
+
+
+def reviews(count: int, seed: int) -> list[dict]:
+    rng = random.Random(seed)
+    rows = []
+    for number in range(count):
+        label = rng.randrange(2)
+        text = " ".join(rng.choice(WORDS[label] if rng.random() < 0.3 else COMMON) for _ in range(40))
+        rows.append({"text": f"{text}.<br />", "rating": 9 if label else 2, "label": label, "id": str(number)})
+    return rows
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    data, model = tmp_path / "data", tmp_path / "model"
+    data.mkdir()
+    splits = {"train": reviews(120, 0), "val": reviews(40, 1)}
+    for split, rows in splits.items():
+        with gzip.open(data / f"{split}.jsonl.gz", "wt") as lines:
+            lines.writelines(json.dumps(row) + "\n" for row in rows)
+    tokenizer = tiny_tokenizer([row["text"] for row in splits["train"]], vocab_size=400)
+    tokenizer.save_pretrained(model)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id}
+    tiny_base_model(vocab_size=len(tokenizer), num_hidden_layers=3, **ids).save_pretrained(model)
+    return {"data": str(data), "model": str(model), "output_dir": str(tmp_path / "out")}
+
+
+def make_data(example, inputs) -> Path:
+    sampling, data = example("sample_answers"), example("make_data")
+    size = {"prompts": 16, "held_out_prompts": 6, "first_held_out": 4, "new_tokens": 8, "prompts_per_file": 4}
+    sampling.main(sampling.Arguments(**inputs, **size))
+    data.main(data.Arguments(**inputs, pairs=[4, 32, 64], plain_pairs=[8]))
+    return Path(inputs["output_dir"])
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_become_nested_data_of_the_tokens_that_were_sampled(example, inputs, monkeypatch):
+    out = make_data(example, inputs)
+    assert not (out / "data" / "gold-pairs-64").exists()  # Only 32 pairs were sampled.
+    small, large = (rows(out / "data" / f"gold-pairs-{size}" / "train.jsonl") for size in (4, 32))
+    assert (len(large), large[:4]) == (32, small)
+    labels = rows(out / "data" / "gold-labels-32" / "train.jsonl")
+    sampled = [row for path in sorted((out / "answers").glob("train-*")) for row in rows(path)]
+    assert [row["input_ids"] for row in labels] == [r["prompt"] + a for r in sampled for a in r["answers"]]
+    assert {len(row["prompt"]) for row in sampled} == {13} == {row["start"] for row in labels}
+    for pair, both in zip(large, zip(labels[::2], labels[1::2], strict=True), strict=True):
+        assert sorted([pair["chosen_reward"], pair["rejected_reward"]]) == sorted(row["reward"] for row in both)
+    held_out = [row["prompt"] for path in (out / "answers").glob("held_out-*") for row in rows(path)]
+    assert len(held_out) == 6
+
+    monkeypatch.setenv("RGTG_REVIEWS", str(out))
+    judges = example("judges")
+    good, bad = judges.gold(["<|endoftext|>the film", "the film"], [" is great warm", " is dull weak"])
+    assert good > 0 > bad
+    assert judges.judge(["the film"], [" is great warm"])[0] > 0
+    assert judges.gold(["the film"], [" is great warm"]) == [good]
+
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.json*")}
+    (out / "answers" / "train-00004.jsonl").unlink()
+    make_data(example, inputs)
+    changed = {path.name for path, time in kept.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"train-00004.jsonl"}
+    again = [row for path in sorted((out / "answers").glob("train-*")) for row in rows(path)]
+    assert again == sampled
+
+
+def test_plain_style_counts_words_of_sentences(example):
+    plain = example("judges").plain
+    prompts = ["x"] * 4
+    assert plain(prompts, ["One two. Three four five six!", "one two three four five", "", "Well... yes."]) == [
+        pytest.approx(-3 / 5), -1.0, 0.0, pytest.approx(-1 / 5),
+    ]  # fmt: skip
+
+
+def test_the_prompt_of_a_dpo_pair_is_what_both_answers_share(example):
+    split = example("train_dpo").split_prompt
+    assert split({"chosen_ids": [1, 2, 3, 4], "rejected_ids": [1, 2, 5]}) == {
+        "prompt_ids": [1, 2], "chosen_ids": [3, 4], "rejected_ids": [5],
+    }  # fmt: skip
+    # An answer may be the beginning of the other one.
+    assert split({"chosen_ids": [1, 2], "rejected_ids": [1, 2, 5]}) == {
+        "prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [2, 5],
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_model_is_trained_from_the_same_data(example, inputs):
+    out = make_data(example, inputs)
+    for kind in ("pairs", "labels"):
+        (out / "data" / f"gold-{kind}-32").rename(out / "data" / f"gold-{kind}-8000")
+    cut = example("cut_layers")
+    cut.main(cut.Arguments(model=inputs["model"], output_dir=inputs["output_dir"], layers=[2]))
+    names = ["full_bt", "partial_bt_layers_2"]
+    command = ["bash", str(EXAMPLE / "train_reward_models.sh"), inputs["model"], str(out), *names]
+    more = {"RGTG_MORE": "--max_steps 1 --use_cpu true", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, check=False, env={**os.environ, **more}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [RewardModel.from_pretrained(out / "reward_models" / name) for name in names]
+    assert [model.config.objective for model in found] == ["full_bt", "partial_bt"]
+    assert [model.model.config.num_hidden_layers for model in found] == [3, 2]
+
+    accuracy = example("prefix_accuracy")
+    accuracy.main(accuracy.Arguments(output_dir=str(out), reward_models=names))
+    assert "| full_bt - partial_bt_layers_2 |" in (out / "prefix_accuracy.md").read_text()
+
+    dpo, rl, judge = example("train_dpo"), example("train_rl"), example("train_judge")
+    dpo.main(dpo.Arguments(model=inputs["model"], output_dir=str(out), betas=[0.1], batch_size=8))
+    short = {"steps": 2, "save_steps": 1, "answers_per_step": 8, "answers_per_prompt": 4, "batch_size": 8}
+    rl.main(rl.Arguments(**inputs, **short, prompts=16, new_tokens=8))
+    judge.main(judge.Arguments(**inputs, longest=30, shortest=5, max_reviews=40))
+    assert {path.name for path in (out / "policies").iterdir()} == {"dpo-0.1", "rl-1", "rl-2", "rl.tsv"}
+    assert set(json.loads((out / "neural_judge.json").read_text())) == {"accuracy_30", "accuracy_76"}
+
+    from rgtg_logits.pairs.prompts import Prompt
+    from rgtg_logits.pairs.rewards import load_reward
+
+    reward = load_reward(str(out / "neural_judge"), label_name="positive")
+    tokens = [3, 4]
+    assert len(reward([Prompt(0, "the film", "the film", tokens)], [" is great"])) == 1
