@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 from files import write
 from splits import train_prompts
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
@@ -92,7 +92,8 @@ def main(args: Arguments) -> None:
     draft = out / "policies" / f".{args.name}.draft"
     config = GRPOConfig(
         output_dir=str(draft), beta=args.kl, learning_rate=args.learning_rate, lr_scheduler_type="constant_with_warmup",
-        warmup_steps=5, max_steps=args.steps, save_steps=args.save_steps, seed=args.seed, logging_steps=1,
+        warmup_steps=5, max_steps=args.steps, save_steps=args.save_steps, save_total_limit=1,
+        seed=args.seed, logging_steps=1,
         per_device_train_batch_size=args.batch_size,
         gradient_accumulation_steps=args.answers_per_step // args.batch_size,
         num_generations=args.answers_per_prompt, max_completion_length=args.new_tokens,
@@ -102,23 +103,36 @@ def main(args: Arguments) -> None:
     )  # fmt: skip
     reward = finished_reward(reward_model, tokenizer.pad_token_id)
     trainer = TokenGRPOTrainer(
-        model=model, args=config, train_dataset=rows, reward_funcs=reward, processing_class=tokenizer
-    )
+        model=model, args=config, train_dataset=rows, reward_funcs=reward, processing_class=tokenizer,
+        callbacks=[StorePolicies(out / "policies" / args.name)],
+    )  # fmt: skip
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(draft)) if draft.exists() else None)
     keys = ("step", "reward", "entropy", "kl", "completions/mean_length", "step_time")
     lines = ["\t".join(str(e.get(key)) for key in keys) for e in trainer.state.log_history if "reward" in e]
     write(out / "policies" / f"{args.name}.tsv", "\t".join(keys) + "\n" + "\n".join(lines) + "\n")
-    for step in range(args.save_steps, args.steps + 1, args.save_steps):
-        store(draft / f"checkpoint-{step}", out / "policies" / f"{args.name}-{step}")
     shutil.rmtree(draft)
 
 
-def store(checkpoint: Path, folder: Path) -> None:
-    """Turns a checkpoint into a folder with the policy alone."""
-    part = folder.with_name(f".{folder.name}.draft")
-    AutoModelForCausalLM.from_pretrained(checkpoint).save_pretrained(part)
-    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(part)
-    part.rename(folder)
+class StorePolicies(TrainerCallback):
+    """Stores the policy alone, whole or not at all, beside every checkpoint that training goes on from.
+
+    Args:
+        name: Its folder, without the step.
+    """
+
+    def __init__(self, name: Path) -> None:
+        self._name = name
+
+    def on_save(
+        self, args: Any, state: TrainerState, control: Any, *, model: Any, processing_class: Any, **_: Any
+    ) -> None:
+        """Stores the policy of this step."""
+        folder = self._name.with_name(f"{self._name.name}-{state.global_step}")
+        if not folder.exists():
+            draft = folder.with_name(f".{folder.name}.draft")
+            model.save_pretrained(draft)
+            processing_class.save_pretrained(draft)
+            draft.rename(folder)
 
 
 if __name__ == "__main__":
