@@ -245,6 +245,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Split of the prompts. By default train, or the first.")] = None,
     limit: Annotated[int | None, typer.Option(help="Most prompts to read.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (default on a CPU), bfloat16, float16, auto.")] = None,
+    guide_dtype: Annotated[str | None, typer.Option(help="The same for what guides and ranks.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... By default a GPU if there is one.")] = None,
     num_processes: Annotated[int, typer.Option(help="Processes that share the work, by accelerate.")] = 1,
 ) -> None:
@@ -263,7 +264,7 @@ def evaluate(
         output=output, label_names=dict(map(_pair, label_name or [])), compare=tuple(map(_pair, compare or [])),
         seeds=seeds, seed=seed, max_new_tokens=max_new_tokens, top_k=top_k, batch_size=batch_size,
         prompt_column=prompt_column, prompt_tokens=prompt_tokens, prompt_prefix=prompt_prefix, split=split, limit=limit,
-        dtype=dtype, device=device,
+        dtype=dtype, guide_dtype=guide_dtype, device=device,
     )  # fmt: skip
     if num_processes > 1 and not launch.is_worker():
         launch.launch(num_processes, sys.argv[1:], on_cpu=device == "cpu")

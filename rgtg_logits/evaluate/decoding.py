@@ -67,7 +67,8 @@ class Decoders:
         max_new_tokens: Longest answer in tokens.
         top_k: How many candidates, where a method does not say; 0 is the whole vocabulary.
         seed: Seed of every draw.
-        dtype: Type of the weights of models that are loaded.
+        dtype: Type of the weights of models that draw.
+        guide_dtype: Type of the weights of models that guide and rank.
         device: Where they run.
     """
 
@@ -80,10 +81,12 @@ class Decoders:
         top_k: int,
         seed: int,
         dtype: str,
+        guide_dtype: str,
         device: str,
     ) -> None:
         self._base, self._tokenizer, self._steps = base, tokenizer, max_new_tokens
-        self._top_k, self._seed, self._dtype, self._device = top_k, seed, dtype, device
+        self._top_k, self._seed, self._device = top_k, seed, device
+        self._dtype, self._guide_dtype = dtype, guide_dtype
         self._sampler = Sampler(base, tokenizer, max_new_tokens=max_new_tokens)
         self._loaded: tuple[object, Models] | None = None
 
@@ -106,8 +109,9 @@ class Decoders:
             # What is no longer needed makes room first.
             self._loaded = None
             models = load_models(
-                method, self._base, self._tokenizer, guided=guided, dtype=self._dtype, device=self._device
-            )
+                method, self._base, self._tokenizer, guided=guided, dtype=self._dtype, guide_dtype=self._guide_dtype,
+                device=self._device,
+            )  # fmt: skip
             self._loaded = (key, models)
         models = self._loaded[1]
         sampler = Sampler(models.drawing, self._tokenizer, max_new_tokens=self._steps)

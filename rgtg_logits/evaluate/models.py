@@ -98,6 +98,7 @@ def load_models(
     *,
     guided: bool,
     dtype: str,
+    guide_dtype: str,
     device: str,
 ) -> Models:
     """Loads what a method names.
@@ -107,7 +108,8 @@ def load_models(
         base: The base model, which draws if the method names no other.
         tokenizer: Its tokenizer.
         guided: Whether to load what guides.
-        dtype: Type of the weights.
+        dtype: Type of the weights of what draws.
+        guide_dtype: Type of the weights of what guides and ranks.
         device: Where to put them.
 
     Raises:
@@ -116,8 +118,8 @@ def load_models(
         RewardModelError: If a reward model cannot give rewards of prefixes.
         VocabularyError: If a model does not share the base model's tokens where it has to.
     """
-    rank = None if method.ranked_by is None else load_reward(method.ranked_by, dtype=dtype, device=device)
-    guide = _load_guide(method, tokenizer, dtype, device) if guided else None
+    rank = None if method.ranked_by is None else load_reward(method.ranked_by, dtype=guide_dtype, device=device)
+    guide = _load_guide(method, tokenizer, guide_dtype, device) if guided else None
     if method.model is None:
         return Models(base, None, guide, rank)
     drawing, own = load_base_model(method.model, device, dtype)

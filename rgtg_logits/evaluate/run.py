@@ -60,7 +60,7 @@ def evaluate(settings: EvaluationSettings, progress: Progress | None = None) -> 
     check_matplotlib()
     processes = _Processes.current(settings.device)
     device, dtype = place(processes.device or settings.device, settings.dtype)
-    settings = replace(settings, device=device, dtype=dtype)
+    settings = replace(settings, device=device, dtype=dtype, guide_dtype=settings.guide_dtype or dtype)
     values = read_prompts(settings.prompts, settings.prompt_column, settings.split, settings.limit)
     identity = {**settings.identity(), "prompts_digest": digest(values)}
     with processes.first_one_first():
@@ -73,7 +73,7 @@ def evaluate(settings: EvaluationSettings, progress: Progress | None = None) -> 
     prompts, left_out = usable_prompts(encoded, model, settings.max_new_tokens)
     decoders = Decoders(
         model, tokenizer, max_new_tokens=settings.max_new_tokens, top_k=settings.top_k, seed=settings.seed, dtype=dtype,
-        device=device,
+        guide_dtype=str(settings.guide_dtype), device=device,
     )  # fmt: skip
     batches = list(_batches(settings, prompts))
     _work(processes.share(batches), decoders, answers, judges, progress)

@@ -39,6 +39,8 @@ class EvaluationSettings:
         limit: Most prompts to read.
         resamples: Bootstrap resamples of the prompts.
         dtype: One of `DTYPES`, "auto" being the checkpoints' own; by default float32 on a CPU and "auto" elsewhere.
+        guide_dtype: The same for the models that guide and rank; by default as `dtype`. It decides which policies are
+            compared, whose divergence is measured as exactly whatever it is.
         device: Where to run; by default a GPU if there is one, of several processes one each.
 
     Raises:
@@ -64,6 +66,7 @@ class EvaluationSettings:
     limit: int | None = None
     resamples: int = 2000
     dtype: str | None = None
+    guide_dtype: str | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -88,6 +91,7 @@ class EvaluationSettings:
             "limit": (self.limit is None or self.limit > 0, "1 prompt or more"),
             "resamples": (self.resamples >= 100, "100 or more, such as 2000"),
             "dtype": (self.dtype in (None, *DTYPES), f"one of {', '.join(DTYPES)}"),
+            "guide_dtype": (self.guide_dtype in (None, *DTYPES), f"one of {', '.join(DTYPES)}"),
         }
         for name, (kept, wanted) in rules.items():
             if not kept:

@@ -83,7 +83,14 @@ def make(folder, tokenizer):
     """The decoders of a base model."""
 
     def build(model=None, **changes):
-        values = {"max_new_tokens": STEPS, "top_k": TOP_K, "seed": SEED, "dtype": "float32", "device": "cpu"}
+        values = {
+            "max_new_tokens": STEPS,
+            "top_k": TOP_K,
+            "seed": SEED,
+            "dtype": "float32",
+            "guide_dtype": "float32",
+            "device": "cpu",
+        }
         return Decoders(model or base_model(), tokenizer, **{**values, **changes})
 
     return build
@@ -264,7 +271,14 @@ def test_prompts_led_by_the_token_that_pads_and_ends(make, folder):
     tokenizer.pad_token = tokenizer.eos_token
     prompts = encode_prompts(TEXTS, tokenizer, prompt_prefix="<|endoftext|>")
     assert all(prompt.ids[0] == EOS for prompt in prompts)
-    values = {"max_new_tokens": STEPS, "top_k": TOP_K, "seed": SEED, "dtype": "float32", "device": "cpu"}
+    values = {
+        "max_new_tokens": STEPS,
+        "top_k": TOP_K,
+        "seed": SEED,
+        "dtype": "float32",
+        "guide_dtype": "float32",
+        "device": "cpu",
+    }
     decoders = Decoders(base, tokenizer, **values)
     for case in ("guided", "another model"):
         records = decoders.open(policy(folder, **CASES[case])).answer(prompts, 0)
@@ -373,7 +387,9 @@ def test_the_divergence_of_the_best_is_a_bound(tokenizer):
     """In a world of 12 tokens and 2 steps, in which everything can be counted."""
     size, n, count = 12, 4, 3000
     base = tiny_base_model(vocab_size=size)
-    decoders = Decoders(base, tokenizer, max_new_tokens=2, top_k=5, seed=0, dtype="float32", device="cpu")
+    decoders = Decoders(
+        base, tokenizer, max_new_tokens=2, top_k=5, seed=0, dtype="float32", guide_dtype="float32", device="cpu"
+    )
     prompt = replace(encode_prompts(["x"], tokenizer)[0], ids=[3, 7], text="")
     records = decoders.open(Policy(of(n, "test_decoding:scattered"), 0.0)).answer(
         [replace(prompt, index=index) for index in range(count)], 0
@@ -530,3 +546,10 @@ def test_how_long_prompts_may_be(make, folder, prompts):
     with pytest.raises(ContextLengthError, match=r"at most 118 tokens, .* of 'm', but one has 119"):
         decoders.open(policy(folder)).answer([prompts[1], long], 0)
     decoders.open(policy(folder)).answer([prompts[1], replace(long, ids=long.ids[1:])], 0)
+
+
+def test_guides_may_be_of_another_type(make, folder, prompts):
+    decoders = make(guide_dtype="bfloat16")
+    models = decoders.open(policy(folder, guide=["short"], beta=1.0))._models
+    assert models.drawing.dtype == torch.float32
+    assert [model.dtype for model in models.readers] == [torch.bfloat16]
