@@ -1,0 +1,129 @@
+"""What the evaluations say of each claim, as one Markdown page.
+
+    python examples/reviews/claims.py --output_dir runs/reviews > runs/reviews/claims.md
+    python examples/reviews/claims.py --pairs_of METHODS.yaml     # what `rgtg evaluate --compare` has to compare
+
+(a) is read from prefix_accuracy.json, the others from the comparisons at equal divergence of the evaluations. A claim
+of a difference holds if the 95 % interval of every judge lies on its side of 0, fails if one lies on the other side,
+and is undecided otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+CLAIMS = {
+    "(b) PARGS beats ARGS": [("PARGS", "ARGS")],
+    "(c) PARGS reaches what fine-tuning reaches": [("PARGS", "DPO"), ("PARGS", "RL")],
+    "(d) soft value beats PARGS and CD": [
+        ("soft value", "PARGS"),
+        ("soft value", "CD"),
+        ("soft value, vocabulary", "PARGS, vocabulary"),
+        ("soft value, vocabulary", "CD, vocabulary"),
+    ],
+    "(c, d) what else reaches what": [
+        ("soft value", "DPO"),
+        ("soft value", "RL"),
+        ("soft value, vocabulary", "DPO"),
+        ("soft value, vocabulary", "RL"),
+        ("PARGS, vocabulary", "DPO"),
+        ("PARGS, vocabulary", "RL"),
+        ("PARGS", "best of n"),
+        ("PARGS", "GenARM"),
+        ("PARGS", "FaRMA"),
+        ("PARGS", "RAD"),
+    ],
+    "(e) vocabulary heads lose little": [
+        ("PARGS, vocabulary", "PARGS"),
+        ("CD, vocabulary", "CD"),
+        ("soft value, vocabulary", "soft value"),
+    ],
+}
+COLUMNS = ("first", "second", "judge", "KL, nats", "first − second, mean over the KL", "verdict")
+
+
+@dataclass
+class Arguments:
+    """Where the evaluations are."""
+
+    output_dir: str = "runs/reviews"
+    evaluations: str = "evaluation"
+    pairs_of: str | None = None
+
+
+def pairs_of(methods: str) -> Iterator[str]:
+    """The comparisons that bear on a claim and can be made with some methods."""
+    listed = yaml.safe_load(Path(methods).read_text(encoding="utf-8"))
+    curves = {method.get("family", method["name"]) for method in listed}
+    for first, second in (pair for pairs in CLAIMS.values() for pair in pairs):
+        if {first, second} <= curves:
+            yield f"{first}={second}"
+
+
+def comparisons(folder: Path) -> Iterator[dict[str, Any]]:
+    """All comparisons of all evaluations, with the name of the evaluation."""
+    for path in sorted(folder.glob("val-*/results.json")):
+        for found in json.loads(path.read_text(encoding="utf-8"))["comparisons"]:
+            yield {**found, "evaluation": path.parent.name.removeprefix("val-")}
+
+
+def verdict(intervals: Sequence[Sequence[float]]) -> str:
+    """What intervals (value, low, high) of the same difference by several judges say of it."""
+    if all(low > 0 for _, low, _ in intervals):
+        return "above"
+    if all(high < 0 for _, _, high in intervals):
+        return "below"
+    return "undecided"
+
+
+def section(title: str, pairs: Sequence[tuple[str, str]], found: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """A claim and every comparison that bears on it."""
+    yield from (
+        f"## {title}",
+        "",
+        "| " + " | ".join(("candidates", *COLUMNS)) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    )
+    for first, second in pairs:
+        for evaluation in sorted({line["evaluation"] for line in found}):
+            judged = [c for c in found if (c["first"], c["second"], c["evaluation"]) == (first, second, evaluation)]
+            said = verdict([line["overall"] for line in judged]) if judged else ""
+            for line in judged:
+                value, low, high = line["overall"]
+                span = f"{line['kl'][0]:.0f} to {line['kl'][-1]:.0f}"
+                cells = (
+                    evaluation,
+                    first,
+                    second,
+                    line["judge"],
+                    span,
+                    f"{value:+.2f} [{low:+.2f}, {high:+.2f}]",
+                    said,
+                )
+                yield "| " + " | ".join(cells) + " |"
+    yield ""
+
+
+def main(args: Arguments) -> None:
+    """Prints the page, or the pairs."""
+    if args.pairs_of is not None:
+        print("\n".join(pairs_of(args.pairs_of)))
+        return
+    out = Path(args.output_dir)
+    accuracy = out / "prefix_accuracy.md"
+    print("# The claims, one by one\n\n## (a) A partial reward model beats a full one at every prefix\n")
+    print(accuracy.read_text(encoding="utf-8") if accuracy.exists() else "Not measured.\n")
+    found = list(comparisons(out / args.evaluations))
+    for title, pairs in CLAIMS.items():
+        print("\n".join(section(title, pairs, found)))
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])

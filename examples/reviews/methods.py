@@ -1,0 +1,122 @@
+r"""Lists the methods that are compared, for `rgtg evaluate --methods`.
+
+    python examples/reviews/methods.py --output_dir runs/reviews --which top20 > runs/reviews/methods/tune-top20.yaml
+    python examples/reviews/methods.py --output_dir runs/reviews --which top20 \
+        --tuned runs/reviews/evaluation/tune-top20 --kl 33 36 42 52 > runs/reviews/methods/val-top20.yaml
+
+The first line lists every guided method at the strengths of a coarse grid, to be run on prompts to tune on. The second
+one lists each at the strengths that reach given divergences from the base model there, read off the grid by
+interpolation: so every curve of the report spans the same divergences, chosen without a look at the prompts reported.
+
+What has not been trained is left out. The lists:
+
+- `top20` draws every method from 20 candidates, and `whole` from the whole vocabulary, for methods that cost the same
+  whatever the number of candidates;
+- `greedy` holds the variants that take the best token;
+- `large` guides by far too much, to see it fail;
+- `k`, `layers` and `pairs` vary the number of candidates, the size of the reward model, and the pairs it learnt from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from transformers import HfArgumentParser
+
+GUIDED = {
+    "ARGS": ("full_bt", [1, 2, 4, 8]),
+    "PARGS": ("partial_bt", [1, 2, 4, 8]),
+    "CD": ("value", [0.5, 1, 2, 4]),
+    "RAD": ("cumulative", [0.5, 1, 2, 4]),
+    "soft value": ("soft_value", [0.5, 1, 2, 4]),
+}
+VOCABULARY = {
+    "PARGS, vocabulary": ("partial_bt_vocabulary", [1, 2, 4, 8]),
+    "CD, vocabulary": ("value_vocabulary", [0.5, 1, 2, 4]),
+    "soft value, vocabulary": ("soft_value_vocabulary", [0.5, 1, 2, 4]),
+    "FaRMA": ("farma", [0.5, 1, 2, 4]),
+    "GenARM": ("arm", [0.25, 0.5, 1, 2]),
+}
+LARGE = [8, 16, 32, 64]
+VARIED = {
+    "layers": {f"{n} layers": f"partial_bt_layers_{n}" for n in (2, 4)} | {"6 layers": "partial_bt"},
+    "pairs": {f"{n} pairs": f"partial_bt_pairs_{n}" for n in (500, 2000)}
+    | {"8000 pairs": "partial_bt", "32000 pairs": "partial_bt_pairs_32000"},
+}
+CANDIDATES = (5, 10, 20, 50)
+GREEDY = {"ARGS greedy": ("full_bt", [1]), "PARGS-G": ("partial_bt", [1])}
+
+
+@dataclass
+class Arguments:
+    """Where the models are, and which list is wanted."""
+
+    output_dir: str = "runs/reviews"
+    which: str = "top20"
+    tuned: str | None = None
+    kl: list[float] = field(default_factory=lambda: [33.0, 36.0, 42.0, 52.0])
+
+
+def methods(args: Arguments) -> Iterator[dict[str, Any]]:
+    """Every method of a list."""
+    models = Path(args.output_dir) / "reward_models"
+    if args.which == "k":
+        for k in CANDIDATES:
+            yield {"name": f"base, k = {k}", "top_k": k}
+            yield {
+                "name": f"k = {k}",
+                "guide": str(models / "partial_bt"),
+                "beta": list(GUIDED["PARGS"][1]),
+                "top_k": k,
+            }
+        return
+    yield {"name": "base"}
+    for name, (folder, grid) in guided(args).items():
+        if (models / folder).is_dir():
+            betas = list(grid) if args.tuned is None else strengths(args.tuned, name, args.kl)
+            yield {"name": name, "guide": str(models / folder), "beta": betas, "greedy": args.which == "greedy"}
+    if args.tuned is not None:
+        yield from unguided(Path(args.output_dir))
+
+
+def guided(args: Arguments) -> dict[str, tuple[str, list[float]]]:
+    """The folder of each guide, and its strengths."""
+    if args.which in VARIED:
+        return {name: (folder, GUIDED["PARGS"][1]) for name, folder in VARIED[args.which].items()}
+    if args.which == "large":
+        return {name: (GUIDED[name][0], LARGE) for name in ("ARGS", "PARGS")}
+    return {"top20": {**GUIDED, **VOCABULARY}, "whole": VOCABULARY, "greedy": GREEDY}[args.which]
+
+
+def unguided(output: Path) -> Iterator[dict[str, Any]]:
+    """What has no strength, and so needs no tuning."""
+    for n in (4, 16):
+        ranker = str(output / "reward_models" / "full_bt")
+        yield {"name": f"best of {n}", "family": "best of n", "best_of": n, "ranked_by": ranker}
+    for folder in sorted((output / "policies").glob("[!.]*-*")):
+        kind, _, which = folder.name.partition("-")
+        title = {"dpo": f"DPO, beta {which}", "rl": f"RL, step {which}"}[kind]
+        yield {"name": title, "family": kind.upper(), "model": str(folder)}
+
+
+def strengths(folder: str, name: str, targets: list[float]) -> list[float]:
+    """The strengths at which a method reaches some divergences, by interpolation between those that were tried."""
+    policies = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))["policies"]
+    tried = sorted((policy["beta"], policy["kl"][0]) for policy in policies if policy["name"] in (name, "base"))
+    beta, kl = np.array(tried).T
+    # Above the least divergence it grows with the square of the strength, while that is small.
+    root = np.sqrt(np.maximum.accumulate(kl) - kl[0])
+    reached = [target for target in targets if target <= kl.max()]
+    found = np.interp(np.sqrt(np.array(reached) - kl[0]), root, beta)
+    return [float(f"{value:.2g}") for value in found]
+
+
+if __name__ == "__main__":
+    parsed = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
+    print(yaml.safe_dump(list(methods(parsed)), sort_keys=False, allow_unicode=True), end="")
