@@ -32,18 +32,18 @@ from transformers import HfArgumentParser
 GUIDED = {
     "ARGS": ("full_bt", [1, 2, 4, 8]),
     "PARGS": ("partial_bt", [1, 2, 4, 8]),
-    "CD": ("value", [0.5, 1, 2, 4]),
-    "RAD": ("cumulative", [0.5, 1, 2, 4]),
+    "CD": ("value", [1, 2, 4, 6]),
+    "RAD": ("cumulative", [1, 2, 4, 6]),
     "soft value": ("soft_value", [0.5, 1, 2, 4]),
 }
 VOCABULARY = {
     "PARGS, vocabulary": ("partial_bt_vocabulary", [1, 2, 4, 8]),
-    "CD, vocabulary": ("value_vocabulary", [0.5, 1, 2, 4]),
+    "CD, vocabulary": ("value_vocabulary", [1, 2, 4, 6]),
     "soft value, vocabulary": ("soft_value_vocabulary", [0.5, 1, 2, 4]),
     "FaRMA": ("farma", [0.5, 1, 2, 4]),
     "GenARM": ("arm", [0.25, 0.5, 1, 2]),
 }
-LARGE = [8, 16, 32, 64]
+LARGE = [1, 2, 4, 8, 16, 32, 64]
 VARIED = {
     "layers": {f"{n} layers": f"partial_bt_layers_{n}" for n in (2, 4)} | {"6 layers": "partial_bt"},
     "pairs": {f"{n} pairs": f"partial_bt_pairs_{n}" for n in (500, 2000)}
@@ -109,6 +109,8 @@ def strengths(folder: str, name: str, targets: list[float]) -> list[float]:
     """The strengths at which a method reaches some divergences, by interpolation between those that were tried."""
     policies = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))["policies"]
     tried = sorted((policy["beta"], policy["kl"][0]) for policy in policies if policy["name"] in (name, "base"))
+    if len(tried) < 3:
+        raise ValueError(f"Expected {name!r} at several strengths in {folder}, but it has not been tuned there yet.")
     beta, kl = np.array(tried).T
     # Above the least divergence it grows with the square of the strength, while that is small.
     root = np.sqrt(np.maximum.accumulate(kl) - kl[0])

@@ -253,7 +253,7 @@ def _bars(points: Sequence[Estimate]) -> list[list[float]]:
 
 
 def _scale(axes: Any, direction: str, wanted: _Axis, points: list[Estimate]) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: PLC0415  (as above)
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator  # noqa: PLC0415  (as above)
 
     ends = [end for point in points for end in point if isfinite(end)]
     if wanted.scale == "linear" or not ends or max(ends) <= 0:
@@ -262,6 +262,9 @@ def _scale(axes: Any, direction: str, wanted: _Axis, points: list[Estimate]) -> 
     if wanted.scale == "root":
         scale: dict[str, Any] = {"value": "function", "functions": (_root, _square)}
         ticks = [0.0, *_round_numbers(largest / 40, largest)]
+        if 5 * smallest > largest:
+            # Where all policies cut the vocabulary, no divergence is near 0.
+            ticks = list(MaxNLocator(6).tick_values(smallest, largest))
     elif largest < 5 * smallest:
         # Too short for round numbers on a logarithmic axis.
         return

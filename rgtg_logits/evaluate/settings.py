@@ -10,8 +10,9 @@ from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.evaluate.methods import Method, check_names
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-WITHOUT_EFFECT = ("methods", "judges", "label_names", "output", "device", "seeds", "resamples", "compare")
-"""Settings that do not change what the continuations of a policy are, apart from rounding."""
+PROMPTS = ("prompts", "prompt_column", "split", "limit")
+WITHOUT_EFFECT = (*PROMPTS, "methods", "judges", "label_names", "output", "device", "seeds", "resamples", "compare")
+"""Settings that do not change what a policy answers to a prompt, apart from rounding; prompts are compared as such."""
 
 
 @dataclass(frozen=True, kw_only=True)

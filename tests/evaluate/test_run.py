@@ -156,7 +156,7 @@ def test_answers_of_other_settings_are_not_taken(settings):
     for changes, message in (
         ({"max_new_tokens": 5}, "max_new_tokens was 6 and is 5"),
         ({"seed": 3}, "seed was 0 and is 3"),
-        ({"limit": 2}, "limit was None and is 2"),
+        ({"limit": 2}, "prompts_digest was "),
     ):
         with pytest.raises(InvalidArgumentError, match=message):
             evaluate(replace(settings, **{"seeds": 1, **changes}))

@@ -1,0 +1,118 @@
+"""Draws what number of candidates, strength, size of the reward model and number of pairs change: a figure each.
+
+    python examples/reviews/sensitivity.py --output_dir runs/reviews
+
+Reads the evaluations of the lists `k`, `large`, `layers` and `pairs`. Every line is guidance by a partial reward model
+at several strengths, gold reward against divergence from the base model, with 95 % intervals. Cutting to k candidates
+costs divergence by itself, and more of it for small k; so with k the axis begins behind that of the base model with as
+many candidates.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from transformers import HfArgumentParser
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+MARKERS = ("o", "s", "^", "D")
+TITLES = {
+    "k": "Number of candidates",
+    "layers": "Size of the reward model (the base model has 6 layers)",
+    "pairs": "Pairs that the reward model learnt from",
+}
+
+
+@dataclass
+class Arguments:
+    """Where the evaluations are."""
+
+    output_dir: str = "runs/reviews"
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The policies of an evaluation."""
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))["policies"]
+
+
+def lines(policies: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The guided policies by method, by divergence."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for policy in sorted((p for p in policies if p["beta"]), key=lambda p: p["kl"][0]):
+        found.setdefault(policy["name"], []).append(policy)
+    order = list(dict.fromkeys(p["name"] for p in policies if p["beta"]))
+    return {name: found[name] for name in order}
+
+
+def draw(
+    axes: Axes, points: list[dict[str, Any]], index: int, label: str, judge: str = "gold", start: float = 0
+) -> None:
+    """One line."""
+    x = [point["kl"][0] - start for point in points]
+    y, low, high = zip(*(point["judges"][judge]["reward"] for point in points), strict=True)
+    error = [[a - b for a, b in zip(y, low, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
+    axes.errorbar(x, y, yerr=error, color=COLORS[index], marker=MARKERS[index], capsize=2, lw=1.2, ms=5, label=label)
+
+
+def compared(policies: list[dict[str, Any]], name: str, path: Path) -> None:
+    """A line for each setting."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for index, (label, points) in enumerate(lines(policies).items()):
+        cut = [policy["kl"][0] for policy in policies if policy["name"] == f"base, {label}"]
+        draw(axes, points, index, label, start=cut[0] if cut else 0)
+    of = "KL to the base model cut to k tokens" if name == "k" else "KL to the base model"
+    axes.set(title=TITLES[name], xlabel=f"{of}, nats of an answer", ylabel="gold reward")
+    axes.legend(frameon=False)
+    save(figure, path)
+
+
+def strength(policies: list[dict[str, Any]], path: Path) -> None:
+    """Far too much guidance: what each judge says of it, and how probable and how varied the texts still are."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    points = sorted((p for p in policies if p["name"] == "PARGS"), key=lambda p: p["beta"])
+    for index, judge in enumerate(points[0]["judges"]):
+        beta = [point["beta"] for point in points]
+        y, low, high = zip(*(point["judges"][judge]["reward"] for point in points), strict=True)
+        left.fill_between(beta, low, high, color=COLORS[index], alpha=0.15, lw=0)
+        left.plot(beta, y, color=COLORS[index], marker=MARKERS[index], label=judge)
+    left.set(title="Reward by judge", xlabel="beta", ylabel="reward")
+    left.legend(frameon=False)
+    (one,) = right.plot(beta, [p["perplexity"][0] for p in points], color=COLORS[0], marker="o", label="perplexity")
+    right.set(title="Texts", xlabel="beta", ylabel="perplexity under the base model")
+    other = right.twinx()
+    (two,) = other.plot(beta, [p["distinct"][1] for p in points], color=COLORS[1], marker="s", label="distinct-2")
+    other.set(ylabel="distinct-2", ylim=(0, 1))
+    right.legend(handles=[one, two], frameon=False, loc="center left")
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(beta, [f"{value:g}" for value in beta])
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure whose bytes do not depend on when."""
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    plt.close(figure)
+
+
+def main(args: Arguments) -> None:
+    """Draws what has been evaluated."""
+    out = Path(args.output_dir) / "evaluation"
+    for name in TITLES:
+        if (out / f"val-{name}").is_dir():
+            compared(read(out / f"val-{name}"), name, out / f"sensitivity-{name}.png")
+    if (out / "val-large").is_dir():
+        strength(read(out / "val-large"), out / "sensitivity-beta.png")
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
