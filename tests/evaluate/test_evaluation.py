@@ -52,7 +52,7 @@ def models(tmp_path_factory):
     (folder / "texts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
     (folder / "methods.yaml").write_text(
         f"- name: base\n- {{name: guided, guide: {folder / 'rm'}, beta: [1, 3]}}\n"
-        f"- {{name: best, best_of: 3, ranked_by: 'test_run:letters', top_k: 5}}\n"
+        f"- {{name: best, best_of: 3, ranked_by: 'test_evaluation:letters', top_k: 5}}\n"
         f"- {{name: ARGS, guide: {folder / 'rm'}, beta: 1, greedy: true}}\n"
     )
     return folder
@@ -60,7 +60,7 @@ def models(tmp_path_factory):
 
 def arguments(models, output, *more):
     values = [models / "base", "--prompts", models / "texts.jsonl", "--methods", models / "methods.yaml", "--judge"]
-    values += ["letters=test_run:letters", "--output", output, "--seeds", 2, "--max_new_tokens", 6, "--batch_size", 2]
+    values += ["letters=test_evaluation:letters", "--output", output, "--seeds", 2, "--max_new_tokens", 6, "--batch_size", 2]
     return ["evaluate", *map(str, [*values, "--compare", "guided=base", *more])]
 
 
@@ -69,7 +69,7 @@ def settings(models, tmp_path):
     methods = (Method(name="base"), Method(name="guided", guide=(str(models / "rm"),), beta=(2.0,)))
     return EvaluationSettings(
         base=str(models / "base"), prompts=str(models / "texts.jsonl"), methods=methods,
-        judges={"letters": "test_run:letters"}, output=str(tmp_path / "out"), seeds=2, max_new_tokens=6, batch_size=2,
+        judges={"letters": "test_evaluation:letters"}, output=str(tmp_path / "out"), seeds=2, max_new_tokens=6, batch_size=2,
         resamples=100,
     )  # fmt: skip
 
@@ -135,7 +135,7 @@ def test_only_what_is_new_is_done(settings):
     before, judged[:] = records(settings.output), []
     # A strength and a judge more, another name for the curve.
     guided = replace(settings.methods[1], beta=(2.0, 4.0), family="curve")
-    judges = {"letters": "test_run:letters", "length": "test_run:length"}
+    judges = {"letters": "test_evaluation:letters", "length": "test_evaluation:length"}
     results = evaluate(replace(settings, methods=(settings.methods[0], guided), judges=judges, device="cpu"))
     assert sum(judged) == 10
     assert [path.stat().st_mtime_ns for path in answers] == times
@@ -146,7 +146,7 @@ def test_only_what_is_new_is_done(settings):
     assert after["reward_length"].tolist() == length(after["prompt_text"], after["answer"])
     assert [policy.beta for policy in results.policies] == [0, 2, 4]
     # A judge that changes under the same name is asked again.
-    evaluate(replace(settings, judges={"letters": "test_run:length"}))
+    evaluate(replace(settings, judges={"letters": "test_evaluation:length"}))
     swapped = records(settings.output)
     assert swapped["reward_letters"].tolist() == length(swapped["prompt_text"], swapped["answer"])
 

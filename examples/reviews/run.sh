@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Everything, from reviews to claims: hours on two cores; stopped, it goes on where it was.
+#
+#     bash examples/reviews/run.sh MODEL DATA OUTPUT_DIR
+#
+# MODEL is the base model (model_cards/tiny-imdb-base), DATA is stanfordnlp/imdb or a folder with the same reviews.
+set -euo pipefail
+base=$1 data=$2 out=$3
+here=$(cd "$(dirname "$0")" && pwd)
+common=(--model "$base" --output_dir "$out")
+
+python "$here/sample_answers.py" "${common[@]}" --data "$data"
+python "$here/make_data.py" "${common[@]}" --data "$data"
+python "$here/train_judge.py" "${common[@]}" --data "$data"
+python "$here/cut_layers.py" "${common[@]}" --layers 2 4
+bash "$here/train_reward_models.sh" "$base" "$out"
+python "$here/train_dpo.py" "${common[@]}" --betas 0.03 0.1 0.3 1
+python "$here/train_rl.py" "${common[@]}" --data "$data"
+python "$here/prefix_accuracy.py" --output_dir "$out"
+bash "$here/evaluate.sh" "$base" "$data" "$out"
+python "$here/sensitivity.py" --output_dir "$out"
+python "$here/claims.py" --output_dir "$out" >"$out/claims.md"
