@@ -33,6 +33,9 @@ train full_bt $pairs 32 --objective full_bt
 train partial_bt $pairs 32 --objective partial_bt
 train value $labels 64 --objective value
 train soft_value $labels 64 --objective soft_value --soft_value_beta 1
+# Bootstrapped: fitted to what is said of the text 20 tokens on, more or less, instead of its noisy end.
+train soft_value_td $labels 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95
+train value_td $labels 64 --objective value --td_lambda 0.95
 train soft_value_half $labels 64 --objective soft_value --soft_value_beta 0.5
 train partial_bt_vocabulary $pairs 32 --objective partial_bt --kind vocabulary
 train soft_value_vocabulary $labels 64 --objective soft_value --soft_value_beta 1 --kind vocabulary

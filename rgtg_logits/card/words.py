@@ -92,7 +92,8 @@ OBJECTIVES: dict[str, ObjectiveWords] = {
         ),
         training=(
             "Half the squared difference between the score of every prefix of an answer and the reward of the finished "
-            "answer (CD-FUDGE); the mean over all prefixes of a batch."
+            "answer (CD-FUDGE); the mean over all prefixes of a batch. TD(λ) with λ = {td_lambda}: below 1, the reward "
+            "is replaced by what the model says of the prefixes that follow."
         ),
         loss="per prefix (half the squared difference)",
         limits=(
@@ -116,7 +117,8 @@ OBJECTIVES: dict[str, ObjectiveWords] = {
         ),
         training=(
             "The LINEX loss exp(d) − d − 1 at every prefix of an answer, with d = {beta} · r − score; the mean over "
-            "all prefixes of a batch. Its minimiser is the formula above."
+            "all prefixes of a batch. Its minimiser is the formula above. TD(λ) with λ = {td_lambda}: below 1, {beta} "
+            "· r is replaced by what the model says of the prefixes that follow."
         ),
         loss="per prefix (LINEX)",
         beta=(1.0, "the strength that the objective is made for; its own `beta` is already in the scores"),

@@ -35,6 +35,9 @@ class PartialRewardConfig(RewardConfig):
             rewards, > 0. Larger is further from the base model, and needs more data.
         soft_value_clip: Of "soft_value": how far, in nats, a reward may be above the prediction before its loss goes
             on as a straight line, > 0. 5 lets nearly all through; smaller is steadier and biased towards the mean.
+        td_lambda: Of "value" and "soft_value": from 0 to 1. 1 fits every prefix to the reward of the finished answer.
+            Less fits it to what the model itself says of the prefixes that follow, the nearer the more, about
+            1 / (1 - td_lambda) tokens on: less noise, for a model that is wrong at first. Evaluation always takes 1.
         arm_beta: Of "arm": nats of preference per nat of log-probability, > 0. The paper takes 0.05 for whole answers;
             1 makes the sum of log-probabilities itself the reward.
         farma_weight: Of "farma": weight of the part about unfinished prefixes, ≥ 0. 0 trains on finished answers only.
@@ -77,6 +80,13 @@ class PartialRewardConfig(RewardConfig):
         metadata={
             "help": "For 'soft_value': nats by which a reward may exceed the prediction before its loss goes on as a "
             "straight line; above 0."
+        },
+    )
+    td_lambda: float = field(
+        default=1.0,
+        metadata={
+            "help": "For 'value' and 'soft_value': 1 fits prefixes to the finished answer's reward; less, to what the "
+            "model says of the prefixes that follow, about 1 / (1 - td_lambda) tokens on."
         },
     )
     arm_beta: float = field(
@@ -148,6 +158,11 @@ class PartialRewardConfig(RewardConfig):
                 raise InvalidArgumentError(
                     f"Expected {name} to be a finite number {least}, but got {value}. Leave it out for the default."
                 )
+        if not 0 <= self.td_lambda <= 1 or (self.td_lambda < 1 and self.objective not in ("value", "soft_value")):
+            raise InvalidArgumentError(
+                "Expected td_lambda from 0 to 1, and 1 but for the objectives 'value' and 'soft_value', but got "
+                f"{self.td_lambda} for {self.objective!r}. Leave it out for the default."
+            )
         if self.center_rewards_coefficient and self.objective not in ("partial_bt", "full_bt"):
             raise InvalidArgumentError(
                 "Expected center_rewards_coefficient for the objectives 'partial_bt' and 'full_bt' only, but got "
@@ -169,6 +184,7 @@ class PartialRewardConfig(RewardConfig):
             clip=self.soft_value_clip,
             arm_beta=self.arm_beta,
             farma_weight=self.farma_weight,
+            td_lambda=self.td_lambda,
         )
 
     @property

@@ -31,7 +31,12 @@ _HYPERPARAMETERS = (
 )  # fmt: skip
 _LORA = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules")
 _PACKAGES = ("rgtg_logits", "trl", "transformers", "torch", "datasets", "peft")
-_SETTINGS = {"soft_value": ("beta", "clip"), "farma": ("farma_weight",), "arm": ("arm_beta",)}
+_SETTINGS = {
+    "value": ("td_lambda",),
+    "soft_value": ("beta", "clip", "td_lambda"),
+    "farma": ("farma_weight",),
+    "arm": ("arm_beta",),
+}
 _COMMIT = re.compile("[0-9a-f]{40}")
 # Objectives whose own strength the card names anyway.
 _OWN_STRENGTH = ("soft_value", "arm")

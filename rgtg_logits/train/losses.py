@@ -193,7 +193,11 @@ def arm(
 
 
 def value(
-    rewards: Float[Tensor, "rows length"], targets: Float[Tensor, " rows"], exists: Bool[Tensor, "rows length"]
+    rewards: Float[Tensor, "rows length"],
+    targets: Float[Tensor, " rows"],
+    exists: Bool[Tensor, "rows length"],
+    *,
+    td_lambda: float = 1.0,
 ) -> Float[Tensor, "rows length"]:
     """Half the squared difference of every prefix to the reward of the finished answer (CD-FUDGE, arXiv 2310.17022).
 
@@ -203,8 +207,10 @@ def value(
         rewards: Reward of every prefix.
         targets: Reward of the finished answer.
         exists: Which prefixes count.
+        td_lambda: Below 1, in place of the finished answer's reward that of `lambda_returns`.
     """
-    return (0.5 * (rewards - targets[:, None]) ** 2).masked_fill(~exists, 0.0)
+    returns = lambda_returns(rewards, targets, exists, td_lambda=td_lambda, soft=False)
+    return (0.5 * (rewards - returns) ** 2).masked_fill(~exists, 0.0)
 
 
 def cumulative(
@@ -228,6 +234,7 @@ def soft_value(
     *,
     beta: float = 1.0,
     clip: float = 5.0,
+    td_lambda: float = 1.0,
 ) -> Float[Tensor, "rows length"]:
     """The LINEX loss exp(d) − d − 1 of every prefix, with d = beta · target − reward.
 
@@ -243,11 +250,49 @@ def soft_value(
         beta: Guidance strength that the model is made for, in nats per unit of `targets`.
         clip: The exponential goes on as a straight line behind this d, because a few samples would rule the gradient.
             The minimiser stays what it is where no d is larger.
+        td_lambda: Below 1, in place of beta · target that of `lambda_returns`.
     """
-    difference = beta * targets[:, None] - rewards
+    difference = lambda_returns(rewards, beta * targets, exists, td_lambda=td_lambda, soft=True) - rewards
     bounded = difference.clamp(max=clip)
     exponential = bounded.exp() * (1 + difference - bounded)
     return (exponential - difference - 1).masked_fill(~exists, 0.0)
+
+
+def lambda_returns(
+    rewards: Float[Tensor, "rows length"],
+    targets: Float[Tensor, " rows"],
+    exists: Bool[Tensor, "rows length"],
+    *,
+    td_lambda: float,
+    soft: bool,
+) -> Float[Tensor, "rows length"]:
+    """What each prefix is fitted to, without gradient: the λ-return of TD(λ) (Sutton and Barto, 2018, chapter 12).
+
+    With λ = 1 it is the target. Below, the return of a prefix is the mean of what the model says of the text one token
+    later (weight 1 − λ) and of that text's own return (weight λ); where the text one token later is finished, it is the
+    target. Rewards of single answers are noisy, and a prefix learns from them only as far as 1 / (1 − λ) tokens on; for
+    texts drawn from the base model the fixed point is the minimiser of λ = 1 all the same.
+
+    Args:
+        rewards: Reward of every prefix.
+        targets: What a finished answer is fitted to.
+        exists: Which prefixes count; the last of them are the finished answers.
+        td_lambda: λ, from 0 to 1.
+        soft: Whether means are those of exponentials, log E[exp(·)], of which `soft_value` is one.
+    """
+    ahead, returns = rewards.detach(), targets[:, None].expand_as(rewards)
+    if td_lambda == 1:
+        return returns
+    columns = list(returns.unbind(1))
+    here, later = torch.tensor([1 - td_lambda, td_lambda], dtype=rewards.dtype, device=rewards.device).log()
+    for t in range(rewards.shape[1] - 3, -1, -1):
+        if soft:
+            mean = torch.logaddexp(here + ahead[:, t + 1], later + columns[t + 1])
+        else:
+            mean = torch.lerp(ahead[:, t + 1], columns[t + 1], td_lambda)
+        # Two tokens later there is text: so one token later it is not finished.
+        columns[t] = torch.where(exists[:, t + 2], mean, columns[t])
+    return torch.stack(columns, 1)
 
 
 def between(start: Int[Tensor, " rows"], end: Int[Tensor, " rows"], length: int) -> Bool[Tensor, "rows length"]:

@@ -84,6 +84,7 @@ class Weights:
         clip: Where the exponential of "soft_value" becomes a line, in nats.
         arm_beta: Nats of preference per nat of log-probability, for "arm".
         farma_weight: Of the constraint of "farma".
+        td_lambda: Of the finished answer's reward against later predictions, for "value" and "soft_value".
     """
 
     center: float | None = None
@@ -91,6 +92,7 @@ class Weights:
     clip: float = 5.0
     arm_beta: float = 1.0
     farma_weight: float = 1.0
+    td_lambda: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +153,9 @@ def _arm(reading: Reading, rows: Pairs, weights: Weights) -> Terms:
     return _each(arm(chosen, rejected, *lengths, beta=weights.arm_beta, margin=rows.margin))
 
 
-def _value(reading: Reading, rows: Labelled, _: Weights) -> Terms:
+def _value(reading: Reading, rows: Labelled, weights: Weights) -> Terms:
     exists = _answers(reading, rows)
-    return Terms(value(reading.rewards, rows.rewards, exists), exists)
+    return Terms(value(reading.rewards, rows.rewards, exists, td_lambda=weights.td_lambda), exists)
 
 
 def _cumulative(reading: Reading, rows: Labelled, _: Weights) -> Terms:
@@ -162,7 +164,7 @@ def _cumulative(reading: Reading, rows: Labelled, _: Weights) -> Terms:
 
 def _soft_value(reading: Reading, rows: Labelled, weights: Weights) -> Terms:
     exists = _answers(reading, rows)
-    options = {"beta": weights.beta, "clip": weights.clip}
+    options = {"beta": weights.beta, "clip": weights.clip, "td_lambda": weights.td_lambda}
     return Terms(soft_value(reading.rewards, rows.rewards, exists, **options), exists)
 
 

@@ -242,7 +242,9 @@ class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
             tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
             outputs = forward(**tokens, use_cache=False)
             self._keep_metrics(outputs.logits, known, tokens["attention_mask"])
-        terms = self._what.terms(reading, known, self.args.weights)
+        # Evaluated on the data alone, whatever was trained on, so that losses can be compared.
+        weights = self.args.weights if self.model.training else replace(self.args.weights, td_lambda=1.0)
+        terms = self._what.terms(reading, known, weights)
         if self.model.training:
             self._describe(None)  # What was measured before is no longer true.
         else:

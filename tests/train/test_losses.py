@@ -170,6 +170,40 @@ def test_the_clip_of_soft_value_goes_on_as_a_line_without_a_jump_or_a_bend() -> 
     assert at(-500.0)[1] == pytest.approx(-1.0)
 
 
+def test_the_lambda_return_mixes_the_next_reward_with_the_next_return_up_to_the_end() -> None:
+    rewards = torch.tensor([[9.0, 1.0, 2.0, 4.0, 777.0], [9.0, 9.0, 3.0, 777.0, 777.0]], requires_grad=True)
+    exists = torch.tensor([[False, True, True, True, False], [False, False, True, False, False]])
+    targets = torch.tensor([8.0, 5.0])
+    hard = losses.lambda_returns(rewards, targets, exists, td_lambda=0.75, soft=False)
+    # Of the first answer, the last two prefixes are followed by nothing, and by its end.
+    assert hard[exists].tolist() == [0.25 * 2 + 0.75 * 8, 8.0, 8.0, 5.0]
+    assert not hard.requires_grad
+    soft = losses.lambda_returns(rewards, targets, exists, td_lambda=0.75, soft=True)
+    expected = [math.log(0.25 * math.exp(2) + 0.75 * math.exp(8)), 8.0, 8.0, 5.0]
+    assert soft[exists].tolist() == pytest.approx(expected)
+    next_ones = losses.lambda_returns(rewards, targets, exists, td_lambda=0.0, soft=True)
+    assert next_ones[exists].tolist() == [2.0, 8.0, 8.0, 5.0]
+    for soft in (True, False):
+        whole = losses.lambda_returns(rewards, targets, exists, td_lambda=1.0, soft=soft)
+        assert whole[exists].tolist() == [8.0, 8.0, 8.0, 5.0]
+
+
+@pytest.mark.parametrize("name", ["value", "soft_value"])
+def test_td_lambda_changes_what_an_objective_is_fitted_to(name: str) -> None:
+    answers = ANSWERS._replace(lengths=torch.tensor([4, 4]), start=torch.tensor([1, 1]))
+    rewards = torch.tensor([[777.0, 1.0, 2.0, 0.5], [777.0, 0.0, 0.0, -1.5]])
+    function, options = OBJECTIVES[name].terms, Weights(td_lambda=0.5, beta=2.0)
+    found = function(Reading(rewards), answers, options)
+    exists = found.exists
+    targets = answers.rewards * (2.0 if name == "soft_value" else 1.0)
+    returns = losses.lambda_returns(rewards, targets, exists, td_lambda=0.5, soft=name == "soft_value")
+    d = (returns - rewards)[exists]
+    assert not torch.equal(returns[exists], targets[:, None].expand_as(returns)[exists])
+    bounded = d.clamp(max=5.0)
+    wanted = 0.5 * d**2 if name == "value" else bounded.exp() * (1 + d - bounded) - d - 1
+    torch.testing.assert_close(found.losses[exists], wanted)
+
+
 PAIR = Pairs(torch.tensor([3]), torch.tensor([4]), torch.tensor([1]))
 """A chosen answer of two tokens and a rejected one of three, behind one token that they share."""
 

@@ -251,3 +251,30 @@ def test_what_is_neither_answer_nor_text_is_not_trained(world: World) -> None:
             found = train(objective.name, "causal", texts)
             assert torch.equal(found[~occurring], start(texts)[~occurring])
             assert not torch.equal(found[occurring], start(texts)[occurring])
+
+
+@pytest.mark.parametrize("td_lambda", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("name", ["value", "soft_value"])
+def test_bootstrapping_leads_to_the_same_optimum(world: World, name: str, td_lambda: float) -> None:
+    texts = Texts(world)
+    weights = {"beta": 1.5, "clip": 50.0}
+    loss = expected_loss(name, texts, lambda table: causal(texts, table), Weights(**weights, td_lambda=td_lambda))
+    wanted = train(name, "causal", texts, **weights)
+    occurring = texts.occurring()
+
+    def slope(table: Tensor) -> Tensor:
+        table = table.clone().requires_grad_()
+        return torch.autograd.grad(loss(table), table)[0][occurring]
+
+    assert slope(wanted).abs().max() < 1e-6
+    assert slope(start(texts)).abs().max() > 1e-2
+    # Not a minimum, because what is aimed at moves along: but following the slope leads there.
+    table = start(texts)
+    share = torch.zeros_like(table).index_add_(
+        0, texts.numbers[texts.answer], texts.probability[:, None].expand_as(texts.answer)[texts.answer]
+    )
+    for _ in range(400):
+        step = torch.zeros_like(table)
+        step[occurring] = slope(table)
+        table = table - (0.3 * step / share.clamp(min=1e-12)).clamp(-0.5, 0.5)
+    assert error(table, wanted, occurring) < ERROR

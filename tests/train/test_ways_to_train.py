@@ -52,6 +52,8 @@ def test_the_usual_kind_of_each_objective(make_config) -> None:
         ({"soft_value_beta": 0.0}, r"soft_value_beta to be a finite number > 0, but got 0\.0"),
         ({"soft_value_clip": -1.0}, r"soft_value_clip to be a finite number > 0, but got -1\.0"),
         ({"arm_beta": float("inf")}, "arm_beta to be a finite number > 0, but got inf"),
+        ({"objective": "value", "td_lambda": 1.5}, r"td_lambda from 0 to 1, .* but got 1\.5 for 'value'"),
+        ({"td_lambda": 0.5}, r"but got 0\.5 for 'partial_bt'\. Leave it out"),
         ({"farma_weight": float("nan")}, "farma_weight to be a finite number ≥ 0, but got nan"),
         (
             {"objective": "arm", "center_rewards_coefficient": 0.01},
