@@ -1,0 +1,158 @@
+"""What guidance should have known: the true values of the candidates of a step, by rolling the base model out.
+
+    export PYTHONPATH=examples/reviews RGTG_REVIEWS=runs/reviews
+    python examples/reviews/candidate_values.py --model PATH_OR_ID --data PATH_OR_ID --output_dir runs/reviews
+
+At some steps of some answers to train prompts, every candidate (the k likeliest tokens) is followed by many
+continuations of the base model, and these are judged. So there are, for every candidate v, the mean reward m(v) that it
+leads to, and the soft value S(v) = log mean exp(beta · r), of which guidance by S is the optimum of KL-regularised RLHF.
+Reported is
+
+- how much beta · m, S and S − beta · m differ between the candidates of a step (standard deviation, each candidate
+  weighing as likely as it is). The last one is all that a soft value knows and a mean does not: if it is small, no
+  training can make guidance by S much better than guidance by m;
+- how well the rewards of each reward model agree with m and with S (correlation within steps).
+
+Continuations are split into two halves: products of one half with the other are free of the noise of sampling.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import judges
+import numpy as np
+import torch
+from files import once, write
+from make_data import judged
+from rich.progress import track
+from sample_answers import up_to_end
+from splits import train_prompts
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
+
+from rgtg_logits import RewardModel
+from rgtg_logits.scorers.make import make_scorer
+
+FIRST_PROMPT = 17_000
+"""Prompts before are those of the training data."""
+
+
+@dataclass
+class Arguments:
+    """Where to look, how often to roll out, and whom to compare."""
+
+    model: str
+    data: str = "stanfordnlp/imdb"
+    output_dir: str = "runs/reviews"
+    reward: str = "gold"
+    reward_models: list[str] = field(default_factory=lambda: ["partial_bt", "full_bt", "value", "soft_value"])
+    betas: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
+    steps: list[int] = field(default_factory=lambda: [0, 16, 40])
+    prompts: int = 12
+    first_prompt: int = FIRST_PROMPT
+    top_k: int = 10
+    rollouts: int = 64
+    new_tokens: int = 64
+    seed: int = 0
+
+
+def main(args: Arguments) -> None:
+    """Rolls out, if that has not been done, and reports."""
+    out = Path(args.output_dir)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    file = out / "candidate_values" / f"{args.reward}.json"
+    steps = once(file, lambda: [*roll_out(args, tokenizer, getattr(judges, args.reward))])
+    rows: dict[str, dict[str, float]] = {}
+    for beta in args.betas:
+        both = [halves(step, beta) for step in steps]
+        rows[f"beta {beta:g}"] = {name: spread(both, part) for name, part in PARTS.items()}
+    for name in args.reward_models:
+        rewards = candidate_rewards(out / "reward_models" / name, steps)
+        rows[name] = {f"corr with S at beta {beta:g}": agreement(rewards, steps, beta, "S") for beta in args.betas}
+        rows[name]["corr with m"] = agreement(rewards, steps, 1.0, "m")
+    write(file.with_suffix(".result.json"), json.dumps(rows, indent=1) + "\n")
+    print(json.dumps(rows, indent=1))
+
+
+@torch.no_grad()
+def roll_out(args: Arguments, tokenizer: Any, reward: Callable[..., list[float]]) -> Any:
+    """For each step: its prefix, its candidates with their probabilities, and the rewards behind each."""
+    set_seed(args.seed)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto").eval()
+    prompts = train_prompts(args.data, tokenizer, args.first_prompt + args.prompts, 0)[args.first_prompt :]
+    for prompt in track(prompts, description="Rolling out"):
+        answer = continued(model, torch.tensor([prompt]), args.new_tokens)[0].tolist()[len(prompt) :]
+        for step in args.steps:
+            prefix = [*prompt, *answer[:step]]
+            if tokenizer.eos_token_id in answer[: step + 1]:
+                continue
+            shares, tokens = model(torch.tensor([prefix])).logits[0, -1].float().softmax(-1).topk(args.top_k)
+            rows = torch.tensor([[*prefix, token] for token in tokens.tolist()]).repeat_interleave(args.rollouts, 0)
+            # A candidate that ends the text is followed by nothing, whatever is generated behind it.
+            left = args.new_tokens - step - 1
+            whole = continued(model, rows, left) if left else rows
+            answers = [up_to_end(row, tokenizer.eos_token_id) for row in whole[:, len(prompt) :].tolist()]
+            rewards = judged(reward, tokenizer, [(prompt, row) for row in answers])
+            yield {
+                "prefix": prefix, "tokens": tokens.tolist(), "shares": shares.tolist(),
+                "rewards": np.reshape(rewards, (args.top_k, args.rollouts)).tolist(),
+            }  # fmt: skip
+
+
+def continued(model: Any, rows: Tensor, new_tokens: int) -> Tensor:
+    """Rows with the base model's own continuations: temperature 1, whole vocabulary."""
+    return model.generate(
+        input_ids=rows, attention_mask=torch.ones_like(rows), max_new_tokens=new_tokens,
+        do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
+    )  # fmt: skip
+
+
+PARTS = {"sd of beta m": "m", "sd of S": "S", "sd of S - beta m": "rest"}
+
+
+def halves(step: dict[str, Any], beta: float) -> list[dict[str, np.ndarray]]:
+    """For each half of the continuations beta · m, S and their difference of every candidate, centred."""
+    shares = np.array(step["shares"]) / sum(step["shares"])
+    found = []
+    for rewards in np.split(beta * np.array(step["rewards"]), 2, axis=1):
+        mean, soft = rewards.mean(1), np.logaddexp.reduce(rewards, 1) - np.log(rewards.shape[1])
+        parts = {"m": mean, "S": soft, "rest": soft - mean}
+        found.append({"shares": shares, **{name: part - shares @ part for name, part in parts.items()}})
+    return found
+
+
+def spread(steps: list[list[dict[str, np.ndarray]]], part: str) -> float:
+    """Standard deviation between the candidates of a step, without the noise of sampling; negative if none is seen."""
+    square = np.mean([one["shares"] @ (one[part] * other[part]) for one, other in steps])
+    return float(np.sign(square) * np.sqrt(abs(square)))
+
+
+def candidate_rewards(folder: Path, steps: list[dict[str, Any]]) -> list[np.ndarray]:
+    """What a reward model says of the candidates of each step."""
+    scorer = make_scorer(RewardModel.from_pretrained(folder, dtype=torch.float32), None)
+    found = []
+    for step in steps:
+        rows = torch.tensor([step["prefix"]])
+        found.append(scorer.score(rows, torch.ones_like(rows), torch.tensor([step["tokens"]]))[0].numpy())
+    return found
+
+
+def agreement(rewards: list[np.ndarray], steps: list[dict[str, Any]], beta: float, part: str) -> float:
+    """Correlation of rewards with the true values within steps, corrected for the noise of the latter."""
+    product = square = own = 0.0
+    for reward, step in zip(rewards, steps, strict=True):
+        one, other = halves(step, beta)
+        centred = reward - one["shares"] @ reward
+        product += one["shares"] @ (centred * (one[part] + other[part]) / 2)
+        square += one["shares"] @ (one[part] * other[part])
+        own += one["shares"] @ centred**2
+    return float(product / np.sqrt(own * max(square, 1e-12)))
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(Arguments).parse_args_into_dataclasses()[0])
