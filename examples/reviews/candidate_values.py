@@ -4,9 +4,9 @@
     python examples/reviews/candidate_values.py --model PATH_OR_ID --data PATH_OR_ID --output_dir runs/reviews
 
 At some steps of some answers to train prompts, every candidate (the k likeliest tokens) is followed by many
-continuations of the base model, and these are judged. So there are, for every candidate v, the mean reward m(v) that it
-leads to, and the soft value S(v) = log mean exp(beta · r), of which guidance by S is the optimum of KL-regularised RLHF.
-Reported is
+continuations of the base model, and these are judged. So there are, for every candidate v, the mean reward m(v) that
+it leads to, and the soft value S(v) = log mean exp(beta · r); guided by S, the base model becomes the optimum of
+KL-regularised RLHF. Reported is
 
 - how much beta · m, S and S − beta · m differ between the candidates of a step (standard deviation, each candidate
   weighing as likely as it is). The last one is all that a soft value knows and a mean does not: if it is small, no
