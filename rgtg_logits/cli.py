@@ -215,11 +215,7 @@ def evaluate(
     base: Annotated[str, typer.Argument(help="Base model: Hub id or folder.", show_default=False)],
     prompts: Annotated[str, typer.Option(help="Texts or messages: json, jsonl, csv, parquet, txt, or a Hub id.")],
     judge: Annotated[
-        list[str],
-        typer.Option(
-            metavar="NAME=REWARD",
-            help="What judges: a reward model or classifier (Hub id, folder), or package.module:function. May repeat.",
-        ),
+        list[str], typer.Option(metavar="NAME=REWARD", help="What judges, as in `rgtg pairs --reward`; may repeat.")
     ],
     output: Annotated[str, typer.Option(help="Folder to write records, tables, figures and report.html to.")],
     methods: Annotated[str | None, typer.Option(help="YAML or JSON list of methods; see the documentation.")] = None,
@@ -231,8 +227,7 @@ def evaluate(
         list[str] | None, typer.Option(metavar="NAME=LABEL", help="Label whose log-odds a judge gives; may repeat.")
     ] = None,
     compare: Annotated[
-        list[str] | None,
-        typer.Option(metavar="METHOD=METHOD", help="Methods to compare at equal divergence; may repeat."),
+        list[str] | None, typer.Option(metavar="METHOD=METHOD", help="Compare at equal divergence; may repeat.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Answers to each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,

@@ -60,7 +60,17 @@ def models(tmp_path_factory):
 
 def arguments(models, output, *more):
     values = [models / "base", "--prompts", models / "texts.jsonl", "--methods", models / "methods.yaml", "--judge"]
-    values += ["letters=test_evaluation:letters", "--output", output, "--seeds", 2, "--max_new_tokens", 6, "--batch_size", 2]
+    values += [
+        "letters=test_evaluation:letters",
+        "--output",
+        output,
+        "--seeds",
+        2,
+        "--max_new_tokens",
+        6,
+        "--batch_size",
+        2,
+    ]
     return ["evaluate", *map(str, [*values, "--compare", "guided=base", *more])]
 
 
@@ -69,8 +79,8 @@ def settings(models, tmp_path):
     methods = (Method(name="base"), Method(name="guided", guide=(str(models / "rm"),), beta=(2.0,)))
     return EvaluationSettings(
         base=str(models / "base"), prompts=str(models / "texts.jsonl"), methods=methods,
-        judges={"letters": "test_evaluation:letters"}, output=str(tmp_path / "out"), seeds=2, max_new_tokens=6, batch_size=2,
-        resamples=100,
+        judges={"letters": "test_evaluation:letters"}, output=str(tmp_path / "out"), seeds=2, max_new_tokens=6,
+        batch_size=2, resamples=100,
     )  # fmt: skip
 
 
