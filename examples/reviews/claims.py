@@ -25,14 +25,17 @@ CLAIMS = {
     "(d) soft value beats PARGS and CD": [
         ("soft value", "PARGS"),
         ("soft value", "CD"),
-        ("soft value, vocabulary", "PARGS, vocabulary"),
-        ("soft value, vocabulary", "CD, vocabulary"),
+        ("soft value, TD", "PARGS"),
+        ("soft value, TD", "CD"),
+        ("soft value, TD", "CD, TD"),
+        ("soft value, TD, vocabulary", "PARGS, vocabulary"),
+        ("soft value, TD, vocabulary", "CD, vocabulary"),
     ],
     "(c, d) what else reaches what": [
-        ("soft value", "DPO"),
-        ("soft value", "RL"),
-        ("soft value, vocabulary", "DPO"),
-        ("soft value, vocabulary", "RL"),
+        ("soft value, TD", "DPO"),
+        ("soft value, TD", "RL"),
+        ("soft value, TD, vocabulary", "DPO"),
+        ("soft value, TD, vocabulary", "RL"),
         ("PARGS, vocabulary", "DPO"),
         ("PARGS, vocabulary", "RL"),
         ("PARGS", "best of n"),
@@ -43,7 +46,7 @@ CLAIMS = {
     "(e) vocabulary heads lose little": [
         ("PARGS, vocabulary", "PARGS"),
         ("CD, vocabulary", "CD"),
-        ("soft value, vocabulary", "soft value"),
+        ("soft value, TD, vocabulary", "soft value, TD"),
     ],
 }
 COLUMNS = ("first", "second", "judge", "KL, nats", "first − second, mean over the KL", "verdict")

@@ -34,12 +34,14 @@ GUIDED = {
     "PARGS": ("partial_bt", [1, 2, 4, 8]),
     "CD": ("value", [1, 2, 4, 6]),
     "RAD": ("cumulative", [1, 2, 4, 6]),
-    "soft value": ("soft_value", [0.5, 1, 2, 4]),
+    "CD, TD": ("value_td", [1, 2, 4, 6]),
+    "soft value": ("soft_value", [1, 2, 4, 6]),
+    "soft value, TD": ("soft_value_td", [1, 2, 4, 6]),
 }
 VOCABULARY = {
     "PARGS, vocabulary": ("partial_bt_vocabulary", [1, 2, 4, 8]),
     "CD, vocabulary": ("value_vocabulary", [1, 2, 4, 6]),
-    "soft value, vocabulary": ("soft_value_vocabulary", [0.5, 1, 2, 4]),
+    "soft value, TD, vocabulary": ("soft_value_td_vocabulary", [1, 2, 4, 6]),
     "FaRMA": ("farma", [0.5, 1, 2, 4]),
     "GenARM": ("arm", [0.25, 0.5, 1, 2]),
 }

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Copies what is to be quoted from a run's folder to where it is quoted from.
+#
+#     bash examples/reviews/collect.sh OUTPUT_DIR RESULTS_DIR
+set -euo pipefail
+out=$1 results=$2
+mkdir -p "$results"
+cp "$out"/claims.md "$out"/prefix_accuracy.md "$out"/evaluation/*.png "$results"
+for folder in "$out"/evaluation/val-*; do
+    to=$results/$(basename "$folder" | sed s/^val-//)
+    mkdir -p "$to"
+    cp "$folder"/table.md "$folder"/results.json "$folder"/*.png "$to"
+    cp "$out/methods/$(basename "$folder").yaml" "$to/methods.yaml"
+done
