@@ -55,7 +55,7 @@ def out(tmp_path):
 def test_methods_are_those_that_were_trained(example, out):
     methods = example("methods")
     arguments = methods.Arguments(output_dir=str(out))
-    assert [method["name"] for method in methods.methods(arguments)] == ["base", "ARGS", "PARGS"]
+    assert [method["name"] for method in methods.methods(arguments)] == ["base", "ARGS", "PARGS", "DPO pair"]
 
     for which in ("top20", "whole", "greedy", "large", "k", "layers", "pairs"):
         listed = list(methods.methods(methods.Arguments(output_dir=str(out), which=which)))
@@ -66,7 +66,7 @@ def test_methods_are_those_that_were_trained(example, out):
 
 def test_strengths_reach_the_wanted_divergences(example, out):
     # Divergence grows with the square of the strength above that of the truncation, 31.
-    tried = [policy(name, beta, 31 + beta**2) for name in ("ARGS", "PARGS") for beta in (4, 1, 2)]
+    tried = [policy(name, beta, 31 + beta**2) for name in ("ARGS", "PARGS", "DPO pair") for beta in (4, 1, 2)]
     write(out / "tuned", policies=[policy("base", 0.0, 31.0), *tried])
     methods = example("methods")
     arguments = methods.Arguments(output_dir=str(out), tuned=str(out / "tuned"), kl=[33.25, 40.0, 90.0])

@@ -38,6 +38,8 @@ CLAIMS = {
         ("soft value, TD, vocabulary", "RL"),
         ("PARGS, vocabulary", "DPO"),
         ("PARGS, vocabulary", "RL"),
+        ("DPO pair", "DPO"),
+        ("DPO pair", "RL"),
         ("PARGS", "best of n"),
         ("PARGS", "GenARM"),
         ("PARGS", "FaRMA"),

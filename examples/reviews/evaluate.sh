@@ -26,7 +26,7 @@ evaluate() {  # PROMPTS LIST ARGUMENT...
 
 methods() {  # PROMPTS LIST ARGUMENT...
     mkdir -p "$out/methods"
-    python "$here/methods.py" --output_dir "$out" --which "$2" "${@:3}" >"$out/methods/$1-$2.yaml"
+    python "$here/methods.py" --output_dir "$out" --model "$base" --which "$2" "${@:3}" >"$out/methods/$1-$2.yaml"
 }
 
 [[ -f $out/prompts/val.jsonl ]] || python "$here/write_prompts.py" --model "$base" --data "$data" --output_dir "$out"

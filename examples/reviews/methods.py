@@ -51,6 +51,8 @@ VARIED = {
     "pairs": {f"{n} pairs": f"partial_bt_pairs_{n}" for n in (500, 2000)}
     | {"8000 pairs": "partial_bt", "32000 pairs": "partial_bt_pairs_32000"},
 }
+PAIR, PAIR_GRID = "dpo-0.3", [0.5, 1, 2, 3]
+"""A model tuned by DPO, whose log-ratio to the base model guides that: at strength 1 it is that model's own policy."""
 CANDIDATES = (5, 10, 20, 50)
 GREEDY = {"ARGS greedy": ("full_bt", [1]), "PARGS-G": ("partial_bt", [1])}
 
@@ -60,6 +62,7 @@ class Arguments:
     """Where the models are, and which list is wanted."""
 
     output_dir: str = "runs/reviews"
+    model: str = "model_cards/tiny-imdb-base"
     which: str = "top20"
     tuned: str | None = None
     kl: list[float] = field(default_factory=lambda: [33.0, 36.0, 42.0, 52.0])
@@ -83,6 +86,11 @@ def methods(args: Arguments) -> Iterator[dict[str, Any]]:
         if (models / folder).is_dir():
             betas = list(grid) if args.tuned is None else strengths(args.tuned, name, args.kl)
             yield {"name": name, "guide": str(models / folder), "beta": betas, "greedy": args.which == "greedy"}
+    pair = Path(args.output_dir) / "policies" / PAIR
+    if args.which in ("top20", "whole") and pair.is_dir():
+        betas = PAIR_GRID if args.tuned is None else strengths(args.tuned, "DPO pair", args.kl)
+        guides = {"guide": [str(pair), args.model], "weights": [1, -1], "kind": "log_ratio"}
+        yield {"name": "DPO pair", **guides, "beta": list(betas)}
     if args.tuned is not None:
         yield from unguided(Path(args.output_dir))
 
