@@ -75,6 +75,7 @@ def test_strengths_reach_the_wanted_divergences(example, out):
         "base",
         "ARGS",
         "PARGS",
+        "DPO pair",
         "best of 4",
         "best of 16",
         "DPO, beta 0.3",

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
+from itertools import accumulate
 from math import floor, isfinite, log10
 from pathlib import Path
 from statistics import median
@@ -25,6 +26,8 @@ from rgtg_logits.evaluate.figures import Picture, pictures
 from rgtg_logits.evaluate.results import EqualKL, Estimate, EvaluationResults, JudgeResult
 
 _ABSENT = "–"
+_ROOM = 66
+"""Columns of a terminal of 80 that are left beside the names of policies."""
 # A browser drops these or takes them for line breaks.
 _CONTROLS: dict[int, str] = {**{code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)}, 0x7F: "␡"}
 
@@ -69,6 +72,11 @@ class _Column:
     console: str = ""
     interval: bool = False
 
+    @property
+    def shown(self) -> list[str]:
+        """What a terminal shows: the lines of the head, and the cells."""
+        return [*self.console.split("\n"), *(str(cell) if self.interval else cell.text for cell in self.cells)]
+
 
 def console_tables(results: EvaluationResults) -> list[Table]:
     """Tables for a terminal: the policies, and the comparisons if there are any."""
@@ -81,15 +89,19 @@ def console_table(results: EvaluationResults) -> Table:
     # Titles are told apart by their ends, so that words may be broken but not cut.
     longest = max(len(_line(policy.title)) for policy in results.policies)
     table.add_column("policy", overflow="fold", min_width=min(longest, 12))
-    shown = [column for column in _columns(results) if column.console]
+    shown = _fitting([column for column in _columns(results) if column.console])
     for column in shown:
         table.add_column(Text(column.console), justify="right", no_wrap=True)
-    for index, policy in enumerate(results.policies):
-        cells = [(column.cells[index], column.interval) for column in shown]
-        table.add_row(
-            Text(_line(policy.title)), *(Text(str(cell) if interval else cell.text) for cell, interval in cells)
-        )
+    rows = zip(*(column.shown[-len(results.policies) :] for column in shown), strict=True)
+    for policy, cells in zip(results.policies, rows, strict=True):
+        table.add_row(Text(_line(policy.title)), *map(Text, cells))
     return table
+
+
+def _fitting(columns: list[_Column]) -> list[_Column]:
+    """The first of the columns, as many as fit beside the policies: the last ones matter least."""
+    widths = [max(len(line) for line in column.shown) + 1 for column in columns]
+    return [column for column, end in zip(columns, accumulate(widths), strict=True) if end <= _ROOM]
 
 
 def write_report(results: EvaluationResults, folder: Path) -> None:
