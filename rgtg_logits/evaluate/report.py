@@ -26,7 +26,7 @@ from rgtg_logits.evaluate.figures import Picture, pictures
 from rgtg_logits.evaluate.results import EqualKL, Estimate, EvaluationResults, JudgeResult
 
 _ABSENT = "–"
-_ROOM = 66
+_ROOM = 60
 """Columns of a terminal of 80 that are left beside the names of policies."""
 # A browser drops these or takes them for line breaks.
 _CONTROLS: dict[int, str] = {**{code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)}, 0x7F: "␡"}
