@@ -35,6 +35,10 @@ train value $labels 64 --objective value
 train soft_value $labels 64 --objective soft_value --soft_value_beta 1
 # Bootstrapped: fitted to what is said of the text 20 tokens on, more or less, instead of its noisy end.
 train soft_value_td $labels 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95
+train soft_value_td_90 $labels 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.9
+train soft_value_td_80 $labels 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.8
+train soft_value_td_vocabulary $labels 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95 --kind vocabulary
+train soft_value_td_beta_2 $labels 64 --objective soft_value --soft_value_beta 2 --td_lambda 0.95
 train value_td $labels 64 --objective value --td_lambda 0.95
 train soft_value_half $labels 64 --objective soft_value --soft_value_beta 0.5
 train partial_bt_vocabulary $pairs 32 --objective partial_bt --kind vocabulary
@@ -48,10 +52,12 @@ for layers in 2 4; do  # See cut_layers.py.
 done
 for size in 500 2000 32000; do
     train partial_bt_pairs_$size gold-pairs-$size 32 --objective partial_bt
-    train soft_value_pairs_$size gold-labels-$size 64 --objective soft_value --soft_value_beta 1
+    train soft_value_td_pairs_$size gold-labels-$size 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95
 done
 for objective in full_bt partial_bt; do
     train plain_$objective plain-pairs-8000 32 --objective $objective
 done
 train plain_value plain-labels-8000 64 --objective value
 train plain_soft_value plain-labels-8000 64 --objective soft_value --soft_value_beta 1
+train plain_soft_value_td plain-labels-8000 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95
+train plain_value_td plain-labels-8000 64 --objective value --td_lambda 0.95

@@ -3,7 +3,7 @@
     python examples/reviews/train_rl.py --model PATH_OR_ID --output_dir runs/reviews
 
 GRPO on prompts of train; the reward of an answer is what the reward model says of it as finished. Every `save_steps`
-steps there is a policy, `policies/rl-20`, ...; together they are RL's curve of reward against KL. `--kl 0` leaves
+steps there is a policy, `policies/rl-10`, ...; together they are RL's curve of reward against KL. `--kl 0` leaves
 the distance from the base to the number of steps. Stopped, it goes on after the last policy.
 """
 
@@ -37,10 +37,10 @@ class Arguments:
     prompts: int = 4000
     seed: int = 0
     kl: float = 0.0
-    learning_rate: float = 1e-4
-    steps: int = 120
-    save_steps: int = 20
-    answers_per_step: int = 256
+    learning_rate: float = 3e-5
+    steps: int = 60
+    save_steps: int = 10
+    answers_per_step: int = 128
     answers_per_prompt: int = 8
     batch_size: int = 64
     new_tokens: int = 64
