@@ -209,7 +209,8 @@ def test_the_card_of_labelled_answers(base: str, make_config, tmp_path: Path) ->
     trainer.create_model_card()
 
     facts = read_facts(tmp_path / "reward-model")
-    assert (facts.kind, facts.objective, facts.settings) == ("vocabulary", "soft_value", {"beta": 0.5, "clip": 5.0})
+    assert (facts.kind, facts.objective) == ("vocabulary", "soft_value")
+    assert facts.settings == {"beta": 0.5, "clip": 5.0, "td_lambda": 1.0}
     (found,) = facts.evaluations
     assert found.texts == 9 and found.prefix_accuracy == {}
     for cut, value in found.correlation.items():
@@ -223,7 +224,8 @@ def test_the_card_of_labelled_answers(base: str, make_config, tmp_path: Path) ->
 
 def test_settings_are_those_of_the_objective() -> None:
     weights = Weights(beta=2.0, clip=4.0, arm_beta=0.5, farma_weight=3.0)
-    assert objective_settings("soft_value", weights) == {"beta": 2.0, "clip": 4.0}
+    assert objective_settings("soft_value", weights) == {"beta": 2.0, "clip": 4.0, "td_lambda": 1.0}
+    assert objective_settings("value", weights) == {"td_lambda": 1.0}
     assert objective_settings("arm", weights) == {"arm_beta": 0.5}
     assert objective_settings("partial_bt", weights) == {}
 
