@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rgtg_logits import RewardModel
 from rgtg_logits.testing import tiny_base_model, tiny_tokenizer
@@ -134,6 +135,13 @@ def test_every_model_is_trained_from_the_same_data(example, inputs):
     found = [RewardModel.from_pretrained(out / "reward_models" / name) for name in names]
     assert [model.config.objective for model in found] == ["full_bt", "partial_bt"]
     assert [model.model.config.num_hidden_layers for model in found] == [3, 2]
+
+    relabel = example("relabel")
+    relabel.main(relabel.Arguments(output_dir=str(out), batch_size=5))
+    gold, full = (rows(out / "data" / f"{name}-labels-8000" / "train.jsonl") for name in ("gold", "full_bt"))
+    assert [row["input_ids"] for row in full] == [row["input_ids"] for row in gold]
+    alone = found[0].score_tokens(torch.tensor([full[7]["input_ids"]]), torch.ones(1, len(full[7]["input_ids"])).long())
+    assert full[7]["reward"] == pytest.approx(alone[0, -1].item(), abs=1e-5)
 
     accuracy = example("prefix_accuracy")
     accuracy.main(accuracy.Arguments(output_dir=str(out), reward_models=names))

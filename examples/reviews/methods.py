@@ -37,11 +37,13 @@ GUIDED = {
     "CD, TD": ("value_td", [1, 2, 4, 6]),
     "soft value": ("soft_value", [1, 2, 4, 6]),
     "soft value, TD": ("soft_value_td", [1, 2, 4, 6]),
+    "soft value, TD, of pairs": ("soft_value_td_from_pairs", [1, 2, 4, 6]),
 }
 VOCABULARY = {
     "PARGS, vocabulary": ("partial_bt_vocabulary", [1, 2, 4, 8]),
     "CD, vocabulary": ("value_vocabulary", [1, 2, 4, 6]),
     "soft value, TD, vocabulary": ("soft_value_td_vocabulary", [1, 2, 4, 6]),
+    "soft value, TD, vocabulary, of pairs": ("soft_value_td_from_pairs_vocabulary", [1, 2, 4, 6]),
     "FaRMA": ("farma", [0.5, 1, 2, 4]),
     "GenARM": ("arm", [0.25, 0.5, 1, 2]),
 }

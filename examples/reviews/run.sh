@@ -13,6 +13,8 @@ python "$here/sample_answers.py" "${common[@]}" --data "$data"
 python "$here/make_data.py" "${common[@]}" --data "$data"
 python "$here/train_judge.py" "${common[@]}" --data "$data"
 python "$here/cut_layers.py" "${common[@]}" --layers 2 4
+bash "$here/train_reward_models.sh" "$base" "$out" full_bt
+python "$here/relabel.py" --output_dir "$out"
 bash "$here/train_reward_models.sh" "$base" "$out"
 python "$here/train_dpo.py" "${common[@]}" --betas 0.03 0.1 0.3 1
 python "$here/train_rl.py" "${common[@]}" --data "$data"

@@ -39,6 +39,10 @@ train soft_value_td_90 $labels 64 --objective soft_value --soft_value_beta 1 --t
 train soft_value_td_80 $labels 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.8
 train soft_value_td_vocabulary $labels 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95 --kind vocabulary
 train soft_value_td_beta_2 $labels 64 --objective soft_value --soft_value_beta 2 --td_lambda 0.95
+for kind in causal vocabulary; do  # From the pairs alone; see relabel.py.
+    name=soft_value_td_from_pairs; [[ $kind == causal ]] || name+=_vocabulary
+    train $name full_bt-labels-8000 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95 --kind $kind
+done
 train value_td $labels 64 --objective value --td_lambda 0.95
 train soft_value_half $labels 64 --objective soft_value --soft_value_beta 0.5
 train partial_bt_vocabulary $pairs 32 --objective partial_bt --kind vocabulary
