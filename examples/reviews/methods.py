@@ -113,8 +113,9 @@ def unguided(output: Path) -> Iterator[dict[str, Any]]:
         yield {"name": f"best of {n}", "family": "best of n", "best_of": n, "ranked_by": ranker}
     for folder in sorted((output / "policies").glob("[!.]*-*")):
         kind, _, which = folder.name.partition("-")
-        title = {"dpo": f"DPO, beta {which}", "rl": f"RL, step {which}"}[kind]
-        yield {"name": title, "family": kind.upper(), "model": str(folder)}
+        family = kind.upper().replace("_FAST", ", fast")
+        name = f"{family}, {'beta' if kind == 'dpo' else 'step'} {which}"
+        yield {"name": name, "family": family, "model": str(folder)}
 
 
 def strengths(folder: str, name: str, targets: list[float]) -> list[float]:
