@@ -127,6 +127,7 @@ class _Drawn(NamedTuple):
     kl: float
     log_ratio: float
     nll: float
+    cut: float
 
 
 class _Cost(NamedTuple):
@@ -224,7 +225,7 @@ class Decoder:
             with stopwatch.counting():
                 given = self._models.rank(prompts, [answer.text for answer in answers])
             rewards = [reward if reward is not None and isfinite(reward) else float("-inf") for reward in given]
-        measured = (meter.kl.tolist(), meter.log_ratio.tolist(), meter.nll.tolist())
+        measured = (each.tolist() for each in (meter.kl, meter.log_ratio, meter.nll, meter.cut))
         return [_Drawn(*each) for each in zip(new, answers, rewards, *measured, strict=True)]
 
     def _processors(self, mask: Int[Tensor, "batch length"]) -> list[LogitsProcessor]:
@@ -264,7 +265,8 @@ class Decoder:
             method=self._policy.method.name, curve=self._policy.method.curve, beta=self._policy.beta,
             greedy=self._policy.method.greedy, prompt=prompt.index, seed=number, prompt_text=prompt.text,
             answer=drawn.answer.text, tokens=len(drawn.new), ended=not drawn.answer.truncated, kl=drawn.kl,
-            log_ratio=drawn.log_ratio, nll=drawn.nll, distinct_1=distinct(said, 1), distinct_2=distinct(said, 2),
-            distinct_3=distinct(said, 3), batch_rows=cost.rows, batch_steps=cost.steps, batch_seconds=cost.seconds,
-            batch_guide_forwards=cost.reads.forwards, batch_guide_tokens=cost.reads.tokens,
+            log_ratio=drawn.log_ratio, nll=drawn.nll, cut=drawn.cut, distinct_1=distinct(said, 1),
+            distinct_2=distinct(said, 2), distinct_3=distinct(said, 3), batch_rows=cost.rows,
+            batch_steps=cost.steps, batch_seconds=cost.seconds, batch_guide_forwards=cost.reads.forwards,
+            batch_guide_tokens=cost.reads.tokens,
         )  # fmt: skip

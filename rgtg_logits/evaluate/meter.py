@@ -129,6 +129,7 @@ class Meter:
         kl: KL(policy ‖ base model) of each row in nats, over the whole vocabulary and summed over the steps.
         log_ratio: log π − log π_base of the tokens drawn, in nats.
         nll: −log π_base of the tokens drawn, in nats.
+        cut: −log of the base model's probability of all tokens that the policy can draw, in nats.
 
     Args:
         draw: What draws.
@@ -142,7 +143,7 @@ class Meter:
         self, draw: Draw, *, rows: int, ends: Sequence[int], stopwatch: Stopwatch, beside: Beside | None = None
     ) -> None:
         self.first, self.last = _Call(self._first), _Call(self._last)
-        self.kl, self.log_ratio, self.nll = (torch.zeros(rows, dtype=torch.float64) for _ in range(3))
+        self.kl, self.log_ratio, self.nll, self.cut = (torch.zeros(rows, dtype=torch.float64) for _ in range(4))
         self._draw, self._stopwatch, self._beside = draw, stopwatch, beside
         self._ends = torch.tensor(ends, dtype=torch.long)
         self._running = torch.ones(rows, dtype=torch.bool)
@@ -170,9 +171,11 @@ class Meter:
             policy, base = (each.gather(-1, ids.to(each.device)) for each in (policy, base))
         # Tokens of probability 0 add 0, but 0 · inf is not a number.
         kl = (policy.exp() * (policy - base)).masked_fill(policy.isneginf(), 0.0).sum(-1)
+        cut = -base.masked_fill(policy.isneginf(), float("-inf")).logsumexp(-1)
         self.kl = self._added(self.kl, kl)
         self.log_ratio = self._added(self.log_ratio, ours - theirs)
         self.nll = self._added(self.nll, -theirs)
+        self.cut = self._added(self.cut, cut)
         self._running = self._running.to(token.device) & ~torch.isin(token, self._ends.to(token.device))
 
     def _added(self, total: Float64[Tensor, " batch"], step: Float64[Tensor, " batch"]) -> Float64[Tensor, " batch"]:

@@ -11,6 +11,7 @@ The columns of a record, in order:
 | `kl` | KL(policy ‖ base model) in nats: at each step over the whole vocabulary, summed over the steps |
 | `log_ratio` | log π(answer) − log π_base(answer) in nats, whose expectation is the KL |
 | `nll` | −log π_base(answer) in nats |
+| `cut` | −log of the base model's probability of all tokens that can be drawn, summed over the steps, in nats |
 | `distinct_1`, `distinct_2`, `distinct_3` | share of n-grams of the answer's tokens that are different |
 | `batch_rows`, `batch_steps`, `batch_seconds` | of the batch of the answer: its records, steps of its longest, time |
 | `batch_guide_forwards`, `batch_guide_tokens` | forwards of reward models for that batch, and tokens they read |
@@ -51,6 +52,7 @@ class Record(TypedDict):
     kl: float
     log_ratio: float
     nll: float
+    cut: float
     distinct_1: float
     distinct_2: float
     distinct_3: float

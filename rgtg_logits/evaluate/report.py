@@ -135,6 +135,7 @@ def _columns(results: EvaluationResults) -> list[_Column]:
     return [
         *found,
         _Column(kl, "KL of an answer", _cells([policy.kl for policy in policies]), console="KL"),
+        _Column(kl, "of which the cut to candidates", _cells([policy.cut for policy in policies])),
         _Column(kl, "KL per token", _cells([policy.kl_per_token for policy in policies])),
         _Column(kl, "log-ratio (check)", _cells([policy.log_ratio for policy in policies])),
         _Column(texts, "perplexity under the base", perplexity, console="perplexity"),

@@ -42,7 +42,8 @@ class PolicyResult:
         greedy: Whether it takes the most probable token.
         judges: What each judge says.
         kl: KL(policy ‖ base model) of an answer in nats: summed over its tokens, exact at each.
-        kl_per_token: The same, of all answers, over their tokens.
+        cut: What of it the cut to the candidates costs by itself; the rest is the KL to a base model cut like that.
+        kl_per_token: `kl`, of all answers, over their tokens.
         log_ratio: log π(answer) − log π_base(answer) in nats, whose expectation `kl` is, for a check.
         perplexity: exp of the nats per token that the answers cost under the base model.
         distinct: Share of different 1-, 2- and 3-grams of tokens in an answer, mean over answers.
@@ -61,6 +62,7 @@ class PolicyResult:
     answers: int
     judges: Mapping[str, JudgeResult]
     kl: Estimate
+    cut: Estimate
     kl_per_token: Estimate
     log_ratio: Estimate
     perplexity: Estimate

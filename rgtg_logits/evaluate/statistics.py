@@ -191,6 +191,7 @@ def _result(policy: _Policy, reference: _Policy, judges: Sequence[str], weights:
         answers=len(records),
         judges={judge: _judged(policy, reference, judge, weights) for judge in judges},
         kl=_estimate(_means(policy.values("kl"), weights)),
+        cut=_estimate(_means(policy.values("cut"), weights)),
         kl_per_token=_estimate(_per_token(policy, "kl", weights)),
         log_ratio=_estimate(_means(policy.values("log_ratio"), weights)),
         perplexity=_estimate(np.exp(_per_token(policy, "nll", weights))),

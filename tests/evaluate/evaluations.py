@@ -34,6 +34,7 @@ def policy(name, kl, reward, *, beta=0.0, greedy=False, ms=8.0, baseline=False):
     }
     return PolicyResult(
         name=name, curve=name, beta=beta, greedy=greedy, answers=1500, judges=judges, kl=estimate(kl, 0.03 * kl),
+        cut=estimate(0.1 * kl, 0.002 * kl),
         kl_per_token=estimate(kl / 61, 0.0004 * kl), log_ratio=estimate(kl + draw.uniform(-0.2, 0.2), 0.04 * kl),
         perplexity=estimate(12.3 * math.exp(0.03 * kl), 0.3), distinct=(0.81 - 0.003 * kl, 0.97 - 0.004 * kl, 0.99),
         self_bleu=None if greedy else 2.1 + 0.2 * kl, length=61.3 - 0.1 * kl, ended=0.12,

@@ -144,12 +144,13 @@ class Twin:
 
     @torch.no_grad()
     def answer(self, prompt, key):
-        """New tokens, and the three sums."""
-        new, kl, log_ratio, nll = [], 0.0, 0.0, 0.0
+        """New tokens, and the four sums."""
+        new, kl, log_ratio, nll, cut = [], 0.0, 0.0, 0.0, 0.0
         for number in uniforms(key, STEPS):
             prefix = [*prompt.ids, *new]
             probability, base = self.policy(prefix), self.following(self.base, prefix)
             some = probability > 0
+            cut -= float(base[some].exp().sum().log())
             kl += float((probability[some] * (probability[some].log() - base[some])).sum())
             token = int(torch.searchsorted(probability.cumsum(0), number, right=True))
             log_ratio += float(probability[token].log() - base[token])
@@ -157,7 +158,7 @@ class Twin:
             new.append(token)
             if token in ENDS:
                 break
-        return new, kl, log_ratio, nll
+        return new, kl, log_ratio, nll, cut
 
 
 def rewards_of(folder, *names, weights=None, **options):
@@ -218,14 +219,14 @@ def twin_of(folder, base, case):
 
 def check(records, twin, prompts, tokenizer, number):
     for prompt, record in zip(prompts, records, strict=True):
-        new, kl, log_ratio, nll = twin.answer(prompt, f"{SEED}:{prompt.index}:{number}")
+        new, *sums = twin.answer(prompt, f"{SEED}:{prompt.index}:{number}")
         ended = new[-1] in ENDS
         said = new[:-1] if ended else new
         text = tokenizer.decode([*prompt.ids, *said], skip_special_tokens=True).rstrip("\ufffd")
         assert (record["prompt_text"] + record["answer"]) == text
         assert (record["prompt"], record["seed"], record["prompt_text"]) == (prompt.index, number, prompt.text)
         assert (record["tokens"], record["ended"]) == (len(new), ended)
-        assert [record["kl"], record["log_ratio"], record["nll"]] == pytest.approx([kl, log_ratio, nll], abs=2e-4)
+        assert [record[name] for name in ("kl", "log_ratio", "nll", "cut")] == pytest.approx(sums, abs=2e-4)
         assert record["distinct_1"] == (len(set(said)) / len(said) if said else 1.0)
 
 
@@ -351,7 +352,7 @@ def test_the_best_is_kept(make, folder, prompts):
         texts = [text(prompt, new).text for new, *_ in drawn]
         first = max(range(n), key=lambda index: letters([""], [texts[index]])[0])
         assert record["answer"] == texts[first]
-        _, _, log_ratio, nll = drawn[first]
+        _, _, log_ratio, nll, _ = drawn[first]
         wanted = [log_ratio, nll, log_ratio + math.log(n) - (n - 1) / n]
         assert [record["log_ratio"], record["nll"], record["kl"]] == pytest.approx(wanted, abs=2e-4)
         assert record["batch_rows"] == len(prompts) and STEPS >= record["batch_steps"] >= record["tokens"]

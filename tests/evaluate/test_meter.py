@@ -56,12 +56,14 @@ def test_sums_are_over_unfinished_rows():
     log2 = math.log(2)
     for got, each in ((meter.kl, 1), (meter.log_ratio, 1), (meter.nll, 2)):
         assert got.tolist() == pytest.approx([2 * each * log2, each * log2])
+    assert meter.cut.tolist() == pytest.approx([2 * log2, log2])
 
 
 def test_a_policy_that_is_the_base_model_has_no_divergence():
     scores = torch.randn(2, 4)
     meter, _ = measured([scores + 5.0], [scores], [[0.5], [0.1]])
     assert meter.kl.abs().max() < 1e-6 and meter.log_ratio.abs().max() < 1e-6 and (meter.nll > 0).all()
+    assert meter.cut.abs().max() < 1e-6
 
 
 def test_what_the_base_model_never_says_is_infinitely_far():

@@ -100,6 +100,7 @@ def expected(item):
         yield from (said.reward, said.difference, said.win_rate)
     yield from (
         item.kl,
+        item.cut,
         item.kl_per_token,
         item.log_ratio,
         item.perplexity,
@@ -252,7 +253,7 @@ def test_what_is_not_known_is_a_dash(tmp_path):
     assert not re.search(r"\bnan\b|\binf\b", page.text + (tmp_path / "table.md").read_text(), re.IGNORECASE)
     cells = page.rows[-1][1]
     assert [cell[0] for cell in cells[:4]] == ["–"] * 4
-    assert cells[6][0] == "3.00", "a value without an interval is shown alone"
+    assert cells[7][0] == "3.00", "a value without an interval is shown alone"
     assert json.loads((tmp_path / "results.json").read_text())["policies"][-1]["kl"] == [None, None, None]
 
 

@@ -28,6 +28,7 @@ def rows(method, rewards, *, kl=None, tokens=None, **others):
         "method": method, "curve": method, "beta": 0.0, "greedy": False, "prompt": prompt, "seed": seed,
         "prompt_text": "x", "answer": "y", "tokens": tokens.ravel(), "ended": True,
         "kl": kl.ravel(), "log_ratio": kl.ravel(), "nll": tokens.ravel() * 0.5,
+        "cut": kl.ravel() / 2,
         "distinct_1": 0.5, "distinct_2": 0.75, "distinct_3": 1.0,
         "batch_rows": rewards.size, "batch_steps": 4, "batch_seconds": 1.0,
         "batch_guide_forwards": 0, "batch_guide_tokens": 0, "reward_gold": rewards.ravel(),
@@ -55,6 +56,7 @@ def random_records(rng, *, prompts=7, seeds=3, unreadable=0.0):
         kl, tokens = rng.gamma(2, size=rewards.shape) + beta, rng.integers(1, 9, rewards.shape)
         made = rows(method, rewards, kl=kl, tokens=tokens, beta=float(beta), greedy=method == "greedy")
         made["nll"] = made["tokens"] * rng.gamma(2, size=rewards.size)
+        made["cut"] = made["kl"] * rng.random(rewards.size)
         made["log_ratio"] = made["kl"] + rng.normal(size=rewards.size)
         made["distinct_2"] = rng.random(rewards.size)
         made["answer"] = [" ".join(rng.choice(list("abc"), 3)) for _ in range(rewards.size)]
@@ -145,6 +147,7 @@ def test_equals_the_slow_twin(unreadable):
         compared = [
             (result.kl, twin.mean(policy, "kl")),
             (result.log_ratio, twin.mean(policy, "log_ratio")),
+            (result.cut, twin.mean(policy, "cut")),
             (result.kl_per_token, twin.per_token(policy, "kl")),
             (judged.reward, twin.mean(policy, "reward_gold")),
             (judged.difference, twin.difference(policy, ("base", 0.0))),
