@@ -155,6 +155,18 @@ def test_every_model_is_trained_from_the_same_data(example, inputs):
     assert {path.name for path in (out / "policies").iterdir()} == {"dpo-0.1", "rl-1", "rl-2", "rl.tsv"}
     assert set(json.loads((out / "neural_judge.json").read_text())) == {"accuracy_30", "accuracy_76"}
 
+    (out / "prompts").mkdir()
+    texts = [json.dumps({"prompt": f"<|endoftext|>{row['text'][:30]}"}) + "\n" for row in reviews(3, 2)]
+    (out / "prompts" / "val.jsonl").write_text("".join(texts))
+    command = ["bash", str(EXAMPLE / "evaluate.sh"), inputs["model"], inputs["data"], str(out), "greedy"]
+    done = subprocess.run(
+        command, check=False, env={**os.environ, **more, "RGTG_MORE": ""}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((out / "evaluation" / "val-greedy" / "results.json").read_text())
+    assert [policy["name"] for policy in found["policies"]] == ["base", "ARGS greedy"]
+    assert set(found["policies"][0]["judges"]) == {"gold", "judge", "neural"}
+
     from rgtg_logits.pairs.prompts import Prompt
     from rgtg_logits.pairs.rewards import load_reward
 

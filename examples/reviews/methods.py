@@ -127,7 +127,9 @@ def strengths(folder: str, name: str, targets: list[float]) -> list[float]:
     beta, kl = np.array(tried).T
     # Above the least divergence it grows with the square of the strength, while that is small.
     root = np.sqrt(np.maximum.accumulate(kl) - kl[0])
-    reached = [target for target in targets if target <= kl.max()]
+    reached = [target for target in targets if kl.min() <= target <= kl.max()]
+    if not reached:
+        raise ValueError(f"Expected {name!r} to reach one of {targets} nats, but its are {kl.round(1).tolist()}.")
     found = np.interp(np.sqrt(np.array(reached) - kl[0]), root, beta)
     return [float(f"{value:.2g}") for value in found]
 
