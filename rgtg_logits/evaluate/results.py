@@ -7,6 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 
+def policy_title(name: str, beta: float) -> str:
+    """What people call a method at a strength; 0 is no guidance, so there is nothing to say of it."""
+    return f"{name}, beta {beta:g}" if beta else name
+
+
 class Estimate(NamedTuple):
     """A value and its 95 % interval, which is that of a bootstrap over the prompts."""
 
@@ -77,7 +82,7 @@ class PolicyResult:
     @property
     def title(self) -> str:
         """What people call it."""
-        return f"{self.name}, beta {self.beta:g}" if self.beta else self.name
+        return policy_title(self.name, self.beta)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -20,10 +19,11 @@ from rgtg_logits._base_model import load_base_model, place
 from rgtg_logits._files import without_place
 from rgtg_logits.evaluate.decoding import Decoder, Decoders
 from rgtg_logits.evaluate.figures import check_matplotlib
+from rgtg_logits.evaluate.launch import is_worker
 from rgtg_logits.evaluate.methods import Policy, policies
 from rgtg_logits.evaluate.records import Store, reward_column, write_table
 from rgtg_logits.evaluate.report import write_report
-from rgtg_logits.evaluate.results import EvaluationResults, Sample
+from rgtg_logits.evaluate.results import EvaluationResults, Sample, policy_title
 from rgtg_logits.evaluate.settings import EvaluationSettings
 from rgtg_logits.evaluate.statistics import at_equal_kl, summarise
 from rgtg_logits.pairs.prompts import Prompt, digest, encode_prompts, read_prompts, usable_prompts
@@ -122,7 +122,7 @@ class _Processes:
 
     @classmethod
     def current(cls, device: str | None) -> _Processes:
-        if "LOCAL_RANK" not in os.environ:
+        if not is_worker():
             return cls()
         from accelerate import PartialState  # noqa: PLC0415  (several processes need it, and it takes long to import)
 
@@ -249,7 +249,7 @@ def _samples(records: pd.DataFrame, settings: EvaluationSettings, prompts: Seque
     found = []
     for prompt in prompts[:SAMPLES]:
         rows = records[(records["prompt"] == prompt.index) & (records["seed"] == 0)].to_dict("records")
-        titles = [f"{row['method']}, beta {row['beta']:g}" if row["beta"] else row["method"] for row in rows]
+        titles = [policy_title(row["method"], row["beta"]) for row in rows]
         judged = [{judge: row[reward_column(judge)] for judge in settings.judges} for row in rows]
         texts = [row["answer"] for row in rows]
         found.append(Sample(prompt=prompt.text, answers=tuple(zip(titles, texts, judged, strict=True))))
