@@ -14,6 +14,10 @@ from transformers import Cache, PreTrainedModel
 
 from rgtg_logits.errors import RewardModelError
 
+# What a forward calls the cache that it takes and returns: from transformers 5.24 on, before, and before of recurrent
+# models.
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+
 
 class Body:
     """A model and the part of it that gives the states of tokens.
@@ -35,7 +39,7 @@ class Body:
         self._reader = reader
         self._call: Callable[..., Any] = reader
         self._parameters = signature(reader.forward).parameters
-        caches = [name for name in ("past_key_values", "cache_params") if name in self._parameters]
+        caches = [name for name in _CACHE_NAMES if name in self._parameters]
         self._cache_name = caches[0] if caches and "use_cache" in self._parameters else None
 
     @property

@@ -36,7 +36,7 @@ class _Classifier(GenericForSequenceClassification):
 
 
 class _CachelessClassifier(_Classifier):
-    """For backbones without `past_key_values` (recurrent ones), which the mixin's own forward passes on and reads."""
+    """For backbones without the cache that the mixin's own forward passes on and reads (some recurrent ones)."""
 
     def forward(
         self,
@@ -89,7 +89,8 @@ def classifier_class(config: PretrainedConfig) -> type[PreTrainedModel]:
 @cache
 def _built(backbone: type[PreTrainedModel]) -> type[PreTrainedModel]:
     base = next(cls for cls in backbone.__mro__ if cls.__name__.endswith("PreTrainedModel"))
-    keeps_cache = "past_key_values" in signature(backbone.forward).parameters
+    # `cache` from transformers 5.24 on.
+    keeps_cache = not {"past_key_values", "cache"}.isdisjoint(signature(backbone.forward).parameters)
     mixin: Any = _Classifier if keeps_cache else _CachelessClassifier
     name = base.__name__.removesuffix("PreTrainedModel") + "ForSequenceClassification"
     members = {

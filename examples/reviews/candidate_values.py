@@ -30,12 +30,11 @@ import torch
 from files import once, write
 from make_data import judged
 from rich.progress import track
-from sample_answers import up_to_end
 from splits import train_prompts
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from rgtg_logits import RewardModel
+from rgtg_logits.pairs.sampling import Sampler
 from rgtg_logits.scorers.make import make_scorer
 
 FIRST_PROMPT = 17_000
@@ -82,34 +81,35 @@ def main(args: Arguments) -> None:
 @torch.no_grad()
 def roll_out(args: Arguments, tokenizer: Any, reward: Callable[..., list[float]]) -> Any:
     """For each step: its prefix, its candidates with their probabilities, and the rewards behind each."""
-    set_seed(args.seed)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto").eval()
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto", attn_implementation="eager").eval()
+    end = tokenizer.eos_token_id
+
+    def continued(rows: list[list[int]], new_tokens: int, key: str) -> list[list[int]]:
+        """What the base model says behind each row; a row that has ended is followed by nothing."""
+        open_rows = [row for row in rows if row[-1] != end]
+        if not open_rows or not new_tokens:
+            return [[] for _ in rows]
+        keys = [f"{args.seed}:{key}:{i}" for i in range(len(open_rows))]
+        new = iter(Sampler(model, tokenizer, max_new_tokens=new_tokens).draw_tokens(open_rows, keys))
+        return [next(new) if row[-1] != end else [] for row in rows]
+
     prompts = train_prompts(args.data, tokenizer, args.first_prompt + args.prompts, 0)[args.first_prompt :]
-    for prompt in track(prompts, description="Rolling out"):
-        answer = continued(model, torch.tensor([prompt]), args.new_tokens)[0].tolist()[len(prompt) :]
+    for number, prompt in enumerate(track(prompts, description="Rolling out")):
+        # A prompt begins with the end of the text before it.
+        answer = continued([prompt], args.new_tokens, f"{number}")[0]
         for step in args.steps:
-            prefix = [*prompt, *answer[:step]]
-            if tokenizer.eos_token_id in answer[: step + 1]:
+            if len(answer) < step or end in answer[:step]:
                 continue
+            prefix = [*prompt, *answer[:step]]
             shares, tokens = model(torch.tensor([prefix])).logits[0, -1].float().softmax(-1).topk(args.top_k)
-            rows = torch.tensor([[*prefix, token] for token in tokens.tolist()]).repeat_interleave(args.rollouts, 0)
-            # A candidate that ends the text is followed by nothing, whatever is generated behind it.
-            left = args.new_tokens - step - 1
-            whole = continued(model, rows, left) if left else rows
-            answers = [up_to_end(row, tokenizer.eos_token_id) for row in whole[:, len(prompt) :].tolist()]
+            starts = [[*prefix, token] for token in tokens.tolist() for _ in range(args.rollouts)]
+            behind = continued(starts, args.new_tokens - step - 1, f"{number}:{step}")
+            answers = [[*start[len(prompt) :], *new] for start, new in zip(starts, behind, strict=True)]
             rewards = judged(reward, tokenizer, [(prompt, row) for row in answers])
             yield {
                 "prefix": prefix, "tokens": tokens.tolist(), "shares": shares.tolist(),
                 "rewards": np.reshape(rewards, (args.top_k, args.rollouts)).tolist(),
             }  # fmt: skip
-
-
-def continued(model: Any, rows: Tensor, new_tokens: int) -> Tensor:
-    """Rows with the base model's own continuations: temperature 1, whole vocabulary."""
-    return model.generate(
-        input_ids=rows, attention_mask=torch.ones_like(rows), max_new_tokens=new_tokens,
-        do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
-    )  # fmt: skip
 
 
 PARTS = {"sd of beta m": "m", "sd of S": "S", "sd of S - beta m": "rest"}

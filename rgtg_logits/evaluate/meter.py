@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 from transformers import Cache, LogitsProcessor
 
-from rgtg_logits.pairs.sampling import Draw, possible, wide
+from rgtg_logits.pairs.sampling import Draw, possible, where_wide
 from rgtg_logits.reward_model import RewardModel, positions
 
 
@@ -163,12 +163,16 @@ class Meter:
         return drawn
 
     def _measure(self, scores: Float[Tensor, "batch vocab"], token: Int[Tensor, " batch"]) -> None:
-        policy, base = wide(scores).log_softmax(-1), wide(self._base).log_softmax(-1)
-        token = token.to(policy.device)
-        ours, theirs = (each.gather(1, token[:, None])[:, 0] for each in (policy, base))
         ids = possible(scores)
-        if ids is not None:
-            policy, base = (each.gather(-1, ids.to(each.device)) for each in (policy, base))
+        policy = _log_softmax(scores if ids is None else scores.gather(-1, ids))
+        base, token = _log_softmax(self._base), token.to(policy.device)
+        theirs = base.gather(1, token[:, None])[:, 0]
+        if ids is None:
+            ours = policy.gather(1, token[:, None])[:, 0]
+        else:
+            ids = ids.to(policy.device)
+            ours = policy.masked_fill(ids != token[:, None], float("-inf")).amax(-1)
+            base = base.gather(-1, ids)
         # Tokens of probability 0 add 0, but 0 · inf is not a number.
         kl = (policy.exp() * (policy - base)).masked_fill(policy.isneginf(), 0.0).sum(-1)
         cut = -base.masked_fill(policy.isneginf(), float("-inf")).logsumexp(-1)
@@ -180,6 +184,10 @@ class Meter:
 
     def _added(self, total: Float64[Tensor, " batch"], step: Float64[Tensor, " batch"]) -> Float64[Tensor, " batch"]:
         return total.to(step.device) + step.masked_fill(~self._running.to(step.device), 0.0)
+
+
+def _log_softmax(scores: Float[Tensor, "batch some"]) -> Float64[Tensor, "batch some"]:
+    return where_wide(scores).log_softmax(-1, dtype=torch.float64)
 
 
 class _Call(LogitsProcessor):
