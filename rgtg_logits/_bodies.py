@@ -193,6 +193,30 @@ def token_scores(
     scores = before.gather(-1, input_ids[:, 1:, None])[..., 0].float()
     if log_softmax:
         scores = scores - before.float().logsumexp(-1)
+    return at_tokens(scores, mask)
+
+
+def output_scores(
+    layer: nn.Linear,
+    states: Float[Tensor, "batch length width"],
+    input_ids: Int[Tensor, "batch length"],
+    mask: Int[Tensor, "batch length"],
+) -> Float[Tensor, "batch length"]:
+    """As `token_scores`, from the states before the output layer: of the vocabulary, only the tokens of the text."""
+    wanted = input_ids[:, 1:]
+    scores = (states[:, :-1].float() * layer.weight[wanted].float()).sum(-1)
+    return at_tokens(scores if layer.bias is None else scores + layer.bias[wanted].float(), mask)
+
+
+def at_tokens(
+    scores: Float[Tensor, "batch before"], mask: Int[Tensor, "batch length"]
+) -> Float[Tensor, "batch length"]:
+    """Scores that the tokens but the last gave to the next one, at that one; 0 where there is no text, or none before.
+
+    Args:
+        scores: Of one column less than the tokens.
+        mask: 1 for text, 0 for padding on either side.
+    """
     has_both = (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
     return nn.functional.pad(scores.masked_fill(~has_both, 0.0), (1, 0))
 

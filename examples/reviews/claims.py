@@ -20,7 +20,7 @@ import yaml
 from transformers import HfArgumentParser
 
 CLAIMS = {
-    "(b) PARGS beats ARGS": [("PARGS", "ARGS")],
+    "(b) PARGS beats ARGS": [("PARGS", "ARGS"), ("PARGS, vocabulary", "ARGS, vocabulary")],
     "(c) PARGS reaches what fine-tuning reaches": [("PARGS", "DPO"), ("PARGS", "RL")],
     "(d) soft value beats PARGS and CD": [
         ("soft value", "PARGS"),

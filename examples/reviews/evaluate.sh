@@ -9,18 +9,18 @@ set -euo pipefail
 base=$1 data=$2 out=$3
 shift 3
 lists=("$@")
-((${#lists[@]})) || lists=(top20 whole greedy large k layers pairs)
+((${#lists[@]})) || lists=(whole cut greedy large k layers pairs)
 here=$(cd "$(dirname "$0")" && pwd)
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} RGTG_REVIEWS=$out
 
 evaluate() {  # PROMPTS LIST ARGUMENT...
-    local prompts=$1 list=$2 top_k=20
+    local prompts=$1 list=$2 top_k=10
     shift 2
     [[ $list == whole ]] && top_k=0
     # shellcheck disable=SC2086
     rgtg evaluate "$base" --prompts "$out/prompts/$prompts.jsonl" --methods "$out/methods/$prompts-$list.yaml" \
         --judge gold=judges:gold --judge judge=judges:judge --judge neural="$out/neural_judge" \
-        --label_name neural=positive --max_new_tokens 64 --top_k $top_k --batch_size 250 --guide_dtype bfloat16 \
+        --label_name neural=positive --max_new_tokens 64 --top_k $top_k --batch_size 250 --dtype bfloat16 --guide_dtype bfloat16 \
         --output "$out/evaluation/$prompts-$list" "$@" ${RGTG_MORE:-}
 }
 
@@ -32,12 +32,10 @@ methods() {  # PROMPTS LIST ARGUMENT...
 [[ -f $out/prompts/val.jsonl ]] || python "$here/write_prompts.py" --model "$base" --data "$data" --output_dir "$out"
 for list in "${lists[@]}"; do
     case $list in
-    top20 | whole)
+    cut | whole)
         methods tune "$list"
         evaluate tune "$list"
-        targets=(33 36 42 52)
-        [[ $list == whole ]] && targets=(2 5 12 24)
-        methods val "$list" --tuned "$out/evaluation/tune-$list" --kl "${targets[@]}"
+        methods val "$list" --tuned "$out/evaluation/tune-$list"
         compare=()
         while read -r pair; do compare+=(--compare "$pair"); done < <(python "$here/claims.py" --pairs_of "$out/methods/val-$list.yaml")
         evaluate val "$list" --seeds 3 "${compare[@]}"

@@ -1,8 +1,8 @@
 r"""Lists the methods that are compared, for `rgtg evaluate --methods`.
 
-    python examples/reviews/methods.py --output_dir runs/reviews --which top20 > runs/reviews/methods/tune-top20.yaml
-    python examples/reviews/methods.py --output_dir runs/reviews --which top20 \
-        --tuned runs/reviews/evaluation/tune-top20 --kl 33 36 42 52 > runs/reviews/methods/val-top20.yaml
+    python examples/reviews/methods.py --output_dir runs/reviews --which cut > runs/reviews/methods/tune-cut.yaml
+    python examples/reviews/methods.py --output_dir runs/reviews --which cut \
+        --tuned runs/reviews/evaluation/tune-cut > runs/reviews/methods/val-cut.yaml
 
 The first line lists every guided method at the strengths of a coarse grid, to be run on prompts to tune on. The second
 one lists each at the strengths that reach given divergences from the base model there, read off the grid by
@@ -10,8 +10,8 @@ interpolation: so every curve of the report spans the same divergences, chosen w
 
 What has not been trained is left out. The lists:
 
-- `top20` draws every method from 20 candidates, and `whole` from the whole vocabulary, for methods that cost the same
-  whatever the number of candidates;
+- `cut` draws everything from the 10 likeliest tokens of the base model, as the paper's own code does, fine-tuned models
+  too, and `whole` draws from the whole vocabulary, for methods that cost the same whatever the number of candidates;
 - `greedy` holds the variants that take the best token;
 - `large` guides by far too much, to see it fail;
 - `k`, `layers` and `pairs` vary the number of candidates, the size of the reward model, and the pairs it learnt from.
@@ -40,6 +40,7 @@ GUIDED = {
     "soft value, TD, of pairs": ("soft_value_td_from_pairs", [1, 2, 4, 6]),
 }
 VOCABULARY = {
+    "ARGS, vocabulary": ("full_bt_vocabulary", [1, 2, 4, 8]),
     "PARGS, vocabulary": ("partial_bt_vocabulary", [1, 2, 4, 8]),
     "CD, vocabulary": ("value_vocabulary", [1, 2, 4, 6]),
     "soft value, TD, vocabulary": ("soft_value_td_vocabulary", [1, 2, 4, 6]),
@@ -47,6 +48,8 @@ VOCABULARY = {
     "FaRMA": ("farma", [0.5, 1, 2, 4]),
     "GenARM": ("arm", [0.25, 0.5, 1, 2]),
 }
+BOTH = {name: VOCABULARY[name] for name in ("PARGS, vocabulary", "soft value, TD, vocabulary")}
+"""To be compared with scalar heads, which have candidates."""
 LARGE = [1, 2, 4, 8, 16, 32, 64]
 VARIED = {
     "layers": {f"{n} layers": f"partial_bt_layers_{n}" for n in (2, 4)} | {"6 layers": "partial_bt"},
@@ -61,13 +64,13 @@ GREEDY = {"ARGS greedy": ("full_bt", [1]), "PARGS-G": ("partial_bt", [1])}
 
 @dataclass
 class Arguments:
-    """Where the models are, and which list is wanted."""
+    """Where the models are, and which list is wanted; `kl` is in nats an answer beyond the base model's own, cut alike."""
 
     output_dir: str = "runs/reviews"
     model: str = "model_cards/tiny-imdb-base"
-    which: str = "top20"
+    which: str = "cut"
     tuned: str | None = None
-    kl: list[float] = field(default_factory=lambda: [33.0, 36.0, 42.0, 52.0])
+    kl: list[float] = field(default_factory=lambda: [2.0, 5.0, 12.0, 24.0])
 
 
 def methods(args: Arguments) -> Iterator[dict[str, Any]]:
@@ -89,12 +92,12 @@ def methods(args: Arguments) -> Iterator[dict[str, Any]]:
             betas = list(grid) if args.tuned is None else strengths(args.tuned, name, args.kl)
             yield {"name": name, "guide": str(models / folder), "beta": betas, "greedy": args.which == "greedy"}
     pair = Path(args.output_dir) / "policies" / PAIR
-    if args.which in ("top20", "whole") and pair.is_dir():
+    if args.which == "whole" and pair.is_dir():
         betas = PAIR_GRID if args.tuned is None else strengths(args.tuned, "DPO pair", args.kl)
         guides = {"guide": [str(pair), args.model], "weights": [1, -1], "kind": "log_ratio"}
         yield {"name": "DPO pair", **guides, "beta": list(betas)}
     if args.tuned is not None:
-        yield from unguided(Path(args.output_dir))
+        yield from unguided(Path(args.output_dir), cut=args.which == "cut")
 
 
 def guided(args: Arguments) -> dict[str, tuple[str, list[float]]]:
@@ -103,12 +106,12 @@ def guided(args: Arguments) -> dict[str, tuple[str, list[float]]]:
         return {name: (folder, GUIDED["PARGS"][1]) for name, folder in VARIED[args.which].items()}
     if args.which == "large":
         return {name: (GUIDED[name][0], LARGE) for name in ("ARGS", "PARGS")}
-    return {"top20": {**GUIDED, **VOCABULARY}, "whole": VOCABULARY, "greedy": GREEDY}[args.which]
+    return {"cut": {**GUIDED, **BOTH}, "whole": VOCABULARY, "greedy": GREEDY}[args.which]
 
 
-def unguided(output: Path) -> Iterator[dict[str, Any]]:
+def unguided(output: Path, *, cut: bool) -> Iterator[dict[str, Any]]:
     """What has no strength, and so needs no tuning."""
-    for n in (4, 16):
+    for n in () if cut else (4, 16):
         ranker = str(output / "reward_models" / "full_bt")
         yield {"name": f"best of {n}", "family": "best of n", "best_of": n, "ranked_by": ranker}
     for folder in sorted((output / "policies").glob("[!.]*-*")):
@@ -127,10 +130,11 @@ def strengths(folder: str, name: str, targets: list[float]) -> list[float]:
     beta, kl = np.array(tried).T
     # Above the least divergence it grows with the square of the strength, while that is small.
     root = np.sqrt(np.maximum.accumulate(kl) - kl[0])
-    reached = [target for target in targets if kl.min() <= target <= kl.max()]
+    beyond = kl - kl[0]
+    reached = [target for target in targets if target <= beyond.max()]
     if not reached:
-        raise ValueError(f"Expected {name!r} to reach one of {targets} nats, but its are {kl.round(1).tolist()}.")
-    found = np.interp(np.sqrt(np.array(reached) - kl[0]), root, beta)
+        raise ValueError(f"Expected {name!r} to reach one of {targets} nats, but its are {beyond.round(1).tolist()}.")
+    found = np.interp(np.sqrt(reached), root, beta)
     return [float(f"{value:.2g}") for value in found]
 
 

@@ -50,6 +50,8 @@ train soft_value_vocabulary $labels 64 --objective soft_value --soft_value_beta 
 train value_vocabulary $labels 64 --objective value --kind vocabulary
 train cumulative $labels 64 --objective cumulative
 train farma $pairs 32 --objective farma
+# Bradley-Terry on finished answers for logits: FaRMA without what it adds for unfinished ones.
+train full_bt_vocabulary $pairs 32 --objective farma --farma_weight 0
 train arm $pairs 32 --objective arm
 for layers in 2 4; do  # See cut_layers.py.
     train partial_bt_layers_$layers $pairs 32 --objective partial_bt --model_name_or_path "$out/bases/layers-$layers"

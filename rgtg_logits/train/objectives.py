@@ -28,7 +28,7 @@ class Reading(NamedTuple):
 
     Attributes:
         rewards: Reward of every prefix; for pairs, the chosen texts first, then the rejected ones.
-        best: Largest reward of every prefix with any one token more, of models that give it (kind "vocabulary").
+        best: Largest reward of every prefix with any one token more, for objectives that need it (kind "vocabulary").
     """
 
     rewards: Float[Tensor, "rows length"]
@@ -108,6 +108,7 @@ class Objective:
         source: Where it is from.
         terms: The parts of the loss, of what the model says of a batch, and what is known of it (`Pairs`, `Labelled`).
         count: How many parts each row of a batch has, told from what is known of it alone.
+        needs_best: Whether it needs the largest reward behind every prefix.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Objective:
     source: str
     terms: Callable[[Reading, Any, Weights], Terms]
     count: Callable[[Any], Int[Tensor, " rows"]]
+    needs_best: bool = False
 
 
 def _each(parts: Tensor) -> Terms:
@@ -204,6 +206,7 @@ _ALL = (
     Objective(
         name="farma", data="pairs", kinds=("vocabulary",), every_prefix=False, unit=_LOG_ODDS,
         source="FaRMA, arXiv 2502.04517", terms=_farma, count=_one,
+        needs_best=True,
     ),
     Objective(
         name="arm", data="pairs", kinds=("log_ratio",), every_prefix=False, unit="nats of log-probability",

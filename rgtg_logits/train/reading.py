@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rgtg_logits._bodies import token_scores
+from rgtg_logits._bodies import output_scores, token_scores
 from rgtg_logits.errors import RewardModelError
 from rgtg_logits.reward_model import RewardModel, RewardModelConfig
 from rgtg_logits.train.losses import between
@@ -27,15 +28,29 @@ class RewardReader:
         kind: How its rewards are read; see `RewardModelConfig`.
         tokens: Number of tokens that there are. A language model may have more logits, which mean nothing.
         shared: Reads both answers of a pair behind one prompt, for the kind "causal"; None for rows of their own.
+        best: Whether the largest reward behind every prefix is wanted too, of the kind "vocabulary".
+        sharded: Whether processes will share out the weights, so that a layer cannot be read by itself.
 
     Raises:
         RewardModelError: If the model is not of that kind.
     """
 
-    def __init__(self, model: nn.Module, kind: str, tokens: int, shared: SharedPrompts | None = None) -> None:
-        self._kind, self._tokens, self.shared = kind, tokens, shared
+    def __init__(
+        self,
+        model: nn.Module,
+        kind: str,
+        tokens: int,
+        shared: SharedPrompts | None = None,
+        *,
+        best: bool = False,
+        sharded: bool = False,
+    ) -> None:
+        self._kind, self._tokens, self.shared, self._best = kind, tokens, shared, best
         reward_model = RewardModel(model, config=RewardModelConfig(kind=kind))
         self.head = reward_model.head if kind == "causal" else None
+        self._backbone, self._layer = reward_model.backbone, None
+        if kind == "vocabulary" and not best and not sharded:
+            self._layer = _output_layer(reward_model)
 
     def read(
         self,
@@ -60,11 +75,16 @@ class RewardReader:
         tokens = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.head is not None:
             return self._read_head(self.head, partial(forward, **options), tokens)
+        if self._layer is not None:
+            # Logits of a whole vocabulary take more memory than all else, and half of the time of a small model.
+            with _outputs(self._backbone) as seen:
+                output = forward(**tokens, **options, logits_to_keep=1)
+            return Reading(output_scores(self._layer, seen[0].last_hidden_state, input_ids, attention_mask)), output
         output = forward(**tokens, **options)
         scores = token_scores(output.logits, input_ids, attention_mask, log_softmax=self._kind == "log_ratio")
         if self._kind == "vocabulary":
             # Whatever is made of the best next token is a target, and has no gradient.
-            best = output.logits.detach()[..., : self._tokens].amax(-1).float()
+            best = output.logits.detach()[..., : self._tokens].amax(-1).float() if self._best else None
             return Reading(scores, best), output
         answer = between(start, attention_mask.sum(1), input_ids.shape[1])
         return Reading(scores.masked_fill(~answer, 0.0).cumsum(1)), output
@@ -84,10 +104,18 @@ class RewardReader:
         return Reading(rewards), output
 
 
+def _output_layer(reward_model: RewardModel) -> nn.Linear | None:
+    """The layer whose product with the states is the logits; None where they are more, or cannot be left out."""
+    if "logits_to_keep" not in signature(reward_model.model.forward).parameters:
+        return None
+    parts = reward_model.split_output_layer()
+    return None if parts is None else parts[1]
+
+
 @contextmanager
-def _outputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what a head says of every token, because the model itself returns one reward per text."""
-    seen: list[Tensor] = []
+def _outputs(module: nn.Module) -> Iterator[list[Any]]:
+    """Collects what a part returns, such as what a head says of every token: the model itself returns less."""
+    seen: list[Any] = []
     hook = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     try:
         yield seen

@@ -143,7 +143,10 @@ class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
         self._inner = inner_model(self.model)
         half = bool(args.bf16 or args.fp16)
         shared = SharedPrompts(self._inner, half=half) if args.shared_prompt else None
-        self._reader = RewardReader(self.model, kind, len(self.processing_class), shared)
+        self._reader = RewardReader(
+            self.model, kind, len(self.processing_class), shared, best=self._what.needs_best,
+            sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
+        )  # fmt: skip
         self._inner.config.architectures = [type(self._inner).__name__]
         self._describe(None)
         if self._reader.head is not None:
