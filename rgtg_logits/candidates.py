@@ -13,7 +13,7 @@ from rgtg_logits.errors import InvalidArgumentError
 
 @dataclass(frozen=True)
 class Candidates:
-    """The next tokens worth a reward, best first in each row.
+    """The next tokens worth a reward, best first in each row; in the order of their ids, if none is left out.
 
     A row with fewer candidates than the widest one ends in slots that score -inf and repeat its best token, so that
     every id is one the row may really take.
@@ -74,11 +74,22 @@ class CandidateRule:
 
     def select(self, scores: Float[Tensor, "batch vocab"]) -> Candidates:
         """Picks the candidates of each row; the scores are not edited."""
+        if self._takes_all(scores):
+            ids = torch.arange(scores.shape[-1]).expand(scores.shape)
+            return Candidates(ids, scores, scores.amin(-1) == scores.amax(-1))
         best, ids = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)
         level = best[:, 0] == best[:, -1]
         if self.top_p is not None or self.min_p is not None:
             best = best.masked_fill(~self._kept(best), float("-inf"))
         return Candidates(torch.where(best == float("-inf"), ids[:, :1], ids), best, level)
+
+    def _takes_all(self, scores: Float[Tensor, "batch vocab"]) -> bool:
+        """Whether every token is a candidate: to sort a vocabulary takes as long as a step of a small model.
+
+        Told on a CPU only, because an accelerator would have to be waited for, and sorts fast.
+        """
+        whole = self.top_k >= scores.shape[-1] and self.top_p is None and self.min_p is None
+        return whole and scores.device.type == "cpu" and bool((scores > float("-inf")).all())
 
     def undecided(self, scores: Float[Tensor, "batch vocab"]) -> Bool[Tensor, "batch 1"]:
         """Rows whose tokens all score the same, and are more than `top_k`: nothing says which are the candidates.

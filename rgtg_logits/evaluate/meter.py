@@ -173,9 +173,13 @@ class Meter:
             ids = ids.to(policy.device)
             ours = policy.masked_fill(ids != token[:, None], float("-inf")).amax(-1)
             base = base.gather(-1, ids)
-        # Tokens of probability 0 add 0, but 0 · inf is not a number.
-        kl = (policy.exp() * (policy - base)).masked_fill(policy.isneginf(), 0.0).sum(-1)
-        cut = -base.masked_fill(policy.isneginf(), float("-inf")).logsumexp(-1)
+        impossible = policy.isneginf()
+        parts, cut = policy.exp() * (policy - base), torch.zeros_like(ours)
+        if impossible.any():
+            # Tokens of probability 0 add 0, but 0 · inf is not a number.
+            parts = parts.masked_fill(impossible, 0.0)
+            cut = -base.masked_fill(impossible, float("-inf")).logsumexp(-1)
+        kl = parts.sum(-1)
         self.kl = self._added(self.kl, kl)
         self.log_ratio = self._added(self.log_ratio, ours - theirs)
         self.nll = self._added(self.nll, -theirs)

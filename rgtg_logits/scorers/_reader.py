@@ -346,8 +346,11 @@ def _check_options(path: str, on_overflow: str, max_tokens_per_forward: int | No
 def _computed(seen: Question) -> tuple[Tensor | None, Tensor | None]:
     """The rows to compute (None: all), and for each running row which of those it equals (None: each is its own)."""
     running = (~seen.finished).nonzero()[:, 0]
-    everything = torch.cat([seen.keys, seen.branches.columns(), seen.asked], dim=1)[running]
-    copies = _copies(everything)
+    rows = torch.cat([seen.keys, seen.branches.columns()], dim=1)[running]
+    copies = _copies(rows)
+    if copies is not None:
+        # Looked at last, because what is asked about may be a whole vocabulary, and rows of one text are rare.
+        copies = _copies(torch.cat([rows, seen.asked[running]], dim=1))
     if copies is None:
         return (running if len(running) < len(seen.keys) else None), None
     first, inverse = copies
