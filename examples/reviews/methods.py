@@ -64,7 +64,7 @@ GREEDY = {"ARGS greedy": ("full_bt", [1]), "PARGS-G": ("partial_bt", [1])}
 
 @dataclass
 class Arguments:
-    """Where the models are, and which list is wanted; `kl` is in nats an answer beyond the base model's own, cut alike."""
+    """Where the models are, and which list is wanted; `kl` is in nats beyond the base model's own, cut alike."""
 
     output_dir: str = "runs/reviews"
     model: str = "model_cards/tiny-imdb-base"
