@@ -1,5 +1,6 @@
 """Random worlds, and what a world has by prefix as models of transformers and as a scorer, which look it up."""
 
+from dataclasses import fields
 from itertools import product
 
 import torch
@@ -129,9 +130,10 @@ class TabularBackbone(PreTrainedModel):
         return self.embed_tokens
 
     def forward(
-        self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=False, **_
+        self, input_ids, attention_mask=None, position_ids=None, cache=None, use_cache=False, past_key_values=None, **_
     ):  # fmt: skip
-        cache = DynamicCache() if use_cache and past_key_values is None else past_key_values
+        cache = past_key_values if cache is None else cache
+        cache = DynamicCache() if use_cache and cache is None else cache
         if position_ids is None:
             start = 0 if cache is None else cache.get_seq_length()
             position_ids = torch.arange(start, start + input_ids.shape[1])[None]
@@ -141,7 +143,15 @@ class TabularBackbone(PreTrainedModel):
         visible = _visible(attention_mask, input_ids.shape[1], values.shape[1])
         number = torch.where(visible, values[:, None, :, 0], 0.0).sum(-1).long() % self.base**self.horizon
         states = nn.functional.one_hot(number, self.base**self.horizon).to(values.dtype)
-        return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=cache)
+        return with_cache(BaseModelOutputWithPast, cache, last_hidden_state=states)
+
+
+def with_cache(output_class, cache, **parts):
+    """An output with its cache under both names: that of transformers from 5.24 on, and the one before."""
+    name = "cache" if "cache" in {field.name for field in fields(output_class)} else "past_key_values"
+    output = output_class(**parts, **{name: cache})
+    output.cache = cache
+    return output
 
 
 def _visible(mask, new, slots):
@@ -208,8 +218,8 @@ class TabularRewardLM(TabularReader, GenerationMixin):
         return self.layer
 
     def forward(
-        self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=False, **_
+        self, input_ids, attention_mask=None, position_ids=None, cache=None, use_cache=False, past_key_values=None, **_
     ):  # fmt: skip
-        output = self.model(input_ids, attention_mask, position_ids, past_key_values, use_cache)
-        logits = self.layer(output.last_hidden_state)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+        cache = past_key_values if cache is None else cache
+        output = self.model(input_ids, attention_mask, position_ids, cache, use_cache)
+        return with_cache(CausalLMOutputWithPast, output.cache, logits=self.layer(output.last_hidden_state))
