@@ -16,7 +16,7 @@ from transformers import CompileConfig, LogitsProcessor, PreTrainedModel, PreTra
 
 from rgtg_logits.candidates import CandidateRule, Candidates
 from rgtg_logits.errors import InvalidArgumentError, PaddingError
-from rgtg_logits.guidance import guide, spread, truncate
+from rgtg_logits.guidance import RESTS, gathered, guide, guide_and_keep, spread, truncate
 from rgtg_logits.prefix import text_mask
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers import Scorer, make_scorer
@@ -48,6 +48,10 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             under transformers' own `top_k`.
         top_p: Cut the candidates to this share of the base model's probability.
         min_p: Cut the candidates to those at least this fraction as probable as the best.
+        rest: What becomes of the tokens that are no candidates: "drop" makes them impossible, as in the paper; "keep"
+            leaves them possible, as if their reward were the mean of the candidates'. With "keep" the policy is less
+            far from the base model at the same reward, the more so the less probability the candidates hold; with few
+            candidates of a model that is unsure, much of a text is then left unguided.
         tokenizer: The base model's tokenizer. Its vocabulary is compared with the reward model's: if a token has
             another id there, or none, the reward model reads text (`RetokenizingScorer`). Left out, token ids are taken
             to mean the same in both.
@@ -89,6 +93,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         top_k: int = 20,
         top_p: float | None = None,
         min_p: float | None = None,
+        rest: str = "drop",
         tokenizer: PreTrainedTokenizerBase | None = None,
         prompt_format: str | Callable[[str, str], str] | None = None,
         on_overflow: str = "error",
@@ -100,6 +105,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
     ) -> None:
         self.beta = _checked_beta(beta)
         self.rule = CandidateRule(top_k=top_k, top_p=top_p, min_p=min_p)
+        self.rest = _checked_rest(rest)
         self.scorer = make_scorer(
             reward_model, tokenizer, prompt_format=prompt_format, on_overflow=on_overflow,
             max_tokens_per_forward=max_tokens_per_forward, compile=compile,
@@ -141,18 +147,29 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
                 if undecided is not None and undecided.all():
                     return scores.log_softmax(-1)
                 candidates = candidates.narrowed()
-            base = truncate(candidates)
-            guided, rewards = base, None
+            rewards = None
             if self.beta > 0 and candidates.ids.shape[1] == 1:
-                # One candidate is drawn whatever its reward, so there is nothing to ask.
+                # The reward of a single candidate changes nothing, so there is nothing to ask.
                 self.scorer.observe(rows, mask)
             elif self.beta > 0:
                 rewards = self.scorer.score(rows, mask, candidates.ids)
-                guided = guide(candidates, rewards, self.beta)
+            result = self._policy(scores, candidates, rewards)
             if self.trace is not None:
-                self.trace.record(rows, candidates.ids, base, rewards, guided)
-            result = spread(candidates, guided, like=scores)
+                base = result if rewards is None else self._policy(scores, candidates, None)
+                before, after = (gathered(candidates, each) for each in (base, result))
+                self.trace.record(rows, candidates.ids, before, rewards, after)
             return result if undecided is None else torch.where(undecided, scores.log_softmax(-1), result)
+
+    def _policy(
+        self, scores: Float[Tensor, "batch vocab"], candidates: Candidates, rewards: Float[Tensor, "batch k"] | None
+    ) -> Float[Tensor, "batch vocab"]:
+        """Log-probabilities of all tokens; without rewards, those of the base model."""
+        if self.rest == "keep":
+            if rewards is None:
+                return scores.log_softmax(-1)
+            return guide_and_keep(candidates, rewards, self.beta, scores)
+        guided = truncate(candidates) if rewards is None else guide(candidates, rewards, self.beta)
+        return spread(candidates, guided, like=scores)
 
     def _undecided(self, scores: Tensor, candidates: Candidates) -> Bool[Tensor, "batch 1"] | None:
         """Rows that name no candidates; None if a look, which is free on a CPU, says that there are none."""
@@ -253,6 +270,15 @@ def _tokens(tokenizer: PreTrainedTokenizerBase | None, texts: list[str]) -> tupl
     # What stands in the place of padding does not matter: the mask says so.
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+
+
+def _checked_rest(rest: str) -> str:
+    if rest not in RESTS:
+        raise InvalidArgumentError(
+            f"Expected rest to be one of {', '.join(RESTS)}, but got {rest!r}. Use 'drop' to draw from the candidates "
+            "alone, 'keep' to leave the other tokens possible."
+        )
+    return rest
 
 
 def _checked_beta(beta: float) -> float:

@@ -21,6 +21,9 @@ from rgtg_logits.errors import InvalidArgumentError
 SCALES = (0.5, 1.0, 2.0, 3.0)
 """Ends of the colour scale in nats. The smallest that holds a page is taken; larger changes get the last colour."""
 
+_ROUNDING = 1e-6
+"""Probability that is no more than what float32 loses of a sum."""
+
 _CONTROLS: dict[int, str] = {
     **{code: chr(0x2400 + code) for code in range(32)},
     ord("\n"): "⏎\n",
@@ -36,7 +39,7 @@ class StepRecord:
     Attributes:
         rows: The prefixes, padding included.
         candidates: The candidate tokens.
-        base: Log-probabilities of the base model cut to the candidates, in nats; -inf in unused slots.
+        base: Log-probabilities of the base model, cut to the candidates if guidance is, in nats; -inf in unused slots.
         rewards: Rewards of the candidates; None if the reward model was not asked.
         guided: Log-probabilities after guidance, in nats.
     """
@@ -48,10 +51,18 @@ class StepRecord:
     guided: Float[Tensor, "batch k"]
 
     def divergence(self) -> Float[Tensor, " batch"]:
-        """KL(guided ‖ base cut to the candidates) of each row in nats, exact."""
+        """KL(guided ‖ base, cut to the candidates if guidance is) of each row in nats, exact."""
         guided, base = self.guided.double(), self.base.double()
         # Unused slots have probability 0 and add 0, but 0 · (inf - inf) is not a number.
-        return (guided.exp() * (guided - base)).masked_fill(self.guided.isneginf(), 0.0).sum(-1)
+        of_candidates = (guided.exp() * (guided - base)).masked_fill(self.guided.isneginf(), 0.0).sum(-1)
+        rest = 1 - guided.exp().sum(-1)
+        return of_candidates + (rest * self.rest_change()).masked_fill(rest <= _ROUNDING, 0.0)
+
+    def rest_change(self) -> Float[Tensor, " batch"]:
+        """How much more probable guidance makes each token that is no candidate, in nats; 0 if there is none."""
+        guided, base = (1 - each.double().exp().sum(-1) for each in (self.guided, self.base))
+        nothing = (guided <= _ROUNDING) | (base <= _ROUNDING)
+        return torch.where(nothing, 0.0, guided.clamp(min=_ROUNDING).log() - base.clamp(min=_ROUNDING).log())
 
 
 class Trace:
@@ -295,6 +306,7 @@ class _Table:
 
     def __init__(self, step: StepRecord) -> None:
         self.divergence: list[float] = step.divergence().tolist()
+        self._rest_change: list[float] = step.rest_change().tolist()
         self._ids = step.candidates.tolist()
         self._base, self._guided = step.base.tolist(), step.guided.tolist()
         self._rewards = None if step.rewards is None else step.rewards.tolist()
@@ -314,6 +326,8 @@ class _Table:
             candidates.append(_Candidate(text, math.exp(base), reward, math.exp(guided), candidate == token))
         if token is None:
             return _Token(None, None, None, tuple(candidates))
+        if change is None and sum(candidate.base for candidate in candidates) < 1 - _ROUNDING:
+            change = self._rest_change[row]
         return _Token(words.text(token), words.visible(token), change, tuple(candidates))
 
 

@@ -36,7 +36,7 @@ FLOORS = {
     "check.cost": 5.1, "check.run": 5.2, "check": 5.3,
     "pairs.settings": 1, "pairs.journal": 1, "pairs.report": 1, "pairs.prompts": 5, "pairs.sampling": 5.1,
     "pairs.rows": 5.2, "pairs.rewards": 5.2, "pairs.run": 5.3, "pairs": 5.4,
-    "evaluate.methods": 1, "evaluate.settings": 1.1, "evaluate.results": 1, "evaluate.records": 1,
+    "evaluate.methods": 1.55, "evaluate.settings": 1.6, "evaluate.results": 1, "evaluate.records": 1,
     "evaluate.texts": 1, "evaluate.statistics": 1.2, "evaluate.figures": 1.3, "evaluate.report": 1.4,
     "evaluate.meter": 5.2, "evaluate.models": 5.25, "evaluate.decoding": 5.3, "evaluate.launch": 1,
     "evaluate.run": 5.4, "evaluate": 5.5,

@@ -235,11 +235,11 @@ class Decoder:
             processors.append(
                 PartialRewardLogitsProcessor(
                     self._models.guide.scorer(), beta=self._policy.beta, top_k=self._rule.top_k, top_p=self._rule.top_p,
-                    min_p=self._rule.min_p, tokenizer=self._tokenizer, pad_token_id=self._sampler.pad,
-                    attention_mask=mask,
+                    min_p=self._rule.min_p, rest=method.rest, tokenizer=self._tokenizer,
+                    pad_token_id=self._sampler.pad, attention_mask=mask,
                 )
             )  # fmt: skip
-        elif self._rule != _WHOLE:
+        elif self._rule != _WHOLE and method.rest == "drop":
             processors.append(Cut(self._rule))
         if method.temperature != 1:
             processors.append(TemperatureLogitsWarper(method.temperature))

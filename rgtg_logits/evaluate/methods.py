@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.guidance import RESTS
 
 KINDS = ("causal", "vocabulary", "log_ratio")
 _LISTS = ("guide", "weights", "beta")
@@ -41,6 +42,7 @@ class Method:
         top_k: How many candidates; 0 is the whole vocabulary, None what the evaluation says.
         top_p: Cut the candidates to this share of the probability.
         min_p: Cut the candidates to those at least this fraction as probable as the best.
+        rest: What becomes of the tokens that are no candidates: "drop", or "keep" (see `PartialRewardLogitsProcessor`).
         family: The curve that it lies on, for methods that differ in how they were trained; by default its name.
 
     Raises:
@@ -60,6 +62,7 @@ class Method:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    rest: str = "drop"
     family: str = ""
 
     def __post_init__(self) -> None:
@@ -79,6 +82,7 @@ class Method:
             "top_k": (self.top_k is None or self.top_k >= 0, "a number of tokens, where 0 is all"),
             "top_p": (self.top_p is None or 0 < self.top_p <= 1, "a probability above 0"),
             "min_p": (self.min_p is None or 0 < self.min_p <= 1, "a fraction above 0"),
+            "rest": (self.rest in RESTS, f"one of {', '.join(RESTS)}"),
         }
         for name, (kept, wanted) in rules.items():
             if not kept:
