@@ -55,11 +55,9 @@ def out(tmp_path):
 def test_methods_are_those_that_were_trained(example, out):
     methods = example("methods")
     arguments = methods.Arguments(output_dir=str(out))
-    assert [method["name"] for method in methods.methods(arguments)] == ["base", "ARGS", "PARGS"]
-    arguments = methods.Arguments(output_dir=str(out), which="whole")
-    assert [method["name"] for method in methods.methods(arguments)] == ["base", "DPO pair"]
+    assert [method["name"] for method in methods.methods(arguments)] == ["base", "ARGS", "PARGS", "DPO pair"]
 
-    for which in ("cut", "whole", "greedy", "large", "k", "layers", "pairs"):
+    for which in ("main", "cut", "greedy", "large", "k", "layers", "pairs"):
         listed = list(methods.methods(methods.Arguments(output_dir=str(out), which=which)))
         (out / "methods.yaml").write_text(yaml.safe_dump(listed))
         assert "&id" not in (out / "methods.yaml").read_text()
@@ -68,17 +66,23 @@ def test_methods_are_those_that_were_trained(example, out):
 
 def test_strengths_reach_the_wanted_divergences(example, out):
     # Divergence grows with the square of the strength above that of the truncation, 31.
-    tried = [policy(name, beta, 31 + beta**2) for name in ("ARGS", "PARGS") for beta in (4, 1, 2)]
+    tried = [policy(name, beta, 31 + beta**2) for name in ("ARGS", "PARGS", "DPO pair") for beta in (4, 1, 2)]
     write(out / "tuned", policies=[policy("base", 0.0, 31.0), *tried])
     methods = example("methods")
     arguments = methods.Arguments(output_dir=str(out), tuned=str(out / "tuned"), kl=[2.25, 9.0, 59.0])
     listed = list(methods.methods(arguments))
-    assert [method["name"] for method in listed] == ["base", "ARGS", "PARGS", "DPO, beta 0.3"]
+    assert [method["name"] for method in listed] == [
+        "base",
+        "ARGS",
+        "PARGS",
+        "DPO pair",
+        "best of 4",
+        "best of 16",
+        "DPO, beta 0.3",
+    ]
     # 59 nats beyond those of the truncation were never reached.
     assert listed[1]["beta"] == listed[2]["beta"] == [1.5, 3.0]
     assert listed[-1]["family"] == "DPO" and listed[-1]["model"] == str(out / "policies" / "dpo-0.3")
-    others = methods.unguided(out, cut=False)
-    assert [method["name"] for method in others] == ["best of 4", "best of 16", "DPO, beta 0.3"]
     (out / "reward_models" / "value").mkdir()
     with pytest.raises(ValueError, match="'CD' at several strengths"):
         list(methods.methods(arguments))
@@ -95,19 +99,18 @@ def test_claims_are_read_from_comparisons(example, out, capsys):
         for second, values in {"ARGS": [[1, 0.5, 1.5], [0.7, 0.1, 1]], "DPO": [[-1, -2, -0.5], [0, -1, 1]]}.items()
         for judge, overall in zip(("gold", "judge"), values, strict=True)
     ]
-    write(out / "evaluation" / "val-cut", comparisons=found)
+    write(out / "evaluation" / "val-main", comparisons=found)
     claims.main(claims.Arguments(output_dir=str(out)))
     lines = capsys.readouterr().out.splitlines()
-    assert "| cut | PARGS | ARGS | judge | 33 to 40 | +0.70 [+0.10, +1.00] | above |" in lines
-    assert "| cut | PARGS | DPO | gold | 33 to 40 | -1.00 [-2.00, -0.50] | undecided |" in lines
+    assert "| main | PARGS | ARGS | judge | 33 to 40 | +0.70 [+0.10, +1.00] | above |" in lines
+    assert "| main | PARGS | DPO | gold | 33 to 40 | -1.00 [-2.00, -0.50] | undecided |" in lines
     assert claims.verdict([[-1, -2, -0.5], [-1, -2, -0.1]]) == "below"
 
 
 def test_a_figure_for_each_thing_that_varies(example, out):
     guided = [policy("PARGS", beta, 30 + beta, beta) for beta in (1, 2, 4)]
     of_k = [policy(f"k = {k}", beta, 30 + beta + k, beta) for k in (5, 50) for beta in (1, 2)]
-    cut = [policy(f"base, k = {k}", 0.0, 30 + k, 0) for k in (5, 50)]
-    for name, policies in {"large": guided, "layers": guided, "pairs": guided, "k": [*cut, *of_k]}.items():
+    for name, policies in {"large": guided, "layers": guided, "pairs": guided, "k": of_k}.items():
         write(out / "evaluation" / f"val-{name}", policies=policies)
     sensitivity = example("sensitivity")
     sensitivity.main(sensitivity.Arguments(output_dir=str(out)))

@@ -1,8 +1,8 @@
 r"""Lists the methods that are compared, for `rgtg evaluate --methods`.
 
-    python examples/reviews/methods.py --output_dir runs/reviews --which cut > runs/reviews/methods/tune-cut.yaml
-    python examples/reviews/methods.py --output_dir runs/reviews --which cut \
-        --tuned runs/reviews/evaluation/tune-cut > runs/reviews/methods/val-cut.yaml
+    python examples/reviews/methods.py --output_dir runs/reviews --which main > runs/reviews/methods/tune-main.yaml
+    python examples/reviews/methods.py --output_dir runs/reviews --which main \
+        --tuned runs/reviews/evaluation/tune-main > runs/reviews/methods/val-main.yaml
 
 The first line lists every guided method at the strengths of a coarse grid, to be run on prompts to tune on. The second
 one lists each at the strengths that reach given divergences from the base model there, read off the grid by
@@ -10,8 +10,10 @@ interpolation: so every curve of the report spans the same divergences, chosen w
 
 What has not been trained is left out. The lists:
 
-- `cut` draws everything from the 10 likeliest tokens of the base model, as the paper's own code does, fine-tuned models
-  too, and `whole` draws from the whole vocabulary, for methods that cost the same whatever the number of candidates;
+- `main` holds everything. Nothing is cut off, because fine-tuned models have the whole vocabulary too: scalar heads
+  score 10 candidates, as many as in the paper's own code, vocabulary heads 100, and the other tokens are kept with the
+  mean reward of these (`rest: keep`);
+- `cut` is guidance as in the paper: the 10 candidates alone;
 - `greedy` holds the variants that take the best token;
 - `large` guides by far too much, to see it fail;
 - `k`, `layers` and `pairs` vary the number of candidates, the size of the reward model, and the pairs it learnt from.
@@ -30,33 +32,34 @@ import yaml
 from transformers import HfArgumentParser
 
 GUIDED = {
-    "ARGS": ("full_bt", [1, 2, 4, 8]),
-    "PARGS": ("partial_bt", [1, 2, 4, 8]),
-    "CD": ("value", [1, 2, 4, 6]),
-    "RAD": ("cumulative", [1, 2, 4, 6]),
-    "CD, TD": ("value_td", [1, 2, 4, 6]),
-    "soft value": ("soft_value", [1, 2, 4, 6]),
-    "soft value, TD": ("soft_value_td", [1, 2, 4, 6]),
-    "soft value, TD, of pairs": ("soft_value_td_from_pairs", [1, 2, 4, 6]),
+    "ARGS": ("full_bt", [2, 4, 8, 14]),
+    "PARGS": ("partial_bt", [2, 4, 8, 14]),
+    "CD": ("value", [1, 2, 4, 7]),
+    "RAD": ("cumulative", [1, 2, 4, 7]),
+    "CD, TD": ("value_td", [1, 2, 4, 7]),
+    "soft value": ("soft_value", [1, 2, 4, 7]),
+    "soft value, TD": ("soft_value_td", [1, 2, 4, 7]),
+    "soft value, TD, of pairs": ("soft_value_td_from_pairs", [3, 6, 10, 16]),
 }
 VOCABULARY = {
-    "ARGS, vocabulary": ("full_bt_vocabulary", [1, 2, 4, 8]),
-    "PARGS, vocabulary": ("partial_bt_vocabulary", [1, 2, 4, 8]),
-    "CD, vocabulary": ("value_vocabulary", [1, 2, 4, 6]),
-    "soft value, TD, vocabulary": ("soft_value_td_vocabulary", [1, 2, 4, 6]),
-    "soft value, TD, vocabulary, of pairs": ("soft_value_td_from_pairs_vocabulary", [1, 2, 4, 6]),
-    "FaRMA": ("farma", [0.5, 1, 2, 4]),
-    "GenARM": ("arm", [0.25, 0.5, 1, 2]),
+    "ARGS, vocabulary": ("full_bt_vocabulary", [2, 4, 8, 14]),
+    "PARGS, vocabulary": ("partial_bt_vocabulary", [2, 4, 8, 14]),
+    "CD, vocabulary": ("value_vocabulary", [1, 2, 4, 7]),
+    "soft value, TD, vocabulary": ("soft_value_td_vocabulary", [1, 2, 4, 7]),
+    "soft value, TD, vocabulary, of pairs": ("soft_value_td_from_pairs_vocabulary", [3, 6, 10, 16]),
+    "FaRMA": ("farma", [1, 2, 4, 8]),
+    "GenARM": ("arm", [0.5, 1, 2, 4]),
 }
-BOTH = {name: VOCABULARY[name] for name in ("PARGS, vocabulary", "soft value, TD, vocabulary")}
-"""To be compared with scalar heads, which have candidates."""
+PAPER = ("ARGS", "PARGS")
+SCALAR, LOGITS = 10, 100
+"""How many candidates a scalar head and a vocabulary head score."""
 LARGE = [1, 2, 4, 8, 16, 32, 64]
 VARIED = {
     "layers": {f"{n} layers": f"partial_bt_layers_{n}" for n in (2, 4)} | {"6 layers": "partial_bt"},
     "pairs": {f"{n} pairs": f"partial_bt_pairs_{n}" for n in (500, 2000)}
     | {"8000 pairs": "partial_bt", "32000 pairs": "partial_bt_pairs_32000"},
 }
-PAIR, PAIR_GRID = "dpo-0.3", [0.5, 1, 2, 3]
+PAIR, PAIR_GRID = "dpo-0.3", [0.5, 1, 2]
 """A model tuned by DPO, whose log-ratio to the base model guides that: at strength 1 it is that model's own policy."""
 CANDIDATES = (5, 10, 20, 50)
 GREEDY = {"ARGS greedy": ("full_bt", [1]), "PARGS-G": ("partial_bt", [1])}
@@ -68,36 +71,35 @@ class Arguments:
 
     output_dir: str = "runs/reviews"
     model: str = "model_cards/tiny-imdb-base"
-    which: str = "cut"
+    which: str = "main"
     tuned: str | None = None
-    kl: list[float] = field(default_factory=lambda: [2.0, 5.0, 12.0, 24.0])
+    kl: list[float] = field(default_factory=lambda: [2.5, 8.0, 20.0])
 
 
 def methods(args: Arguments) -> Iterator[dict[str, Any]]:
     """Every method of a list."""
     models = Path(args.output_dir) / "reward_models"
     if args.which == "k":
+        folder, grid = GUIDED["PARGS"]
         for k in CANDIDATES:
-            yield {"name": f"base, k = {k}", "top_k": k}
-            yield {
-                "name": f"k = {k}",
-                "guide": str(models / "partial_bt"),
-                "beta": list(GUIDED["PARGS"][1]),
-                "top_k": k,
-            }
+            yield {"name": f"k = {k}", "guide": str(models / folder), "beta": list(grid), "top_k": k, "rest": "keep"}
         return
     yield {"name": "base"}
+    cut = args.which in ("cut", "greedy")
     for name, (folder, grid) in guided(args).items():
         if (models / folder).is_dir():
             betas = list(grid) if args.tuned is None else strengths(args.tuned, name, args.kl)
-            yield {"name": name, "guide": str(models / folder), "beta": betas, "greedy": args.which == "greedy"}
+            kept = {} if cut else {"top_k": LOGITS if name in VOCABULARY else SCALAR, "rest": "keep"}
+            yield {"name": name, "guide": str(models / folder), "beta": betas, "greedy": args.which == "greedy", **kept}
+    if args.which != "main":
+        return
     pair = Path(args.output_dir) / "policies" / PAIR
-    if args.which == "whole" and pair.is_dir():
+    if pair.is_dir():
         betas = PAIR_GRID if args.tuned is None else strengths(args.tuned, "DPO pair", args.kl)
         guides = {"guide": [str(pair), args.model], "weights": [1, -1], "kind": "log_ratio"}
         yield {"name": "DPO pair", **guides, "beta": list(betas)}
     if args.tuned is not None:
-        yield from unguided(Path(args.output_dir), cut=args.which == "cut")
+        yield from unguided(Path(args.output_dir))
 
 
 def guided(args: Arguments) -> dict[str, tuple[str, list[float]]]:
@@ -105,13 +107,14 @@ def guided(args: Arguments) -> dict[str, tuple[str, list[float]]]:
     if args.which in VARIED:
         return {name: (folder, GUIDED["PARGS"][1]) for name, folder in VARIED[args.which].items()}
     if args.which == "large":
-        return {name: (GUIDED[name][0], LARGE) for name in ("ARGS", "PARGS")}
-    return {"cut": {**GUIDED, **BOTH}, "whole": VOCABULARY, "greedy": GREEDY}[args.which]
+        return {name: (GUIDED[name][0], LARGE) for name in PAPER}
+    lists = {"main": {**GUIDED, **VOCABULARY}, "cut": {name: GUIDED[name] for name in PAPER}, "greedy": GREEDY}
+    return lists[args.which]
 
 
-def unguided(output: Path, *, cut: bool) -> Iterator[dict[str, Any]]:
+def unguided(output: Path) -> Iterator[dict[str, Any]]:
     """What has no strength, and so needs no tuning."""
-    for n in () if cut else (4, 16):
+    for n in (4, 16):
         ranker = str(output / "reward_models" / "full_bt")
         yield {"name": f"best of {n}", "family": "best of n", "best_of": n, "ranked_by": ranker}
     for folder in sorted((output / "policies").glob("[!.]*-*")):

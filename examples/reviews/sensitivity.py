@@ -3,9 +3,7 @@
     python examples/reviews/sensitivity.py --output_dir runs/reviews
 
 Reads the evaluations of the lists `k`, `large`, `layers` and `pairs`. Every line is guidance by a partial reward model
-at several strengths, gold reward against divergence from the base model, with 95 % intervals. Cutting to k candidates
-costs divergence by itself, and more of it for small k; so with k the axis begins behind that of the base model with as
-many candidates.
+at several strengths, gold reward against divergence from the base model, with 95 % intervals.
 """
 
 from __future__ import annotations
@@ -53,11 +51,9 @@ def lines(policies: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return {name: found[name] for name in order}
 
 
-def draw(
-    axes: Axes, points: list[dict[str, Any]], index: int, label: str, judge: str = "gold", start: float = 0
-) -> None:
+def draw(axes: Axes, points: list[dict[str, Any]], index: int, label: str, judge: str = "gold") -> None:
     """One line."""
-    x = [point["kl"][0] - start for point in points]
+    x = [point["kl"][0] for point in points]
     y, low, high = zip(*(point["judges"][judge]["reward"] for point in points), strict=True)
     error = [[a - b for a, b in zip(y, low, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
     axes.errorbar(x, y, yerr=error, color=COLORS[index], marker=MARKERS[index], capsize=2, lw=1.2, ms=5, label=label)
@@ -67,10 +63,8 @@ def compared(policies: list[dict[str, Any]], name: str, path: Path) -> None:
     """A line for each setting."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for index, (label, points) in enumerate(lines(policies).items()):
-        cut = [policy["kl"][0] for policy in policies if policy["name"] == f"base, {label}"]
-        draw(axes, points, index, label, start=cut[0] if cut else 0)
-    of = "KL to the base model cut to k tokens" if name == "k" else "KL to the base model"
-    axes.set(title=TITLES[name], xlabel=f"{of}, nats of an answer", ylabel="gold reward")
+        draw(axes, points, index, label)
+    axes.set(title=TITLES[name], xlabel="KL to the base model, nats of an answer", ylabel="gold reward")
     axes.legend(frameon=False)
     save(figure, path)
 
