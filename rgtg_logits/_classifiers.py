@@ -89,8 +89,9 @@ def classifier_class(config: PretrainedConfig) -> type[PreTrainedModel]:
 @cache
 def _built(backbone: type[PreTrainedModel]) -> type[PreTrainedModel]:
     base = next(cls for cls in backbone.__mro__ if cls.__name__.endswith("PreTrainedModel"))
-    # `cache` from transformers 5.24 on.
-    keeps_cache = not {"past_key_values", "cache"}.isdisjoint(signature(backbone.forward).parameters)
+    parameters = signature(backbone.forward).parameters
+    # From transformers 5.24 on `past_key_values` is `cache`, which recurrent backbones take too; positions they do not.
+    keeps_cache = "past_key_values" in parameters or {"cache", "position_ids"} <= parameters.keys()
     mixin: Any = _Classifier if keeps_cache else _CachelessClassifier
     name = base.__name__.removesuffix("PreTrainedModel") + "ForSequenceClassification"
     members = {
