@@ -175,7 +175,7 @@ class Meter:
             base = base.gather(-1, ids)
         impossible = policy.isneginf()
         parts, cut = policy.exp() * (policy - base), torch.zeros_like(ours)
-        if impossible.any():
+        if ids is not None or impossible.any():
             # Tokens of probability 0 add 0, but 0 · inf is not a number.
             parts = parts.masked_fill(impossible, 0.0)
             cut = -base.masked_fill(impossible, float("-inf")).logsumexp(-1)
