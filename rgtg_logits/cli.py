@@ -182,7 +182,10 @@ def pairs(
     limit: Annotated[int | None, typer.Option(help="Most rows to read.")] = None,
     temperature: Annotated[float, typer.Option(help="As in generate; 1 draws from the base model itself.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="As in generate; 1 cuts nothing.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="As in generate; 0 cuts nothing.")] = 0,
+    top_k: Annotated[int, typer.Option(help="As in generate; 0 cuts nothing. With --guide: its candidates.")] = 0,
+    guide: Annotated[str | None, typer.Option(help="Reward model that guides the answers.", show_default=False)] = None,
+    beta: Annotated[float, typer.Option(help="Strength of --guide.")] = 1.0,
+    rest: Annotated[str, typer.Option(help="Tokens that --guide does not score: drop or keep.")] = "drop",
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Answers at once; changes no draw.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
@@ -192,7 +195,8 @@ def pairs(
     """Makes preference pairs or labelled answers from a base model and any reward, for `rgtg train`.
 
     Leave temperature, top_p and top_k alone for the objectives `value` and `soft_value`, which need answers of the base
-    model itself. A function of yours takes (prompts, responses), two lists of texts, and returns a reward for each.
+    model itself; or of the guided one, for a reward model that has to know the texts that guidance leads to (--guide).
+    A function of yours takes (prompts, responses), two lists of texts, and returns a reward for each.
 
     A run that was killed goes on where it was when it is started again. Beside the output, a file that ends in .facts
     says how it was made.
@@ -201,8 +205,8 @@ def pairs(
         base=base, prompts=prompts, reward=reward, output=output, format=format, samples=samples,
         pairs_per_prompt=pairs_per_prompt, label=label, scale=scale, label_name=label_name,
         prompt_column=prompt_column, prompt_tokens=prompt_tokens, prompt_prefix=prompt_prefix, split=split,
-        limit=limit, temperature=temperature, top_p=top_p, top_k=top_k, max_new_tokens=max_new_tokens,
-        batch_size=batch_size, seed=seed, dtype=dtype, device=device,
+        limit=limit, temperature=temperature, top_p=top_p, top_k=top_k, guide=guide, beta=beta, rest=rest,
+        max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed, dtype=dtype, device=device,
     )  # fmt: skip
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:

@@ -34,7 +34,7 @@ FLOORS = {
     "benchmark._arms": 4.6, "benchmark.run": 4.7, "benchmark": 4.8, "demo": 5,
     "check.findings": 1, "check.uncached": 4, "check.models": 5, "check.exactness": 5, "check.pairs": 5,
     "check.cost": 5.1, "check.run": 5.2, "check": 5.3,
-    "pairs.settings": 1, "pairs.journal": 1, "pairs.report": 1, "pairs.prompts": 5, "pairs.sampling": 5.1,
+    "pairs.settings": 1.55, "pairs.journal": 1, "pairs.report": 1, "pairs.prompts": 5, "pairs.sampling": 5.1,
     "pairs.rows": 5.2, "pairs.rewards": 5.2, "pairs.run": 5.3, "pairs": 5.4,
     "evaluate.methods": 1.55, "evaluate.settings": 1.6, "evaluate.results": 1, "evaluate.records": 1,
     "evaluate.texts": 1, "evaluate.statistics": 1.2, "evaluate.figures": 1.3, "evaluate.report": 1.4,

@@ -15,14 +15,16 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 from test_pairs_parts import CHATML, SIZE
+from transformers import TemperatureLogitsWarper
 from typer.testing import CliRunner
 
-from rgtg_logits import RewardModel
+from rgtg_logits import PartialRewardLogitsProcessor, RewardModel
 from rgtg_logits.cli import app
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError
 from rgtg_logits.pairs import PairSettings, make_pairs
 from rgtg_logits.pairs.journal import Journal
 from rgtg_logits.pairs.prompts import read_prompts
+from rgtg_logits.pairs.sampling import Draw, uniforms
 from rgtg_logits.testing import tiny_base_model, tiny_reward_model, tiny_tokenizer
 
 datasets = pytest.importorskip("datasets")
@@ -150,6 +152,42 @@ def test_the_batch_size_changes_no_draw(make, models):
     reader = RewardModel.from_pretrained(models / "rm")
     wanted = reader.score([row["prompt"] for row in runs[0]], [row["completion"] for row in runs[0]])
     assert [row["reward"] for row in runs[0]] == pytest.approx(wanted.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("more", [{}, {"rest": "keep", "top_p": 0.9}, {"top_k": 0, "temperature": 0.7}], ids=str)
+def test_answers_of_the_guided_policy(make, models, more):
+    """They are those that the processor and the numbers of each answer make; without strength, the base model's own."""
+    cut = {"top_k": 5, "top_p": 1.0, "rest": "drop", "temperature": 1.0, **more}
+    settings = make(format="labels", samples=2, guide=str(models / "rm"), beta=3.0, **cut)
+    make_pairs(settings)
+    found = [(row["prompt"], row["completion"]) for row in rows_of(settings)]
+    facts = facts_of(settings)["settings"]
+    assert (facts["guide"], facts["beta"], facts["rest"]) == ("rm", 3.0, cut["rest"])
+
+    base, tokenizer, wanted = tiny_base_model(vocab_size=SIZE), tiny_tokenizer(), []
+    warpers = [TemperatureLogitsWarper(cut["temperature"])]
+    for index, text in enumerate(TEXTS):
+        ids = tokenizer(text, return_tensors="pt")
+        for number in range(2):
+            processor = PartialRewardLogitsProcessor(
+                str(models / "rm"), beta=3.0, top_k=cut["top_k"] or SIZE, top_p=cut["top_p"], rest=cut["rest"]
+            )
+            draw = Draw(uniforms(f"1:{index}:{number}", 8)[None], ids["input_ids"].shape[1], warpers)
+            whole = base.generate(**ids, max_new_tokens=8, do_sample=False, logits_processor=[processor, draw])
+            answer = tokenizer.decode(whole[0], skip_special_tokens=True)[len(text) :].rstrip("\ufffd")
+            wanted += [(text, answer)] if answer else []
+    assert found == wanted
+
+    others = []
+    for changes in ({"guide": settings.guide, "beta": 0.0}, {}):
+        unguided = make(format="labels", samples=2, **cut, **changes)
+        leave(unguided)
+        make_pairs(unguided)
+        others.append([(row["prompt"], row["completion"]) for row in rows_of(unguided)])
+    assert found not in others
+    assert "beta" not in facts_of(unguided)["settings"]
+    # Without strength the candidates are what is drawn from, unless the rest is kept.
+    assert (others[0] == others[1]) == (cut["rest"] == "drop")
 
 
 def test_pairs_of_messages(make, models):

@@ -47,6 +47,7 @@ VOCABULARY = {
     "CD, vocabulary": ("value_vocabulary", [1, 2, 4, 7]),
     "soft value, TD, vocabulary": ("soft_value_td_vocabulary", [1, 2, 4, 7]),
     "soft value, TD, vocabulary, of pairs": ("soft_value_td_from_pairs_vocabulary", [3, 6, 10, 16]),
+    "CD, TD, vocabulary, of pairs, guided": ("value_td_guided_vocabulary", [3, 6, 10, 16]),
     "FaRMA": ("farma", [1, 2, 4, 8]),
     "GenARM": ("arm", [0.5, 1, 2, 4]),
 }

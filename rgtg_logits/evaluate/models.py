@@ -15,8 +15,9 @@ from rgtg_logits.evaluate.meter import Beside
 from rgtg_logits.evaluate.methods import Method
 from rgtg_logits.pairs.rewards import Judge, load_reward, reward_function
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers import LogRatioScorer, RetokenizingScorer, Scorer, WeightedScorer, make_scorer
+from rgtg_logits.scorers import LogRatioScorer, RetokenizingScorer, Scorer, WeightedScorer
 from rgtg_logits.scorers._cached import CachedScorer
+from rgtg_logits.scorers.make import load_scorer
 from rgtg_logits.scorers.weighted import RewardFunction
 
 Part = CachedScorer | LogRatioScorer
@@ -150,8 +151,4 @@ def _load_reward(
     name: str, kind: str | None, tokenizer: PreTrainedTokenizerBase, dtype: str, device: str
 ) -> Scorer | RewardFunction:
     function = reward_function(name)
-    if function is not None:
-        return function
-    model = RewardModel.from_pretrained(name, kind=kind, dtype=dtype)
-    model.model.to(device)
-    return make_scorer(model, tokenizer)
+    return load_scorer(name, tokenizer, dtype=dtype, device=device, kind=kind) if function is None else function

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, BinaryIO
 
+from jaxtyping import Int
 from rich.progress import Progress, TaskID
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rgtg_logits
 from rgtg_logits._base_model import load_base_model, place
@@ -24,6 +29,8 @@ from rgtg_logits.pairs.rewards import Judge, load_reward
 from rgtg_logits.pairs.rows import Counts, Judged, make_rows
 from rgtg_logits.pairs.sampling import Sampler
 from rgtg_logits.pairs.settings import PairSettings
+from rgtg_logits.processor import PartialRewardLogitsProcessor
+from rgtg_logits.scorers.make import load_scorer
 
 
 def make_pairs(settings: PairSettings, progress: Progress | None = None) -> PairReport:
@@ -38,7 +45,9 @@ def make_pairs(settings: PairSettings, progress: Progress | None = None) -> Pair
     token: where many are cut, a reward model learns that texts end there. Leave such rows out, or allow longer answers.
 
     By default answers are draws from the base model itself (temperature 1, nothing cut), because the objectives that
-    estimate an expectation under it (`value`, `soft_value`) are wrong about any other policy.
+    estimate an expectation under it (`value`, `soft_value`) are about the policy that the answers come from. With a
+    guide that is the guided policy, which strong guidance leads to texts that the base model hardly writes: a reward
+    model that is to guide further has to have learnt from such texts.
 
     Progress is kept beside the output, in a file of the same name that ends in .part. A run that was killed goes on
     from there when it is started with the same settings and the same prompts, and the output is that of a run without
@@ -65,10 +74,7 @@ def make_pairs(settings: PairSettings, progress: Progress | None = None) -> Pair
     journal = Journal(part, {**settings.identity(), "prompts_digest": digest(values)})
     model, tokenizer = load_base_model(settings.base, device, dtype)
     judge = load_reward(settings.reward, label_name=settings.label_name, dtype=dtype, device=device)
-    sampler = Sampler(
-        model, tokenizer, max_new_tokens=settings.max_new_tokens, seed=settings.seed,
-        temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p,
-    )  # fmt: skip
+    sampler = _sampler(model, tokenizer, settings)
     prompts, left_out = usable_prompts(
         encode_prompts(
             values, tokenizer, prompt_tokens=settings.prompt_tokens, prompt_prefix=settings.prompt_prefix
@@ -78,6 +84,25 @@ def make_pairs(settings: PairSettings, progress: Progress | None = None) -> Pair
     _answer(prompts, sampler, judge, journal, settings, progress)
     revision = getattr(model.config, "_commit_hash", None)
     return _finish(journal, prompts, left_out, settings, revision)
+
+
+def _sampler(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: PairSettings) -> Sampler:
+    sample = partial(
+        Sampler, model, tokenizer, max_new_tokens=settings.max_new_tokens, seed=settings.seed,
+        temperature=settings.temperature,
+    )  # fmt: skip
+    if settings.guide is None:
+        return sample(top_k=settings.top_k, top_p=settings.top_p)
+    scorer = load_scorer(settings.guide, tokenizer, dtype=str(settings.dtype), device=str(settings.device))
+
+    def guide(mask: Int[Tensor, "batch length"]) -> PartialRewardLogitsProcessor:
+        return PartialRewardLogitsProcessor(
+            scorer, beta=settings.beta, top_k=settings.top_k or sys.maxsize, top_p=settings.top_p, rest=settings.rest,
+            tokenizer=tokenizer, pad_token_id=sampler.pad, attention_mask=mask,
+        )  # fmt: skip
+
+    sampler = sample(guide=guide)
+    return sampler
 
 
 def _check_free(output: Path, part: Path) -> None:

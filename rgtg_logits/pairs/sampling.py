@@ -10,7 +10,7 @@ is rounding: a number that lies within some 1e-7 of the border of two tokens may
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import shake_256
 from typing import NamedTuple
 
@@ -120,6 +120,7 @@ class Sampler:
         temperature: Divides the scores; 1 leaves them as they are.
         top_k: Draw from this many of the most likely tokens; 0 is all.
         top_p: Draw from the most likely tokens that have this probability together; 1 is all.
+        guide: Makes, from the mask of the prompts, what guides the scores before all that.
 
     Attributes:
         ends: The tokens that end an answer.
@@ -137,8 +138,9 @@ class Sampler:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        guide: Callable[[Int[Tensor, "batch length"]], LogitsProcessor] | None = None,
     ) -> None:
-        self._model, self.steps, self._seed = model, max_new_tokens, seed
+        self._model, self.steps, self._seed, self._guide = model, max_new_tokens, seed, guide
         self.ends = _ends(model, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad = next(iter(self.ends), 0) if pad is None else int(pad)
@@ -168,7 +170,8 @@ class Sampler:
     def draw_tokens(self, prompts: Sequence[Sequence[int]], keys: Sequence[str]) -> list[list[int]]:
         """The new tokens of each row, that which ends it included; `keys` name the numbers, see `uniforms`."""
         rows, mask = self.padded(prompts)
-        return self.decode(rows, mask, [Draw(self.numbers(keys), rows.shape[1], self._warpers)])
+        guides = [] if self._guide is None else [self._guide(mask)]
+        return self.decode(rows, mask, [*guides, Draw(self.numbers(keys), rows.shape[1], self._warpers)])
 
     def padded(
         self, prompts: Sequence[Sequence[int]]

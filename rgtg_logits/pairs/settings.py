@@ -9,6 +9,7 @@ from typing import Any
 
 from rgtg_logits._files import without_place
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.guidance import RESTS
 
 FORMATS = ("pairs", "labels")
 LABELS = ("bt", "argmax")
@@ -46,6 +47,10 @@ class PairSettings:
         temperature: Divides the base model's scores; 1 leaves them as they are.
         top_p: Draw from the most likely tokens that have this probability together; 1 is all.
         top_k: Draw from this many of the most likely tokens; 0 is all.
+        guide: Hub id or folder of a reward model that guides the answers, so that data are of the texts that guidance
+            meets; `top_k` and `top_p` then say which tokens it scores.
+        beta: Strength of the guide, in nats per unit of its reward.
+        rest: With a guide, what becomes of the other tokens: "drop" or "keep" (see `PartialRewardLogitsProcessor`).
         max_new_tokens: Longest answer in tokens.
         batch_size: Answers drawn at once. Changes nothing but rounding.
         seed: Seed of every draw.
@@ -75,6 +80,9 @@ class PairSettings:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    guide: str | None = None
+    beta: float = 1.0
+    rest: str = "drop"
     max_new_tokens: int = 128
     batch_size: int = 16
     seed: int = 0
@@ -96,6 +104,8 @@ class PairSettings:
             "temperature": (isfinite(self.temperature) and self.temperature > 0, "a finite number above 0, such as 1"),
             "top_p": (0 < self.top_p <= 1, "a probability above 0, where 1 cuts nothing"),
             "top_k": (self.top_k >= 0, "a number of tokens, where 0 cuts nothing"),
+            "beta": (isfinite(self.beta) and self.beta >= 0, "a finite strength of 0 or more, such as 1"),
+            "rest": (self.rest in RESTS, f"one of {', '.join(RESTS)}"),
             "max_new_tokens": (self.max_new_tokens > 0, "1 token or more, such as 128"),
             "batch_size": (self.batch_size > 0, "1 or more, such as 16"),
             "prompt_tokens": (self.prompt_tokens is None or self.prompt_tokens > 0, "1 token or more"),
@@ -126,10 +136,12 @@ class PairSettings:
 
     def public(self) -> dict[str, Any]:
         """The settings that are set, without the place of anything on this machine."""
-        named = {name: without_place(getattr(self, name)) for name in ("base", "prompts", "reward")}
+        places = ("base", "prompts", "reward", *(["guide"] if self.guide is not None else []))
+        named = {name: without_place(getattr(self, name)) for name in places}
         named["output"] = Path(self.output).name
         values = {**asdict(self), "samples": self.drawn, **named}
         if self.format == "pairs":
             values["pairs_per_prompt"] = self.compared
-        unused = () if self.format == "pairs" else ("pairs_per_prompt", "label", "scale")
+        unused = [] if self.format == "pairs" else ["pairs_per_prompt", "label", "scale"]
+        unused += [] if self.guide is not None else ["beta", "rest"]
         return {name: value for name, value in values.items() if value not in (None, "") and name not in unused}

@@ -62,6 +62,15 @@ def make_scorer(
     return LogRatioScorer(source, _reference(source), **options)
 
 
+def load_scorer(
+    name: str, tokenizer: PreTrainedTokenizerBase, *, dtype: str, device: str, kind: str | None = None
+) -> Scorer:
+    """The scorer for a checkpoint, in some type of weights on some device; see `RewardModel.from_pretrained`."""
+    model = RewardModel.from_pretrained(name, kind=kind, dtype=dtype)
+    model.model.to(device)
+    return make_scorer(model, tokenizer)
+
+
 def _reference(policy: RewardModel) -> RewardModel | None:
     """The model that a policy is compared with, where and as the policy is."""
     if policy.config.reference is None:
