@@ -34,11 +34,11 @@ from transformers import HfArgumentParser
 GUIDED = {
     "ARGS": ("full_bt", [2, 4, 8, 14]),
     "PARGS": ("partial_bt", [2, 4, 8, 14]),
-    "CD": ("value", [1, 2, 4, 7]),
-    "RAD": ("cumulative", [1, 2, 4, 7]),
-    "CD, TD": ("value_td", [1, 2, 4, 7]),
-    "soft value": ("soft_value", [1, 2, 4, 7]),
-    "soft value, TD": ("soft_value_td", [1, 2, 4, 7]),
+    "CD": ("value", [2, 4, 7, 11]),
+    "RAD": ("cumulative", [2, 4, 7, 11]),
+    "CD, TD": ("value_td", [2, 4, 7, 11]),
+    "soft value": ("soft_value", [2, 4, 7, 11]),
+    "soft value, TD": ("soft_value_td", [2, 4, 7, 11]),
     "soft value, TD, of pairs": ("soft_value_td_from_pairs", [3, 6, 10, 16]),
 }
 VOCABULARY = {
@@ -47,7 +47,8 @@ VOCABULARY = {
     "CD, vocabulary": ("value_vocabulary", [1, 2, 4, 7]),
     "soft value, TD, vocabulary": ("soft_value_td_vocabulary", [1, 2, 4, 7]),
     "soft value, TD, vocabulary, of pairs": ("soft_value_td_from_pairs_vocabulary", [3, 6, 10, 16]),
-    "CD, TD, vocabulary, of pairs, guided": ("value_td_guided_vocabulary", [3, 6, 10, 16]),
+    "CD, TD, vocabulary, of guided answers": ("value_td_guided_vocabulary", [3, 6, 10, 16]),
+    "CD, TD, vocabulary, of guided answers, twice": ("value_td_guided_twice_vocabulary", [3, 6, 10, 16]),
     "FaRMA": ("farma", [1, 2, 4, 8]),
     "GenARM": ("arm", [0.5, 1, 2, 4]),
 }

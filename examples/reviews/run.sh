@@ -15,6 +15,12 @@ python "$here/train_judge.py" "${common[@]}" --data "$data"
 python "$here/cut_layers.py" "${common[@]}" --layers 2 4
 bash "$here/train_reward_models.sh" "$base" "$out" full_bt
 python "$here/relabel.py" --output_dir "$out"
+bash "$here/train_reward_models.sh" "$base" "$out" soft_value_td_from_pairs_vocabulary
+python "$here/sample_guided.py" "${common[@]}" --data "$data" --guide soft_value_td_from_pairs_vocabulary \
+    --name guided --add full_bt-labels-8000
+bash "$here/train_reward_models.sh" "$base" "$out" value_td_guided_vocabulary
+python "$here/sample_guided.py" "${common[@]}" --data "$data" --guide value_td_guided_vocabulary \
+    --name guided_twice --first 6000 --add guided-answers
 bash "$here/train_reward_models.sh" "$base" "$out"
 python "$here/train_dpo.py" "${common[@]}" --betas 0.03 0.1 0.3 1
 python "$here/train_rl.py" "${common[@]}" --data "$data"
