@@ -147,6 +147,21 @@ def test_every_model_is_trained_from_the_same_data(example, inputs):
     accuracy.main(accuracy.Arguments(output_dir=str(out), reward_models=names))
     assert "| full_bt - partial_bt_layers_2 |" in (out / "prefix_accuracy.md").read_text()
 
+    guided = example("sample_guided")
+    small = {"guide": "full_bt", "betas": [1.0, 2.0], "first": 2, "prompts": 3, "candidates": 5, "new_tokens": 8}
+    guided.main(guided.Arguments(**inputs, **small, name="guided", add=["full_bt-labels-8000"], batch_size=2))
+    own, whole, added = (
+        rows(out / "data" / name / "train.jsonl") for name in ("guided-answers", "guided-labels", "full_bt-labels-8000")
+    )
+    assert whole == added + own and len(own) == 6
+    assert [row["input_ids"][: row["start"]] for row in own[:3]] == [
+        row["input_ids"][: row["start"]] for row in own[3:]
+    ]
+    texts = [torch.tensor([row["input_ids"]]) for row in own]
+    assert [row["reward"] for row in own] == pytest.approx(
+        [float(found[0].score_tokens(ids)[0, -1]) for ids in texts], abs=1e-5
+    )
+
     dpo, rl, judge = example("train_dpo"), example("train_rl"), example("train_judge")
     dpo.main(dpo.Arguments(model=inputs["model"], output_dir=str(out), betas=[0.1], batch_size=8))
     short = {"steps": 2, "save_steps": 1, "answers_per_step": 8, "answers_per_prompt": 4, "batch_size": 8}

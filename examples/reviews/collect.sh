@@ -5,10 +5,12 @@
 set -euo pipefail
 out=$1 results=$2
 mkdir -p "$results"
-cp "$out"/claims.md "$out"/prefix_accuracy.md "$out"/evaluation/*.png "$results"
+cp "$out"/claims.md "$out"/prefix_accuracy.md "$results"
+find "$out/evaluation" -maxdepth 1 -name "*.png" -exec cp {} "$results" \;
 for folder in "$out"/evaluation/val-*; do
     to=$results/$(basename "$folder" | sed s/^val-//)
     mkdir -p "$to"
     cp "$folder"/table.md "$folder"/results.json "$folder"/*.png "$to"
-    cp "$out/methods/$(basename "$folder").yaml" "$to/methods.yaml"
+    # Folders as in the commands of the read-me, wherever they were.
+    sed "s#$out/#runs/reviews/#g" "$out/methods/$(basename "$folder").yaml" >"$to/methods.yaml"
 done
