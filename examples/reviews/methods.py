@@ -61,6 +61,12 @@ VARIED = {
     "pairs": {f"{n} pairs": f"partial_bt_pairs_{n}" for n in (500, 2000)}
     | {"8000 pairs": "partial_bt", "32000 pairs": "partial_bt_pairs_32000"},
 }
+CURVES = {
+    "soft value, TD, vocabulary, of pairs": "soft value of pairs, vocab.",
+    "CD, TD, vocabulary, of guided answers": "guided answers, vocab.",
+    "CD, TD, vocabulary, of guided answers, twice": "guided answers twice, vocab.",
+}
+"""What the curves of some are called, so that a figure has room for the name."""
 PAIR, PAIR_GRID = "dpo-0.3", [0.5, 1, 2]
 """A model tuned by DPO, whose log-ratio to the base model guides that: at strength 1 it is that model's own policy."""
 CANDIDATES = (5, 10, 20, 50)
@@ -91,8 +97,10 @@ def methods(args: Arguments) -> Iterator[dict[str, Any]]:
     for name, (folder, grid) in guided(args).items():
         if (models / folder).is_dir():
             betas = list(grid) if args.tuned is None else strengths(args.tuned, name, args.kl)
-            kept = {} if cut else {"top_k": LOGITS if name in VOCABULARY else SCALAR, "rest": "keep"}
-            yield {"name": name, "guide": str(models / folder), "beta": betas, "greedy": args.which == "greedy", **kept}
+            method = {"name": name, "guide": str(models / folder), "beta": betas, "greedy": args.which == "greedy"}
+            if not cut:
+                method |= {"top_k": LOGITS if name in VOCABULARY else SCALAR, "rest": "keep"}
+            yield {**method, "family": CURVES.get(name, name)}
     if args.which != "main":
         return
     pair = Path(args.output_dir) / "policies" / PAIR
