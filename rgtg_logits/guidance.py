@@ -61,13 +61,17 @@ def guide_and_keep(
     guided = (candidates.scores.float() + beta * (rewards - mean)).masked_fill(unused, float("-inf"))
     # An unused slot repeats the best token, whose own value has to win.
     values = scores.float().scatter_reduce(-1, candidates.ids, guided, reduce="amax", include_self=False)
-    return values.log_softmax(-1).to(scores.dtype)
+    return normalise(values).to(scores.dtype)
+
+
+def normalise(scores: Float[Tensor, "batch some"]) -> Float[Tensor, "batch some"]:
+    """Log-probabilities; -inf stays -inf, also in a row of nothing else."""
+    return scores.log_softmax(-1).masked_fill(scores == float("-inf"), float("-inf"))
 
 
 def truncate(candidates: Candidates) -> Float[Tensor, "batch k"]:
     """Log-probabilities of the base model cut to the candidates: guidance with beta = 0."""
-    unused = candidates.scores == float("-inf")
-    return candidates.scores.float().log_softmax(-1).masked_fill(unused, float("-inf"))
+    return normalise(candidates.scores.float())
 
 
 def spread(

@@ -16,7 +16,7 @@ from transformers import CompileConfig, LogitsProcessor, PreTrainedModel, PreTra
 
 from rgtg_logits.candidates import CandidateRule, Candidates
 from rgtg_logits.errors import InvalidArgumentError, PaddingError
-from rgtg_logits.guidance import RESTS, gathered, guide, guide_and_keep, spread, truncate
+from rgtg_logits.guidance import RESTS, gathered, guide, guide_and_keep, normalise, spread, truncate
 from rgtg_logits.prefix import text_mask
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers import Scorer, make_scorer
@@ -166,7 +166,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         """Log-probabilities of all tokens; without rewards, those of the base model."""
         if self.rest == "keep":
             if rewards is None:
-                return scores.log_softmax(-1)
+                return normalise(scores)
             return guide_and_keep(candidates, rewards, self.beta, scores)
         guided = truncate(candidates) if rewards is None else guide(candidates, rewards, self.beta)
         return spread(candidates, guided, like=scores)

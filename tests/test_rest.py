@@ -110,6 +110,17 @@ def test_without_a_choice_it_is_the_base_model(options):
     assert torch.equal(processor(torch.tensor([[5, 6], [7, 8]]), scores), scores.log_softmax(-1))
 
 
+@pytest.mark.parametrize("beta", [0.0, 3.0])
+def test_a_row_without_any_token_stays_without(beta):
+    scores = torch.randn(2, 61)
+    scores[0] = -INF
+    scores[1, :40] = -INF
+    processor = PartialRewardLogitsProcessor(tiny_reward_model(), beta=beta, top_k=4, rest="keep")
+    output = processor(torch.tensor([[5, 6], [7, 8]]), scores)
+    assert torch.equal(output == -INF, scores == -INF)
+    assert float(output[1].exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
 def test_the_trace_tells_of_the_rest():
     trace, scores = Trace(), torch.randn(2, 61)
     processor = PartialRewardLogitsProcessor(
