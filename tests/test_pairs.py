@@ -167,7 +167,7 @@ def test_answers_of_the_guided_policy(make, models, more):
     base, tokenizer, wanted = tiny_base_model(vocab_size=SIZE), tiny_tokenizer(), []
     warpers = [TemperatureLogitsWarper(cut["temperature"])]
     for index, text in enumerate(TEXTS):
-        ids = tokenizer(text, return_tensors="pt")
+        ids = {name: tokenizer(text, return_tensors="pt")[name] for name in ("input_ids", "attention_mask")}
         for number in range(2):
             processor = PartialRewardLogitsProcessor(
                 str(models / "rm"), beta=3.0, top_k=cut["top_k"] or SIZE, top_p=cut["top_p"], rest=cut["rest"]
