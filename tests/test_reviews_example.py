@@ -109,6 +109,14 @@ def test_plain_style_counts_words_of_sentences(example):
     ]  # fmt: skip
 
 
+def test_reading_ease_is_flesch_s_formula(example):
+    ease = example("judges").reading_ease
+    easy, hard, none = ease(["x"] * 3, ["The cat sat. We like the film.", "Incomprehensible cinematography", "..."])
+    assert easy == pytest.approx((206.835 - 1.015 * 7 / 2 - 84.6 * 7 / 7) / 10)
+    assert hard == pytest.approx((206.835 - 1.015 * 2 - 84.6 * 12 / 2) / 10)
+    assert none == 0.0
+
+
 def test_the_prompt_of_a_dpo_pair_is_what_both_answers_share(example):
     split = example("train_dpo").split_prompt
     assert split({"chosen_ids": [1, 2, 3, 4], "rejected_ids": [1, 2, 5]}) == {

@@ -9,7 +9,7 @@ set -euo pipefail
 base=$1 data=$2 out=$3
 shift 3
 lists=("$@")
-((${#lists[@]})) || lists=(main cut greedy large k layers pairs)
+((${#lists[@]})) || lists=(main cut greedy large k layers pairs plain)
 here=$(cd "$(dirname "$0")" && pwd)
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} RGTG_REVIEWS=$out
 
@@ -17,12 +17,13 @@ judges=(--judge gold=judges:gold --judge judge=judges:judge)
 if [[ -d $out/neural_judge ]]; then judges+=(--judge neural="$out/neural_judge" --label_name neural=positive); fi
 
 evaluate() {  # PROMPTS LIST ARGUMENT...
-    local prompts=$1 list=$2 top_k=0
+    local prompts=$1 list=$2 top_k=0 judging=("${judges[@]}")
     shift 2
+    if [[ $list == plain ]]; then judging=(--judge plain=judges:plain --judge ease=judges:reading_ease); fi
     [[ $list == cut || $list == greedy ]] && top_k=10
     # shellcheck disable=SC2086
     rgtg evaluate "$base" --prompts "$out/prompts/$prompts.jsonl" --methods "$out/methods/$prompts-$list.yaml" \
-        "${judges[@]}" --max_new_tokens 64 --top_k $top_k --batch_size 250 --dtype bfloat16 --guide_dtype bfloat16 \
+        "${judging[@]}" --max_new_tokens 64 --top_k $top_k --batch_size 250 --dtype bfloat16 --guide_dtype bfloat16 \
         --output "$out/evaluation/$prompts-$list" "$@" ${RGTG_MORE:-}
 }
 
@@ -34,7 +35,7 @@ methods() {  # PROMPTS LIST ARGUMENT...
 [[ -f $out/prompts/val.jsonl ]] || python "$here/write_prompts.py" --model "$base" --data "$data" --output_dir "$out"
 for list in "${lists[@]}"; do
     case $list in
-    main | cut)
+    main | cut | plain)
         methods tune "$list"
         evaluate tune "$list"
         methods val "$list" --tuned "$out/evaluation/tune-$list"

@@ -39,6 +39,15 @@ def plain(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     return [-len(text.split()) / max(1, len(_sentences(text))) / 5 for text in texts([""] * len(responses), responses)]
 
 
+def reading_ease(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """Reading ease of the response, a judge of plain style that labels nothing, in units of 10 points.
+
+    Flesch's formula (A new readability yardstick, 1948): 206.835 − 1.015 · words per sentence − 84.6 · syllables per
+    word, a syllable being a group of vowels other than a silent e at the end of a word. Without any word it is 0.
+    """
+    return [_reading_ease(text) / 10 for text in texts([""] * len(responses), responses)]
+
+
 def texts(prompts: Sequence[str], responses: Sequence[str]) -> list[str]:
     """What is judged: prompt and response, without the tokens that begin and end a text."""
     return [(p + r).replace(END_OF_TEXT, "") for p, r in zip(prompts, responses, strict=True)]
@@ -47,6 +56,15 @@ def texts(prompts: Sequence[str], responses: Sequence[str]) -> list[str]:
 def _sentences(text: str) -> list[str]:
     """The parts of a text between the ends of sentences that hold a word."""
     return [part for part in re.split(r"[.!?]+", text) if re.search(r"\w", part)]
+
+
+def _reading_ease(text: str) -> float:
+    """Flesch's points of a text."""
+    words = re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower())
+    if not words:
+        return 0.0
+    syllables = sum(max(1, len(re.findall("[aeiouy]+", re.sub(r"(?<![aeiouyl])e$", "", word)))) for word in words)
+    return 206.835 - 1.015 * len(words) / max(1, len(_sentences(text))) - 84.6 * syllables / len(words)
 
 
 @cache

@@ -16,7 +16,8 @@ What has not been trained is left out. The lists:
 - `cut` is guidance as in the paper: the 10 candidates alone;
 - `greedy` holds the variants that take the best token;
 - `large` guides by far too much, to see it fail;
-- `k`, `layers` and `pairs` vary the number of candidates, the size of the reward model, and the pairs it learnt from.
+- `k`, `layers` and `pairs` vary the number of candidates, the size of the reward model, and the pairs it learnt from;
+- `plain` is the second task: the same answers, rewarded for plain style.
 """
 
 from __future__ import annotations
@@ -52,6 +53,13 @@ VOCABULARY = {
     "FaRMA": ("farma", [1, 2, 4, 8]),
     "GenARM": ("arm", [0.5, 1, 2, 4]),
 }
+PLAIN = {
+    "ARGS": ("plain_full_bt", [2, 4, 8, 14]),
+    "PARGS": ("plain_partial_bt", [2, 4, 8, 14]),
+    "CD, TD": ("plain_value_td", [2, 4, 8, 14]),
+    "soft value, TD": ("plain_soft_value_td", [2, 4, 8, 14]),
+    "soft value, TD, vocabulary, of pairs": ("plain_soft_value_td_from_pairs_vocabulary", [2, 4, 8, 14]),
+}
 PAPER = ("ARGS", "PARGS")
 SCALAR, LOGITS = 10, 100
 """How many candidates a scalar head and a vocabulary head score."""
@@ -81,7 +89,7 @@ class Arguments:
     model: str = "model_cards/tiny-imdb-base"
     which: str = "main"
     tuned: str | None = None
-    kl: list[float] = field(default_factory=lambda: [2.5, 8.0, 20.0])
+    kl: list[float] = field(default_factory=lambda: [2.5, 8.0, 20.0, 35.0])
 
 
 def methods(args: Arguments) -> Iterator[dict[str, Any]]:
@@ -101,15 +109,15 @@ def methods(args: Arguments) -> Iterator[dict[str, Any]]:
             if not cut:
                 method |= {"top_k": LOGITS if name in VOCABULARY else SCALAR, "rest": "keep"}
             yield {**method, "family": CURVES.get(name, name)}
-    if args.which != "main":
+    if args.which not in ("main", "plain"):
         return
     pair = Path(args.output_dir) / "policies" / PAIR
-    if pair.is_dir():
+    if pair.is_dir() and args.which == "main":
         betas = PAIR_GRID if args.tuned is None else strengths(args.tuned, "DPO pair", args.kl)
         guides = {"guide": [str(pair), args.model], "weights": [1, -1], "kind": "log_ratio"}
         yield {"name": "DPO pair", **guides, "beta": list(betas)}
     if args.tuned is not None:
-        yield from unguided(Path(args.output_dir))
+        yield from unguided(Path(args.output_dir), "plain_" if args.which == "plain" else "")
 
 
 def guided(args: Arguments) -> dict[str, tuple[str, list[float]]]:
@@ -117,21 +125,25 @@ def guided(args: Arguments) -> dict[str, tuple[str, list[float]]]:
     if args.which in VARIED:
         return {name: (folder, GUIDED["PARGS"][1]) for name, folder in VARIED[args.which].items()}
     if args.which == "large":
-        return {name: (GUIDED[name][0], LARGE) for name in PAPER}
-    lists = {"main": {**GUIDED, **VOCABULARY}, "cut": {name: GUIDED[name] for name in PAPER}, "greedy": GREEDY}
+        return {"PARGS": (GUIDED["PARGS"][0], LARGE)}
+    lists = {
+        "main": {**GUIDED, **VOCABULARY},
+        "plain": PLAIN,
+        "cut": {name: GUIDED[name] for name in PAPER},
+        "greedy": GREEDY,
+    }
     return lists[args.which]
 
 
-def unguided(output: Path) -> Iterator[dict[str, Any]]:
-    """What has no strength, and so needs no tuning."""
+def unguided(output: Path, task: str) -> Iterator[dict[str, Any]]:
+    """What has no strength, and so needs no tuning; folders of a task begin with its name."""
     for n in (4, 16):
-        ranker = str(output / "reward_models" / "full_bt")
+        ranker = str(output / "reward_models" / f"{task}full_bt")
         yield {"name": f"best of {n}", "family": "best of n", "best_of": n, "ranked_by": ranker}
-    for folder in sorted((output / "policies").glob("[!.]*-*")):
-        kind, _, which = folder.name.partition("-")
-        family = kind.upper().replace("_FAST", ", fast")
-        name = f"{family}, {'beta' if kind == 'dpo' else 'step'} {which}"
-        yield {"name": name, "family": family, "model": str(folder)}
+    for kind, unit in (("dpo", "beta"), ("rl", "step")):
+        for folder in sorted((output / "policies").glob(f"{task}{kind}-*")):
+            name = f"{kind.upper()}, {unit} {folder.name.rpartition('-')[2]}"
+            yield {"name": name, "family": kind.upper(), "model": str(folder)}
 
 
 def strengths(folder: str, name: str, targets: list[float]) -> list[float]:

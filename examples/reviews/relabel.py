@@ -5,6 +5,7 @@
 Values that learn from the gold reward itself are told more than reward models that learn from draws between two
 answers. This writes `data/full_bt-labels-8000`, with the reward that `full_bt` gives to each finished answer, so that
 what is trained on it (`soft_value_td_from_pairs`, ...) has seen nothing but the pairs, like every other reward model.
+For the second task: `--reward_model plain_full_bt --labels plain-labels-8000`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main(args: Arguments) -> None:
     out = Path(args.output_dir)
     reward_model = RewardModel.from_pretrained(out / "reward_models" / args.reward_model, dtype=torch.float32)
     for split in ("train", "test"):
-        target = out / "data" / args.labels.replace("gold", args.reward_model) / f"{split}.jsonl"
+        target = out / "data" / f"{args.reward_model}-{args.labels.partition('-')[2]}" / f"{split}.jsonl"
         if target.exists():
             continue
         lines = (out / "data" / args.labels / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()

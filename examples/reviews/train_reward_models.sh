@@ -70,4 +70,6 @@ done
 train plain_value plain-labels-8000 64 --objective value
 train plain_soft_value plain-labels-8000 64 --objective soft_value --soft_value_beta 1
 train plain_soft_value_td plain-labels-8000 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95
+train plain_soft_value_td_from_pairs_vocabulary plain_full_bt-labels-8000 64 --objective soft_value \
+    --soft_value_beta 1 --td_lambda 0.95 --kind vocabulary
 train plain_value_td plain-labels-8000 64 --objective value --td_lambda 0.95

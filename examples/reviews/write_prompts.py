@@ -26,7 +26,7 @@ class Arguments:
     model: str
     data: str = "stanfordnlp/imdb"
     output_dir: str = "runs/reviews"
-    tune: int = 300
+    tune: int = 150
     val: int = EVALUATION_PROMPTS
     first: int = FIRST
     seed: int = 0
