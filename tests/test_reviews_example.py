@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -196,3 +197,22 @@ def test_every_model_is_trained_from_the_same_data(example, inputs):
     reward = load_reward(str(out / "neural_judge"), label_name="positive")
     tokens = [3, 4]
     assert len(reward([Prompt(0, "the film", "the film", tokens)], [" is great"])) == 1
+
+
+def test_spread_and_agreement_are_free_of_the_noise_of_rollouts(example):
+    """Normal rewards of one variance: S - beta · m is a constant there, and both differ as the means do."""
+    values, draw = example("candidate_values"), np.random.default_rng(0)
+    shares, rollouts = np.array([0.4, 0.3, 0.2, 0.1]), 64
+    means = draw.normal(size=(200, 4))
+    steps = [
+        {"shares": shares.tolist(), "rewards": (mean[:, None] + draw.normal(size=(4, rollouts))).tolist()}
+        for mean in means
+    ]
+    centred = means - (means @ shares)[:, None]
+    expected = np.sqrt(np.mean(centred**2 @ shares))
+    both = [values.halves(step, 0.5) for step in steps]
+    assert values.spread(both, "m") == pytest.approx(0.5 * expected, rel=0.02)
+    assert values.spread(both, "S") == pytest.approx(0.5 * expected, rel=0.02)
+    assert abs(values.spread(both, "rest")) < 0.02 * expected
+    assert values.agreement(list(means), steps, 0.5, "m") == pytest.approx(1, abs=0.02)
+    assert values.agreement(list(draw.normal(size=(200, 4))), steps, 0.5, "S") == pytest.approx(0, abs=0.15)

@@ -13,13 +13,13 @@ KL-regularised RLHF. Reported is
   training can make guidance by S much better than guidance by m;
 - how well the rewards of each reward model agree with m and with S (correlation within steps).
 
-Continuations are split into two halves: products of one half with the other are free of the noise of sampling.
+Continuations are split into two halves: products of one half with the other are free of the noise of sampling. Writes
+the continuations (`candidate_values/REWARD.json`) and the table (`candidate_values.md`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,9 @@ class Arguments:
     data: str = "stanfordnlp/imdb"
     output_dir: str = "runs/reviews"
     reward: str = "gold"
-    reward_models: list[str] = field(default_factory=lambda: ["partial_bt", "full_bt", "value", "soft_value"])
+    reward_models: list[str] = field(
+        default_factory=lambda: ["partial_bt", "full_bt", "value", "soft_value", "value_td", "soft_value_td"]
+    )
     betas: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
     steps: list[int] = field(default_factory=lambda: [0, 16, 40])
     prompts: int = 12
@@ -66,16 +68,26 @@ def main(args: Arguments) -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     file = out / "candidate_values" / f"{args.reward}.json"
     steps = once(file, lambda: [*roll_out(args, tokenizer, getattr(judges, args.reward))])
-    rows: dict[str, dict[str, float]] = {}
+    spreads = {}
     for beta in args.betas:
         both = [halves(step, beta) for step in steps]
-        rows[f"beta {beta:g}"] = {name: spread(both, part) for name, part in PARTS.items()}
+        spreads[f"{beta:g}"] = [f"{spread(both, part):.3f}" for part in PARTS.values()]
+    agreements = {}
     for name in args.reward_models:
         rewards = candidate_rewards(out / "reward_models" / name, steps)
-        rows[name] = {f"corr with S at beta {beta:g}": agreement(rewards, steps, beta, "S") for beta in args.betas}
-        rows[name]["corr with m"] = agreement(rewards, steps, 1.0, "m")
-    write(file.with_suffix(".result.json"), json.dumps(rows, indent=1) + "\n")
-    print(json.dumps(rows, indent=1))
+        wanted = [("m", 1.0), *(("S", beta) for beta in args.betas)]
+        agreements[name] = [f"{agreement(rewards, steps, beta, part):.2f}" for part, beta in wanted]
+    measured = f"{len(steps)} steps, {args.top_k} candidates at each, {args.rollouts} continuations behind each.\n"
+    truths = ("with m", *(f"with S, beta {beta:g}" for beta in args.betas))
+    text = "\n".join([measured, table("beta", [*PARTS], spreads), table("correlation of", truths, agreements)])
+    write(out / "candidate_values.md", text)
+    print(text)
+
+
+def table(what: str, columns: Sequence[str], rows: dict[str, list[str]]) -> str:
+    """Rows by name, in Markdown."""
+    lines = [(what, *columns), ("---",) * (len(columns) + 1), *((name, *cells) for name, cells in rows.items())]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 @torch.no_grad()

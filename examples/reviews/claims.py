@@ -3,9 +3,9 @@
     python examples/reviews/claims.py --output_dir runs/reviews > runs/reviews/claims.md
     python examples/reviews/claims.py --pairs_of METHODS.yaml     # what `rgtg evaluate --compare` has to compare
 
-(a) is read from prefix_accuracy.json, the others from the comparisons at equal divergence of the evaluations. A claim
-of a difference holds if the 95 % interval of every judge lies on its side of 0, fails if one lies on the other side,
-and is undecided otherwise.
+(a) is read from prefix_accuracy.json, the others from the comparisons at equal divergence of the evaluations. A
+difference is called "above" or "below" if the 95 % intervals of all judges lie on that side of 0, and "undecided"
+otherwise. The reward model that labelled answers is no judge of this.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ CLAIMS = {
         ("soft value, TD, vocabulary", "soft value, TD"),
     ],
 }
+LABELLER = "full"
+"""The judge that is a reward model which methods maximise."""
 COLUMNS = ("first", "second", "judge", "KL, nats", "first − second, mean over the KL", "verdict")
 
 
@@ -85,7 +87,8 @@ def comparisons(folder: Path) -> Iterator[dict[str, Any]]:
     """All comparisons of all evaluations, with the name of the evaluation."""
     for path in sorted(folder.glob("val-*/results.json")):
         for found in json.loads(path.read_text(encoding="utf-8"))["comparisons"]:
-            yield {**found, "evaluation": path.parent.name.removeprefix("val-")}
+            if found["judge"] != LABELLER:
+                yield {**found, "evaluation": path.parent.name.removeprefix("val-")}
 
 
 def verdict(intervals: Sequence[Sequence[float]]) -> str:

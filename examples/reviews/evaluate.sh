@@ -19,6 +19,8 @@ if [[ -d $out/neural_judge ]]; then judges+=(--judge neural="$out/neural_judge" 
 evaluate() {  # PROMPTS LIST ARGUMENT...
     local prompts=$1 list=$2 top_k=0 judging=("${judges[@]}")
     shift 2
+    # What fine-tuning maximises, for a look at who exploits it.
+    if [[ $list == main ]]; then judging+=(--judge full="$out/reward_models/full_bt"); fi
     if [[ $list == plain ]]; then judging=(--judge plain=judges:plain --judge ease=judges:reading_ease); fi
     [[ $list == cut || $list == greedy ]] && top_k=10
     # shellcheck disable=SC2086

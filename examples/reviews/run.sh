@@ -28,7 +28,8 @@ python "$here/train_dpo.py" "${common[@]}" --betas 0.03 0.1 0.3 1
 python "$here/train_rl.py" "${common[@]}" --data "$data"
 python "$here/train_rl.py" "${common[@]}" --data "$data" --reward_model plain_full_bt --name plain_rl
 python "$here/train_dpo.py" "${common[@]}" --betas 0.3 --pairs plain-pairs-8000 --name plain_dpo
-python "$here/prefix_accuracy.py" --output_dir "$out"
+python "$here/prefix_accuracy.py" --output_dir "$out" --reward_models partial_bt full_bt value_td soft_value_td
+python "$here/candidate_values.py" "${common[@]}" --data "$data"
 bash "$here/evaluate.sh" "$base" "$data" "$out"
 python "$here/sensitivity.py" --output_dir "$out"
 python "$here/claims.py" --output_dir "$out" >"$out/claims.md"
