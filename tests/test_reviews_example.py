@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from rgtg_logits import RewardModel
 from rgtg_logits.testing import tiny_base_model, tiny_tokenizer
@@ -83,6 +84,13 @@ def test_answers_become_nested_data_of_the_tokens_that_were_sampled(example, inp
     assert {len(row["prompt"]) for row in sampled} == {13} == {row["start"] for row in labels}
     for pair, both in zip(large, zip(labels[::2], labels[1::2], strict=True), strict=True):
         assert sorted([pair["chosen_reward"], pair["rejected_reward"]]) == sorted(row["reward"] for row in both)
+    make = example("make_data")
+    make.close_pairs(out / "data", "gold-pairs-32", 0)
+    for pair, closed in zip(large, rows(out / "data" / "closed-pairs-32" / "train.jsonl"), strict=True):
+        for key in ("chosen_ids", "rejected_ids"):
+            assert closed[key][: len(pair[key])] == pair[key] and closed[key][-1] == 0
+            assert len(closed[key]) - len(pair[key]) == (pair[key][-1] != 0)
+
     held_out = [row["prompt"] for path in (out / "answers").glob("held_out-*") for row in rows(path)]
     assert len(held_out) == 6
 
@@ -100,6 +108,15 @@ def test_answers_become_nested_data_of_the_tokens_that_were_sampled(example, inp
     assert changed == {"train-00004.jsonl"}
     again = [row for path in sorted((out / "answers").glob("train-*")) for row in rows(path)]
     assert again == sampled
+
+
+def test_a_stored_sentiment_model_gives_the_same_log_odds(example):
+    sentiment = example("sentiment")
+    model = sentiment.SentimentModel.fit(Dataset.from_list(reviews(80, 2)))
+    stored = sentiment.SentimentModel.from_dict(json.loads(json.dumps(model.to_dict())))
+    texts = [row["text"] for row in reviews(20, 3)]
+    assert np.allclose(model.log_odds(texts), stored.log_odds(texts))
+    assert model.accuracy(Dataset.from_list(reviews(40, 4))) > 0.9
 
 
 def test_plain_style_counts_words_of_sentences(example):

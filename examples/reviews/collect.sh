@@ -5,7 +5,7 @@
 set -euo pipefail
 out=$1 results=$2
 mkdir -p "$results"
-cp "$out"/claims.md "$out"/prefix_accuracy.md "$out"/candidate_values.md "$results"
+cp "$out"/claims.md "$out"/prefix_accuracy*.* "$out"/candidate_values.md "$results"
 find "$out/evaluation" -maxdepth 1 -name "*.png" -exec cp {} "$results" \;
 for folder in "$out"/evaluation/val-*; do
     to=$results/$(basename "$folder" | sed s/^val-//)

@@ -57,6 +57,7 @@ def main(args: Arguments) -> None:
     for reward, sizes in (("gold", args.pairs), ("plain", args.plain_pairs)):
         for size in sizes:
             make_sets(out, tokenizer, reward, size, args.seed)
+    close_pairs(out / "data", "gold-pairs-8000", tokenizer.eos_token_id)
 
 
 def learn_sentiment(args: Arguments, part: int) -> dict[str, Any]:
@@ -83,6 +84,19 @@ def make_sets(out: Path, tokenizer: PreTrainedTokenizerBase, reward: str, size: 
         pairs, labels = rows_of(couples, np.array(rewards), seed + (split == "test"))
         for kind, rows in (("pairs", pairs), ("labels", labels)):
             write(folders[kind] / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def close_pairs(data: Path, name: str, end: int) -> None:
+    """Writes the same pairs with the end-of-text token behind every answer, cut or not, as TRL puts it behind texts."""
+    for split in ("train", "test"):
+        source, target = (data / folder / f"{split}.jsonl" for folder in (name, name.replace("gold", "closed")))
+        if target.exists() or not source.exists():
+            continue
+        rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+        for row in rows:
+            for key in ("chosen_ids", "rejected_ids"):
+                row[key] = row[key] if row[key][-1] == end else [*row[key], end]
+        write(target, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_couples(folder: Path, name: str, number: int | None) -> list[tuple[list[int], list[int], list[int]]]:

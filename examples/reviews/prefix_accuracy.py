@@ -61,7 +61,9 @@ def main(args: Arguments) -> None:
 
 def outcomes(folder: Path, pairs: list[dict[str, Any]], batch_size: int) -> np.ndarray:
     """Which prefix wins in each pair (rows) at each percentage of the answers (columns)."""
-    reward_model = RewardModel.from_pretrained(folder, dtype=torch.float32)
+    # The weights as they are published and guide, computed with exactly.
+    reward_model = RewardModel.from_pretrained(folder, dtype=torch.bfloat16)
+    reward_model.model.float()
     pad = reward_model.tokenizer.pad_token_id
     wins = []
     for start in track(range(0, len(pairs), batch_size), description=folder.name):

@@ -29,8 +29,11 @@ python "$here/train_rl.py" "${common[@]}" --data "$data"
 python "$here/train_rl.py" "${common[@]}" --data "$data" --reward_model plain_full_bt --name plain_rl
 python "$here/train_dpo.py" "${common[@]}" --betas 0.3 --pairs plain-pairs-8000 --name plain_dpo
 python "$here/prefix_accuracy.py" --output_dir "$out" --reward_models partial_bt full_bt value_td soft_value_td
+python "$here/prefix_accuracy.py" --output_dir "$out" --reward_models closed_partial_bt closed_full_bt \
+    --pairs closed-pairs-8000 --name prefix_accuracy_closed
 python "$here/candidate_values.py" "${common[@]}" --data "$data"
 bash "$here/evaluate.sh" "$base" "$data" "$out"
 python "$here/sensitivity.py" --output_dir "$out"
 python "$here/claims.py" --output_dir "$out" >"$out/claims.md"
 bash "$here/collect.sh" "$out" "$here/../results/reviews"
+# python "$here/publish.py" --run "$out" --output_dir model_cards    # the shipped reward model

@@ -31,6 +31,10 @@ mkdir -p "$out/reward_models"
 pairs=gold-pairs-8000 labels=gold-labels-8000
 train full_bt $pairs 32 --objective full_bt
 train partial_bt $pairs 32 --objective partial_bt
+# Every answer ended by the end-of-text token, cut or not.
+for objective in full_bt partial_bt; do
+    train closed_$objective closed-pairs-8000 32 --objective $objective
+done
 train value $labels 64 --objective value
 train soft_value $labels 64 --objective soft_value --soft_value_beta 1
 # Bootstrapped: fitted to what is said of the text 20 tokens on, more or less, instead of its noisy end.
