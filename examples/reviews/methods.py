@@ -78,6 +78,8 @@ CURVES = {
 PAIR, PAIR_GRID = "dpo-0.3", [0.5, 1, 2]
 """A model tuned by DPO, whose log-ratio to the base model guides that: at strength 1 it is that model's own policy."""
 CANDIDATES = (5, 10, 20, 50)
+VARIED_GRID = [2, 4, 8]
+"""The strengths at which the number of candidates, the reward model's size and its pairs are varied."""
 GREEDY = {"ARGS greedy": ("full_bt", [1]), "PARGS-G": ("partial_bt", [1])}
 
 
@@ -96,9 +98,9 @@ def methods(args: Arguments) -> Iterator[dict[str, Any]]:
     """Every method of a list."""
     models = Path(args.output_dir) / "reward_models"
     if args.which == "k":
-        folder, grid = GUIDED["PARGS"]
+        guide = str(models / GUIDED["PARGS"][0])
         for k in CANDIDATES:
-            yield {"name": f"k = {k}", "guide": str(models / folder), "beta": list(grid), "top_k": k, "rest": "keep"}
+            yield {"name": f"k = {k}", "guide": guide, "beta": list(VARIED_GRID), "top_k": k, "rest": "keep"}
         return
     yield {"name": "base"}
     cut = args.which in ("cut", "greedy")
@@ -123,7 +125,7 @@ def methods(args: Arguments) -> Iterator[dict[str, Any]]:
 def guided(args: Arguments) -> dict[str, tuple[str, list[float]]]:
     """The folder of each guide, and its strengths."""
     if args.which in VARIED:
-        return {name: (folder, GUIDED["PARGS"][1]) for name, folder in VARIED[args.which].items()}
+        return {name: (folder, VARIED_GRID) for name, folder in VARIED[args.which].items()}
     if args.which == "large":
         return {"PARGS": (GUIDED["PARGS"][0], LARGE)}
     lists = {
