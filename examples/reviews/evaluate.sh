@@ -43,7 +43,9 @@ for list in "${lists[@]}"; do
         methods val "$list" --tuned "$out/evaluation/tune-$list"
         compare=()
         while read -r pair; do compare+=(--compare "$pair"); done < <(python "$here/claims.py" --pairs_of "$out/methods/val-$list.yaml")
-        evaluate val "$list" --seeds 3 "${compare[@]}"
+        seeds=1
+        [[ $list == main ]] && seeds=3
+        evaluate val "$list" --seeds $seeds "${compare[@]}"
         ;;
     *)
         methods val "$list"

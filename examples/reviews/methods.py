@@ -85,13 +85,17 @@ GREEDY = {"ARGS greedy": ("full_bt", [1]), "PARGS-G": ("partial_bt", [1])}
 
 @dataclass
 class Arguments:
-    """Where the models are, and which list is wanted; `kl` is in nats beyond the base model's own, cut alike."""
+    """Where the models are, and which list is wanted.
+
+    `kl` is in nats beyond the base model's own, cut alike; `far`, too, for vocabulary heads, to go as far as RL.
+    """
 
     output_dir: str = "runs/reviews"
     model: str = "model_cards/tiny-imdb-base"
     which: str = "main"
     tuned: str | None = None
-    kl: list[float] = field(default_factory=lambda: [2.5, 8.0, 20.0, 35.0])
+    kl: list[float] = field(default_factory=lambda: [2.5, 8.0, 20.0])
+    far: list[float] = field(default_factory=lambda: [35.0])
 
 
 def methods(args: Arguments) -> Iterator[dict[str, Any]]:
@@ -106,7 +110,8 @@ def methods(args: Arguments) -> Iterator[dict[str, Any]]:
     cut = args.which in ("cut", "greedy")
     for name, (folder, grid) in guided(args).items():
         if (models / folder).is_dir():
-            betas = list(grid) if args.tuned is None else strengths(args.tuned, name, args.kl)
+            targets = [*args.kl, *args.far] if name in VOCABULARY else args.kl
+            betas = list(grid) if args.tuned is None else strengths(args.tuned, name, targets)
             method = {"name": name, "guide": str(models / folder), "beta": betas, "greedy": args.which == "greedy"}
             if not cut:
                 method |= {"top_k": LOGITS if name in VOCABULARY else SCALAR, "rest": "keep"}
