@@ -75,7 +75,7 @@ CURVES = {
     "CD, TD, vocabulary, of guided answers, twice": "guided answers twice, vocab.",
 }
 """What the curves of some are called, so that a figure has room for the name."""
-PAIR, PAIR_GRID = "dpo-0.3", [0.5, 1, 2]
+PAIR, PAIR_GRID = "dpo-0.3", [0.5, 1, 2, 4]
 """A model tuned by DPO, whose log-ratio to the base model guides that: at strength 1 it is that model's own policy."""
 CANDIDATES = (5, 10, 20, 50)
 VARIED_GRID = [2, 4, 8]
@@ -120,7 +120,7 @@ def methods(args: Arguments) -> Iterator[dict[str, Any]]:
         return
     pair = Path(args.output_dir) / "policies" / PAIR
     if pair.is_dir() and args.which == "main":
-        betas = PAIR_GRID if args.tuned is None else strengths(args.tuned, "DPO pair", args.kl)
+        betas = PAIR_GRID if args.tuned is None else strengths(args.tuned, "DPO pair", [*args.kl, *args.far])
         guides = {"guide": [str(pair), args.model], "weights": [1, -1], "kind": "log_ratio"}
         yield {"name": "DPO pair", **guides, "beta": list(betas)}
     if args.tuned is not None:
