@@ -1,6 +1,6 @@
 """Sweeps every decoder of the installed transformers: is the scorer that the library chooses for it exact?
 
-    python examples/architectures/run.py --output examples/architectures/transformers-5.23.md
+    python examples/architectures/run.py --output examples/architectures/transformers-5.24.md
     python examples/architectures/run.py llama jamba bert
 
 Each is built tiny with random weights. Without model types it takes all that have a sequence-classification class, all

@@ -64,6 +64,8 @@ _ASSISTANT = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vo
 CHANGES: dict[str, dict[str, Any]] = {
     # Both kinds of layers of the published models, where the defaults have but one.
     "bamba": {"attn_layer_indices": [1]},
+    "dory": {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_hidden_layers": 4, "n_input_layers": 1,
+             "n_recurrent_layers": 2, "n_output_layers": 1},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
