@@ -48,8 +48,8 @@ VOCABULARY = {
     "CD, vocabulary": ("value_vocabulary", [1, 2, 4, 7]),
     "soft value, TD, vocabulary": ("soft_value_td_vocabulary", [1, 2, 4, 7]),
     "soft value, TD, vocabulary, of pairs": ("soft_value_td_from_pairs_vocabulary", [3, 6, 10, 16]),
-    "CD, TD, vocabulary, of guided answers": ("value_td_guided_vocabulary", [3, 6, 10, 16]),
     "CD, TD, vocabulary, of guided answers, twice": ("value_td_guided_twice_vocabulary", [3, 6, 10, 16]),
+    "CD, TD, vocabulary, of guided answers, thrice": ("value_td_guided_thrice_vocabulary", [2, 4, 7, 10]),
     "FaRMA": ("farma", [1, 2, 4, 8]),
     "GenARM": ("arm", [0.5, 1, 2, 4]),
 }
@@ -71,8 +71,8 @@ VARIED = {
 }
 CURVES = {
     "soft value, TD, vocabulary, of pairs": "soft value of pairs, vocab.",
-    "CD, TD, vocabulary, of guided answers": "guided answers, vocab.",
     "CD, TD, vocabulary, of guided answers, twice": "guided answers twice, vocab.",
+    "CD, TD, vocabulary, of guided answers, thrice": "guided answers thrice, vocab.",
 }
 """What the curves of some are called, so that a figure has room for the name."""
 PAIR, PAIR_GRID = "dpo-0.3", [0.5, 1, 2, 4]

@@ -21,6 +21,10 @@ python "$here/sample_guided.py" "${common[@]}" --data "$data" --guide soft_value
 bash "$here/train_reward_models.sh" "$base" "$out" value_td_guided_vocabulary
 python "$here/sample_guided.py" "${common[@]}" --data "$data" --guide value_td_guided_vocabulary \
     --name guided_twice --first 6000 --add guided-answers
+bash "$here/train_reward_models.sh" "$base" "$out" value_td_guided_twice_vocabulary
+python "$here/sample_guided.py" "${common[@]}" --data "$data" --guide value_td_guided_twice_vocabulary \
+    --name guided_thrice --first 8000 --betas 8 16 --candidates 500 \
+    --add full_bt-labels-8000 guided-answers guided_twice-answers
 bash "$here/train_reward_models.sh" "$base" "$out" plain_full_bt
 python "$here/relabel.py" --output_dir "$out" --reward_model plain_full_bt --labels plain-labels-8000
 bash "$here/train_reward_models.sh" "$base" "$out"

@@ -47,10 +47,12 @@ for kind in causal vocabulary; do  # From the pairs alone; see relabel.py.
     name=soft_value_td_from_pairs; [[ $kind == causal ]] || name+=_vocabulary
     train $name full_bt-labels-8000 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95 --kind $kind
 done
-# Of guided answers too; see sample_guided.py. The second round goes on from the first one.
+# Of guided answers too; see sample_guided.py. The second round goes on from the first one, the third
+# one begins anew, with the answers of all rounds.
 train value_td_guided_vocabulary guided-labels 64 --objective value --td_lambda 0.95 --kind vocabulary
 train value_td_guided_twice_vocabulary guided_twice-labels 64 --objective value --td_lambda 0.95 --kind vocabulary \
     --model_name_or_path "$out/reward_models/value_td_guided_vocabulary" --learning_rate 2e-4
+train value_td_guided_thrice_vocabulary guided_thrice-labels 64 --objective value --td_lambda 0.95 --kind vocabulary
 train value_td $labels 64 --objective value --td_lambda 0.95
 train soft_value_half $labels 64 --objective soft_value --soft_value_beta 0.5
 train partial_bt_vocabulary $pairs 32 --objective partial_bt --kind vocabulary
