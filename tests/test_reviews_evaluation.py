@@ -116,7 +116,10 @@ def test_a_figure_for_each_thing_that_varies(example, out):
     of_k = [policy(f"k = {k}", beta, 30 + beta + k, beta) for k in (5, 50) for beta in (1, 2)]
     for name, policies in {"large": guided, "layers": guided, "pairs": guided, "k": of_k}.items():
         write(out / "evaluation" / f"val-{name}", policies=policies)
-    sensitivity = example("sensitivity")
-    sensitivity.main(sensitivity.Arguments(output_dir=str(out)))
+    of_all = [{**line, "curve": line["name"]} for line in [policy("base", 0, 0), *guided, policy("RL", 0, 9)]]
+    write(out / "evaluation" / "val-main", policies=of_all)
+    figures = example("figures")
+    figures.main(figures.Arguments(output_dir=str(out)))
     pictures = {path.name for path in (out / "evaluation").glob("*.png")}
-    assert pictures == {f"sensitivity-{name}.png" for name in ("beta", "k", "layers", "pairs")}
+    sensitivity = {f"sensitivity-{name}.png" for name in ("beta", "k", "layers", "pairs")}
+    assert pictures == sensitivity | {"curves-gold.png", "curves-judge.png"}

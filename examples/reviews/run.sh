@@ -37,7 +37,7 @@ python "$here/prefix_accuracy.py" --output_dir "$out" --reward_models closed_par
     --pairs closed-pairs-8000 --name prefix_accuracy_closed
 python "$here/candidate_values.py" "${common[@]}" --data "$data"
 bash "$here/evaluate.sh" "$base" "$data" "$out"
-python "$here/sensitivity.py" --output_dir "$out"
+python "$here/figures.py" --output_dir "$out"
 python "$here/claims.py" --output_dir "$out" >"$out/claims.md"
 bash "$here/collect.sh" "$out" "$here/../results/reviews"
 # python "$here/publish.py" --run "$out" --output_dir model_cards    # the shipped reward model

@@ -1,9 +1,10 @@
-"""Draws what number of candidates, strength, size of the reward model and number of pairs change: a figure each.
+"""Draws the curves of the main list in three panels, and what is sensitive to what: a figure each.
 
-    python examples/reviews/sensitivity.py --output_dir runs/reviews
+    python examples/reviews/figures.py --output_dir runs/reviews
 
-Reads the evaluations of the lists `k`, `large`, `layers` and `pairs`. Every line is guidance by a partial reward model
-at several strengths, gold reward against divergence from the base model, with 95 % intervals.
+The curves are reward against divergence from the base model (`curves-gold.png`, ...), where `rgtg evaluate` draws all
+of them in one picture. Number of candidates, strength, size of the reward model and number of pairs are those of the
+lists `k`, `large`, `layers` and `pairs`: guidance by a partial reward model at several strengths. Bars: 95 % intervals.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 
@@ -21,8 +23,19 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from transformers import HfArgumentParser
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-MARKERS = ("o", "s", "^", "D")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#1a1c20", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+PANELS = {
+    "Scalar heads": ("ARGS", "PARGS", "RAD", "CD", "soft value", "CD, TD", "soft value, TD"),
+    "Logits: one token a step": (
+        "ARGS, vocabulary", "FaRMA", "PARGS, vocabulary", "GenARM", "soft value, TD, vocabulary",
+    ),
+    "From the pairs alone, beside fine-tuning": (
+        "PARGS", "soft value of pairs, vocab.", "guided answers twice, vocab.", "guided answers thrice, vocab.",
+        "best of n", "DPO pair", "RL",
+    ),
+}  # fmt: skip
+"""Which curves stand together."""
 TITLES = {
     "k": "Number of candidates",
     "layers": "Size of the reward model (the base model has 6 layers)",
@@ -69,6 +82,29 @@ def compared(policies: list[dict[str, Any]], name: str, path: Path) -> None:
     save(figure, path)
 
 
+def panels(policies: list[dict[str, Any]], judge: str, path: Path) -> None:
+    """The main list: curves that answer one question together."""
+    figure, all_axes = plt.subplots(1, len(PANELS), figsize=(15, 5), layout="constrained", sharey=True, sharex=True)
+    base = next(policy["judges"][judge]["reward"][0] for policy in policies if policy["name"] == "base")
+    for axes, (title, names) in zip(all_axes, PANELS.items(), strict=True):
+        for index, name in enumerate(names):
+            points = sorted((p for p in policies if p["curve"] == name), key=lambda p: p["kl"][0])
+            if points:
+                draw(axes, points, index, name, judge)
+        axes.plot(0, base, marker="*", color=COLORS[5], ms=11, ls="")
+        axes.axhline(base, color="0.6", lw=0.8, ls=":")
+        # Reward grows with about the root of the divergence, so that curves are nearly straight.
+        axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+        axes.set_xticks([0, 1, 2, 5, 10, 20, 30, 40])
+        axes.set_xlim(0, 45)
+        axes.grid(color="0.9", lw=0.6)
+        axes.set(title=title, xlabel="KL to the base model, nats of an answer")
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(frameon=False, loc="upper left", fontsize=9)
+    all_axes[0].set_ylabel(f"reward ({judge})")
+    save(figure, path)
+
+
 def strength(policies: list[dict[str, Any]], path: Path) -> None:
     """Far too much guidance: what each judge says of it, and how probable and how varied the texts still are."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -101,6 +137,10 @@ def save(figure: Any, path: Path) -> None:
 def main(args: Arguments) -> None:
     """Draws what has been evaluated."""
     out = Path(args.output_dir) / "evaluation"
+    if (out / "val-main").is_dir():
+        policies = read(out / "val-main")
+        for judge in policies[0]["judges"]:
+            panels(policies, judge, out / f"curves-{judge}.png")
     for name in TITLES:
         if (out / f"val-{name}").is_dir():
             compared(read(out / f"val-{name}"), name, out / f"sensitivity-{name}.png")
