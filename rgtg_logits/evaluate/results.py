@@ -1,4 +1,4 @@
-"""What an evaluation found: plain values, to JSON and back."""
+"""What an evaluation found: plain values, which `results.json` holds."""
 
 from __future__ import annotations
 
