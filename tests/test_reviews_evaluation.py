@@ -57,7 +57,7 @@ def test_methods_are_those_that_were_trained(example, out):
     arguments = methods.Arguments(output_dir=str(out))
     assert [method["name"] for method in methods.methods(arguments)] == ["base", "ARGS", "PARGS", "DPO pair"]
 
-    for which in ("main", "cut", "greedy", "large", "k", "layers", "pairs"):
+    for which in ("main", "cut", "greedy", "large", "k", "layers", "pairs", "best", "plain"):
         listed = list(methods.methods(methods.Arguments(output_dir=str(out), which=which)))
         (out / "methods.yaml").write_text(yaml.safe_dump(listed))
         assert "&id" not in (out / "methods.yaml").read_text()

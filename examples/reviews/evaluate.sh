@@ -9,7 +9,7 @@ set -euo pipefail
 base=$1 data=$2 out=$3
 shift 3
 lists=("$@")
-((${#lists[@]})) || lists=(main cut greedy large k layers pairs plain)
+((${#lists[@]})) || lists=(main cut greedy large k layers pairs best plain)
 here=$(cd "$(dirname "$0")" && pwd)
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} RGTG_REVIEWS=$out
 

@@ -17,6 +17,7 @@ What has not been trained is left out. The lists:
 - `greedy` holds the variants that take the best token;
 - `large` guides by far too much, to see it fail;
 - `k`, `layers` and `pairs` vary the number of candidates, the size of the reward model, and the pairs it learnt from;
+- `best` ranks several answers, of the base model, of guidance and of RL, by the full reward model;
 - `plain` is the second task: the same answers, rewarded for plain style.
 """
 
@@ -78,7 +79,7 @@ CURVES = {
 PAIR, PAIR_GRID = "dpo-0.3", [0.5, 1, 2, 4]
 """A model tuned by DPO, whose log-ratio to the base model guides that: at strength 1 it is that model's own policy."""
 CANDIDATES = (5, 10, 20, 50)
-VARIED_GRID = [2, 4, 8]
+VARIED_GRID = [4, 8]
 """The strengths at which the number of candidates, the reward model's size and its pairs are varied."""
 GREEDY = {"ARGS greedy": ("full_bt", [1]), "PARGS-G": ("partial_bt", [1])}
 
@@ -107,6 +108,9 @@ def methods(args: Arguments) -> Iterator[dict[str, Any]]:
             yield {"name": f"k = {k}", "guide": guide, "beta": list(VARIED_GRID), "top_k": k, "rest": "keep"}
         return
     yield {"name": "base"}
+    if args.which == "best":
+        yield from best(args)
+        return
     cut = args.which in ("cut", "greedy")
     for name, (folder, grid) in guided(args).items():
         if (models / folder).is_dir():
@@ -127,6 +131,28 @@ def methods(args: Arguments) -> Iterator[dict[str, Any]]:
         yield from unguided(Path(args.output_dir), "plain_" if args.which == "plain" else "")
 
 
+def best(args: Arguments) -> Iterator[dict[str, Any]]:
+    """The best of several answers of each of some policies, as the full reward model ranks them."""
+    models, ranker = Path(args.output_dir) / "reward_models", {"ranked_by": f"{args.output_dir}/reward_models/full_bt"}
+    for n in (4, 16):
+        yield {"name": f"best of {n}", "family": "best of n", "best_of": n, **ranker}
+    name = "CD, TD, vocabulary, of guided answers, thrice"
+    folder, _ = VOCABULARY[name]
+    if (models / folder).is_dir():
+        method = {"guide": str(models / folder), "top_k": LOGITS, "rest": "keep", "best_of": 4, **ranker}
+        betas = strengths(f"{args.output_dir}/evaluation/tune-main", name, [2.5, 8.0, 20.0])
+        yield {"name": f"{CURVES[name]}, best of 4", "beta": betas, **method}
+    for folder in sorted((Path(args.output_dir) / "policies").glob("rl-[46]0")):
+        step = folder.name.rpartition("-")[2]
+        yield {
+            "name": f"RL, step {step}, best of 4",
+            "family": "RL, best of 4",
+            "model": str(folder),
+            "best_of": 4,
+            **ranker,
+        }
+
+
 def guided(args: Arguments) -> dict[str, tuple[str, list[float]]]:
     """The folder of each guide, and its strengths."""
     if args.which in VARIED:
@@ -144,9 +170,8 @@ def guided(args: Arguments) -> dict[str, tuple[str, list[float]]]:
 
 def unguided(output: Path, task: str) -> Iterator[dict[str, Any]]:
     """What has no strength, and so needs no tuning; folders of a task begin with its name."""
-    for n in (4, 16):
-        ranker = str(output / "reward_models" / f"{task}full_bt")
-        yield {"name": f"best of {n}", "family": "best of n", "best_of": n, "ranked_by": ranker}
+    ranker = str(output / "reward_models" / f"{task}full_bt")
+    yield {"name": "best of 4", "family": "best of n", "best_of": 4, "ranked_by": ranker}
     for kind, unit in (("dpo", "beta"), ("rl", "step")):
         for folder in sorted((output / "policies").glob(f"{task}{kind}-*")):
             name = f"{kind.upper()}, {unit} {folder.name.rpartition('-')[2]}"
