@@ -77,7 +77,6 @@ def test_strengths_reach_the_wanted_divergences(example, out):
         "PARGS",
         "DPO pair",
         "best of 4",
-        "best of 16",
         "DPO, beta 0.3",
     ]
     # 59 nats beyond those of the truncation were never reached.
