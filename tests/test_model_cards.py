@@ -71,9 +71,12 @@ def test_the_usage_examples_print_what_the_card_says(monkeypatch, capsys):
 
 
 def test_the_figures_are_those_of_the_experiment():
-    results = CARDS.parent / "examples" / "imdb_sentiment" / "results" / "results.json"
-    accuracy, facts = json.loads(results.read_text())["prefix_accuracy"], read_facts(REWARD)
+    results, facts = CARDS.parent / "examples" / "results" / "reviews", read_facts(REWARD)
+    found = json.loads((results / "prefix_accuracy.json").read_text())
     for item, key in zip(facts.evaluations, ("partial_bt", "full_bt"), strict=True):
-        assert list(item.prefix_accuracy.values()) == accuracy[key]["mean"]
-        assert list(item.standard_error.values()) == accuracy[key]["standard_error"]
-        assert (list(item.prefix_accuracy), item.pairs) == (accuracy["percents"], accuracy["pairs"])
+        assert list(item.prefix_accuracy.values()) == found["accuracy"][key]["mean"]
+        assert list(item.standard_error.values()) == found["accuracy"][key]["standard_error"]
+        assert (list(item.prefix_accuracy), item.pairs) == (found["percents"], found["pairs"])
+    policies = json.loads((results / "cut" / "results.json").read_text())["policies"]
+    measured = {p["beta"]: (p["judges"]["gold"]["reward"][0], p["kl"][0]) for p in policies if p["name"] != "ARGS"}
+    assert {point.beta: (point.reward, point.kl) for point in facts.guidance.points} == measured

@@ -96,17 +96,16 @@ def test_claims_are_read_from_comparisons(example, out, capsys):
     found = [
         {"first": "PARGS", "second": second, "judge": judge, "kl": [33, 40], "overall": overall}
         for second, values in {
-            "ARGS": [[1, 0.5, 1.5], [0.7, 0.1, 1], [-1, -2, -0.5]],
-            "DPO": [[-1, -2, -0.5], [0, -1, 1], [-1, -2, -0.5]],
+            "ARGS": [[1, 0.5, 1.5], [0.7, 0.1, 1]],
+            "DPO": [[-1, -2, -0.5], [0, -1, 1]],
         }.items()
-        for judge, overall in zip(("gold", "judge", "full"), values, strict=True)
+        for judge, overall in zip(("gold", "judge"), values, strict=True)
     ]
     write(out / "evaluation" / "val-main", comparisons=found)
     claims.main(claims.Arguments(output_dir=str(out)))
     lines = capsys.readouterr().out.splitlines()
     assert "| main | PARGS | ARGS | judge | 33 to 40 | +0.70 [+0.10, +1.00] | above |" in lines
     assert "| main | PARGS | DPO | gold | 33 to 40 | -1.00 [-2.00, -0.50] | undecided |" in lines
-    assert not any("| full |" in line for line in lines)
     assert claims.verdict([[-1, -2, -0.5], [-1, -2, -0.1]]) == "below"
 
 

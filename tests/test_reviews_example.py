@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 
 from rgtg_logits import RewardModel
-from rgtg_logits.testing import tiny_base_model, tiny_tokenizer
+from rgtg_logits.card import CardFacts
+from rgtg_logits.card.files import check_folder, read_facts, write_card
+from rgtg_logits.testing import tiny_base_model, tiny_reward_model, tiny_tokenizer
 
 pytest.importorskip("sklearn")
 pytest.importorskip("trl")
@@ -111,6 +112,8 @@ def test_answers_become_nested_data_of_the_tokens_that_were_sampled(example, inp
 
 
 def test_a_stored_sentiment_model_gives_the_same_log_odds(example):
+    from datasets import Dataset
+
     sentiment = example("sentiment")
     model = sentiment.SentimentModel.fit(Dataset.from_list(reviews(80, 2)))
     stored = sentiment.SentimentModel.from_dict(json.loads(json.dumps(model.to_dict())))
@@ -206,7 +209,7 @@ def test_every_model_is_trained_from_the_same_data(example, inputs):
     assert done.returncode == 0, done.stderr
     found = json.loads((out / "evaluation" / "val-greedy" / "results.json").read_text())
     assert [policy["name"] for policy in found["policies"]] == ["base", "ARGS greedy"]
-    assert set(found["policies"][0]["judges"]) == {"gold", "judge", "neural"}
+    assert set(found["policies"][0]["judges"]) == {"gold", "judge"}
 
     from rgtg_logits.pairs.prompts import Prompt
     from rgtg_logits.pairs.rewards import load_reward
@@ -233,3 +236,38 @@ def test_spread_and_agreement_are_free_of_the_noise_of_rollouts(example):
     assert abs(values.spread(both, "rest")) < 0.02 * expected
     assert values.agreement(list(means), steps, 0.5, "m") == pytest.approx(1, abs=0.02)
     assert values.agreement(list(draw.normal(size=(200, 4))), steps, 0.5, "S") == pytest.approx(0, abs=0.15)
+
+
+def test_what_is_published_is_what_was_measured(example, tmp_path):
+    publish, run = example("publish"), tmp_path / "run"
+    tokenizer = tiny_tokenizer()
+    model = tiny_reward_model(vocab_size=len(tokenizer))
+    source = run / "reward_models" / "partial_bt"
+    model.config.rgtg = {"version": 1, "kind": "causal", "objective": "partial_bt"}
+    model.save_pretrained(source)
+    tokenizer.save_pretrained(source)
+    write_card(source, CardFacts(model_id="partial_bt", objective="partial_bt", steps=3))
+    figures = {"mean": [0.5, 0.7], "standard_error": [0.01, 0.02]}
+    accuracy = {"pairs": 9, "percents": [10, 100], "accuracy": {"partial_bt": figures, "full_bt": figures}}
+    points = [("PARGS", 2.0), ("ARGS", 2.0), ("base", 0.0)]
+    policies = [
+        {"name": name, "beta": beta, "kl": [3.0, 2.0, 4.0], "judges": {"gold": {"reward": [beta, -1.0, 9.0]}}}
+        for name, beta in points
+    ]
+    cut = {"policies": policies, "prompts": 4, "settings": {"top_k": 10, "max_new_tokens": 8}}
+    files = {"prefix_accuracy": {**accuracy, "gold": figures}, "gold": {"accuracy": 0.9}}
+    for name, values in {**files, "evaluation/val-cut/results": cut}.items():
+        (run / f"{name}.json").parent.mkdir(parents=True, exist_ok=True)
+        (run / f"{name}.json").write_text(json.dumps(values))
+
+    publish.main(publish.Arguments(run=str(run), output_dir=str(tmp_path / "cards"), reward_name="rm"))
+    folder = tmp_path / "cards" / "rm"
+    shipped = RewardModel.from_pretrained(folder)
+    assert (shipped.dtype, shipped.config.objective) == (torch.bfloat16, "partial_bt")
+    for name, weights in shipped.model.state_dict().items():
+        assert torch.equal(weights, model.state_dict()[name].bfloat16()), name
+    facts = read_facts(folder)
+    assert (facts.steps, facts.model_id, facts.example.prompt) == (3, "rm", publish.EXAMPLE[0])
+    assert [(point.beta, point.reward, point.kl) for point in facts.guidance.points] == [(0, 0, 3), (2, 2, 3)]
+    assert [item.prefix_accuracy for item in facts.evaluations] == [{10: 0.5, 100: 0.7}] * 2
+    assert check_folder(folder) == ""

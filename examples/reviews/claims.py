@@ -5,7 +5,7 @@
 
 (a) is read from prefix_accuracy.json, the others from the comparisons at equal divergence of the evaluations. A
 difference is called "above" or "below" if the 95 % intervals of all judges lie on that side of 0, and "undecided"
-otherwise. The reward model that labelled answers is no judge of this.
+otherwise.
 """
 
 from __future__ import annotations
@@ -68,8 +68,6 @@ CLAIMS = {
         ("soft value, TD, vocabulary", "soft value, TD"),
     ],
 }
-LABELLER = "full"
-"""The judge that is a reward model which methods maximise."""
 COLUMNS = ("first", "second", "judge", "KL, nats", "first − second, mean over the KL", "verdict")
 
 
@@ -95,8 +93,7 @@ def comparisons(folder: Path) -> Iterator[dict[str, Any]]:
     """All comparisons of all evaluations, with the name of the evaluation."""
     for path in sorted(folder.glob("val-*/results.json")):
         for found in json.loads(path.read_text(encoding="utf-8"))["comparisons"]:
-            if found["judge"] != LABELLER:
-                yield {**found, "evaluation": path.parent.name.removeprefix("val-")}
+            yield {**found, "evaluation": path.parent.name.removeprefix("val-")}
 
 
 def verdict(intervals: Sequence[Sequence[float]]) -> str:

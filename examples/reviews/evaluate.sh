@@ -14,13 +14,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} RGTG_REVIEWS=$out
 
 judges=(--judge gold=judges:gold --judge judge=judges:judge)
-if [[ -d $out/neural_judge ]]; then judges+=(--judge neural="$out/neural_judge" --label_name neural=positive); fi
 
 evaluate() {  # PROMPTS LIST ARGUMENT...
     local prompts=$1 list=$2 top_k=0 judging=("${judges[@]}")
     shift 2
-    # What fine-tuning maximises, for a look at who exploits it.
-    if [[ $list == main ]]; then judging+=(--judge full="$out/reward_models/full_bt"); fi
+    # Where much is exploited, a judge of another nature too; it reads as much as a reward model.
+    if [[ $list == large ]]; then judging+=(--judge neural="$out/neural_judge" --label_name neural=positive); fi
     if [[ $list == plain ]]; then judging=(--judge plain=judges:plain --judge ease=judges:reading_ease); fi
     [[ $list == cut || $list == greedy ]] && top_k=10
     # shellcheck disable=SC2086

@@ -33,19 +33,3 @@ def once_rows(path: Path, make: Callable[[], Sequence[dict[str, Any]]]) -> list[
         write(path, "".join(json.dumps(row) + "\n" for row in make()))
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
-
-
-def same_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Refuses to mix results of two settings in one folder.
-
-    Raises:
-        ValueError: If the folder holds the results of other settings.
-    """
-    before = once(path, lambda: settings)
-    changed = sorted(key for key in settings if before.get(key) != settings[key])
-    if changed:
-        raise ValueError(
-            f"Expected the settings with which {path.parent} was begun, but these differ: "
-            + ", ".join(f"{key} (was {before.get(key)!r}, is {settings[key]!r})" for key in changed)
-            + ". Choose another --output_dir, or delete the folder."
-        )

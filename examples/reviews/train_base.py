@@ -1,6 +1,6 @@
 """Gives the small base language model of this example more training on unlabelled reviews.
 
-    python examples/imdb_sentiment/train_base.py --model PATH_OR_ID --data PATH_OR_ID --output_dir runs/base
+    python examples/reviews/train_base.py --model PATH_OR_ID --data PATH_OR_ID --output_dir runs/base
 
 Killed, it resumes from its last checkpoint when started again. Writes the model in bfloat16 and `validation.json`
 with the loss in nats per token on held-out reviews before and after.

@@ -1,10 +1,10 @@
 """Makes the folders of the two models of this example as they would be pushed to the Hub, cards included.
 
-    python examples/imdb_sentiment/publish.py --run runs/imdb --base runs/base/final --output_dir model_cards
+    python examples/reviews/publish.py --run runs/reviews --base runs/base/final --output_dir model_cards
 
-`--run` is what run.py wrote, `--base` what train_base.py wrote; without them, the folders that are there are kept, and
-only what the usage example prints is computed anew. Cards hold measured numbers only; `rgtg card` makes them from the
-`facts.json` beside them.
+`--run` is what the other scripts wrote, `--base` what train_base.py wrote; without them, the folders that are there are
+kept, and only what the usage example prints is computed anew. Cards hold measured numbers only; `rgtg card` makes them
+from the `facts.json` beside them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stages import write
+from files import write
 from train_base import Arguments as BaseTraining
-from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, HfArgumentParser
 
 from rgtg_logits.card import BaseCardFacts, CardFacts, DataFacts, Evaluation, Guidance, GuidedPoint
-from rgtg_logits.card.files import render_folder, score_example, write_card
+from rgtg_logits.card.files import read_facts, render_folder, score_example, write_card
 
 CITATION = "Maas et al., Learning Word Vectors for Sentiment Analysis, ACL 2011"
 DATASET = "stanfordnlp/imdb"
+PUBLISHED = "partial_bt"
 EXAMPLE = (
     "<|endoftext|>The acting in this movie is",
     (" great and the story is moving.", " awful and the story is a bore."),
@@ -72,10 +73,10 @@ def base_facts(base: Path, name: str) -> BaseCardFacts:
 
 
 def reward_facts(run: Path, name: str, base_name: str) -> CardFacts:
-    """What is known of the reward model trained on prefixes."""
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    training = json.loads((run / "reward_models" / "partial_bt.json").read_text(encoding="utf-8"))
-    facts = CardFacts.from_dict(training["facts"])
+    """What is known of the reward model trained on prefixes: what its training wrote, and what was measured here."""
+    facts = read_facts(run / "reward_models" / PUBLISHED)
+    if not isinstance(facts, CardFacts):
+        raise ValueError(f"Expected the facts of a reward model in {run / 'reward_models' / PUBLISHED}.")
     source = f"samples of {base_name} on the first words of reviews of {DATASET}"
     return replace(
         facts,
@@ -83,82 +84,79 @@ def reward_facts(run: Path, name: str, base_name: str) -> CardFacts:
         data=replace(facts.data or DataFacts(), name=source),
         language=("en",),
         license="apache-2.0",
-        notes=_notes(results, base_name),
-        **measured(results, base_name),
+        suggested_beta=4.0,
+        beta_source="what `rgtg demo` uses; see the table of reward against KL",
+        evaluations=evaluations(read(run / "prefix_accuracy.json")),
+        guidance=guidance(read(run / "evaluation" / "val-cut" / "results.json"), base_name),
+        notes=_notes(run, base_name),
     )
 
 
-def measured(results: dict[str, Any], base_name: str) -> dict[str, Any]:
-    """The figures of the run, as facts."""
-    accuracy, settings = results["prefix_accuracy"], results["settings"]
-    names = {"partial_bt": "this model", "full_bt": "the same trained on finished texts only"}
-    evaluations = tuple(
+def evaluations(accuracy: dict[str, Any]) -> tuple[Evaluation, ...]:
+    """Prefix accuracy of the model and of its twin, as facts."""
+    names = {PUBLISHED: "this model", "full_bt": "the same trained on finished texts only"}
+    return tuple(
         Evaluation(
             name=label,
             pairs=accuracy["pairs"],
-            prefix_accuracy=dict(zip(accuracy["percents"], accuracy[key]["mean"], strict=True)),
-            standard_error=dict(zip(accuracy["percents"], accuracy[key]["standard_error"], strict=True)),
-            baseline=key != "partial_bt",
+            prefix_accuracy=dict(zip(accuracy["percents"], accuracy["accuracy"][key]["mean"], strict=True)),
+            standard_error=dict(zip(accuracy["percents"], accuracy["accuracy"][key]["standard_error"], strict=True)),
+            baseline=key != PUBLISHED,
         )
         for key, label in names.items()
     )
-    lines = [line for line in results["policies"] if line["method"] in ("base sampling", "PARGS sampling")]
-    guidance = Guidance(
-        points=tuple(
-            GuidedPoint(
-                beta=line["beta"],
-                reward=line["gold"],
-                kl=line["kl_per_token"],
-                reward_interval=tuple(line["gold_interval"]),
-                kl_interval=tuple(line["kl_per_token_interval"]),
-            )
-            for line in sorted(lines, key=lambda line: line["beta"])
-        ),
+
+
+def guidance(results: dict[str, Any], base_name: str) -> Guidance:
+    """Reward against KL of guidance cut to its candidates, as facts."""
+    lines = sorted((p for p in results["policies"] if p["name"] in ("base", "PARGS")), key=lambda p: p["beta"])
+    points = (
+        GuidedPoint(
+            beta=line["beta"], reward=reward[0], reward_interval=tuple(reward[1:]), kl=kl[0], kl_interval=tuple(kl[1:])
+        )
+        for line in lines
+        for reward, kl in [(line["judges"]["gold"]["reward"], line["kl"])]
+    )
+    settings = results["settings"]
+    return Guidance(
+        points=tuple(points),
         reward="log-odds of positive sentiment, in nats, by the classifier that labelled the pairs",
-        kl="nats per token",
-        prompts=lines[0]["prompts"],
+        kl="nats per answer",
+        prompts=results["prompts"],
         confidence=95,
         base_model=base_name,
-        setting=f"sampling from the {settings['top_k']} most probable tokens, {settings['new_tokens']} new tokens; "
+        setting=f"sampling from the {settings['top_k']} most probable tokens, {settings['max_new_tokens']} new tokens; "
         "that truncation alone is the KL at beta 0",
     )
-    return {
-        "evaluations": evaluations,
-        "guidance": guidance,
-        "suggested_beta": 4.0,
-        "beta_source": "what `rgtg demo` uses; see the table of reward against KL",
-    }
 
 
-def _notes(results: dict[str, Any], base_name: str) -> tuple[str, ...]:
-    accuracy, settings = results["prefix_accuracy"], results["settings"]
-    errors = accuracy["partial_bt"]["standard_error"]
+def _notes(run: Path, base_name: str) -> tuple[str, ...]:
+    accuracy, gold = read(run / "prefix_accuracy.json"), read(run / "gold.json")
+    errors = accuracy["accuracy"][PUBLISHED]["standard_error"]
     return (
         f"It prefers film reviews of positive sentiment, was trained from `{base_name}`, shares its tokenizer and "
         "is small enough for tests and demonstrations on a CPU. It knows nothing else.",
-        f"Pairs: two samples of the base model (temperature 1, {settings['new_tokens']} new tokens) after "
-        "`<|endoftext|>` and the first 12 tokens of a review. A sample that was cut at the limit has no end-of-text "
-        "token. The label is a Bradley-Terry draw on the log-odds of a sentiment classifier (TF-IDF and logistic "
-        f"regression; {results['sentiment']['gold']['accuracy']:.3f} accurate on held-out reviews). Reviews: the Large "
-        f"Movie Review Dataset ({CITATION}).",
-        f"The accuracies below were measured with these bfloat16 weights, computed with in float32, on pairs from "
-        f"reviews that were used in no training; their standard errors are {min(errors):.3f} to {max(errors):.3f}. The "
+        "Pairs: two samples of the base model (temperature 1, 64 new tokens) after `<|endoftext|>` and the first 12 "
+        "tokens of a review. A sample that was cut at the limit has no end-of-text token. The label is a Bradley-Terry "
+        "draw on the log-odds of a sentiment classifier (TF-IDF and logistic regression; "
+        f"{gold['accuracy']:.3f} accurate on held-out reviews). Reviews: the Large Movie Review Dataset ({CITATION}).",
+        "The accuracies below were measured with these bfloat16 weights, computed with in float32, on pairs from "
+        f"reviews that were used in no training; their standard errors are at most {max(errors):.3f}. The "
         f"classifier itself agrees with {accuracy['gold']['mean'][0]:.3f} of the drawn labels of finished texts.",
     )
 
 
-def publish(source: Path, target: Path, facts: CardFacts | BaseCardFacts) -> None:
-    """Copies a checkpoint and writes its card.
+def read(file: Path) -> dict[str, Any]:
+    """A JSON object."""
+    return json.loads(file.read_text(encoding="utf-8"))
 
-    Raises:
-        ValueError: If the weights are not bfloat16, which is what the card was measured on.
-    """
-    if AutoConfig.from_pretrained(source).dtype != torch.bfloat16:
-        raise ValueError(f"Expected bfloat16 weights in {source}. Save the model in bfloat16 first.")
+
+def publish(source: Path, target: Path, kind: type, facts: CardFacts | BaseCardFacts) -> None:
+    """Stores a checkpoint in bfloat16, with its tokenizer and its card."""
     target.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.iterdir()):
-        if file.suffix in {".json", ".safetensors"}:
-            shutil.copyfile(file, target / file.name)
+    kind.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(target)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, target / name)
     _readable_by_older_transformers(target / "tokenizer_config.json")
     write_card(target, facts)
 
@@ -177,10 +175,12 @@ def main(args: Arguments) -> None:
     """Makes both folders."""
     target = Path(args.output_dir)
     if args.base is not None:
-        publish(Path(args.base), target / args.base_name, base_facts(Path(args.base), args.base_name))
+        facts = base_facts(Path(args.base), args.base_name)
+        publish(Path(args.base), target / args.base_name, AutoModelForCausalLM, facts)
     if args.run is not None:
         facts = reward_facts(Path(args.run), args.reward_name, args.base_name)
-        publish(Path(args.run) / "reward_models" / "partial_bt", target / args.reward_name, facts)
+        source = Path(args.run) / "reward_models" / PUBLISHED
+        publish(source, target / args.reward_name, AutoModelForSequenceClassification, facts)
     score_example(target / args.reward_name, *EXAMPLE)
     render_folder(target / args.reward_name)
 
