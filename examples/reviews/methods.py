@@ -17,7 +17,7 @@ What has not been trained is left out. The lists:
 - `greedy` holds the variants that take the best token;
 - `large` guides by far too much, to see it fail;
 - `k`, `layers` and `pairs` vary the number of candidates, the size of the reward model, and the pairs it learnt from;
-- `best` ranks several answers, of the base model, of guidance and of RL, by the full reward model;
+- `best` is the best of 4 and of 16 answers of the base model;
 - `plain` is the second task: the same answers, rewarded for plain style.
 """
 
@@ -109,7 +109,7 @@ def methods(args: Arguments) -> Iterator[dict[str, Any]]:
         return
     yield {"name": "base"}
     if args.which == "best":
-        yield from best(args)
+        yield from (best_of(n, Path(args.output_dir)) for n in (4, 16))
         return
     cut = args.which in ("cut", "greedy")
     for name, (folder, grid) in guided(args).items():
@@ -131,28 +131,6 @@ def methods(args: Arguments) -> Iterator[dict[str, Any]]:
         yield from unguided(Path(args.output_dir), "plain_" if args.which == "plain" else "")
 
 
-def best(args: Arguments) -> Iterator[dict[str, Any]]:
-    """The best of several answers of each of some policies, as the full reward model ranks them."""
-    models, ranker = Path(args.output_dir) / "reward_models", {"ranked_by": f"{args.output_dir}/reward_models/full_bt"}
-    for n in (4, 16):
-        yield {"name": f"best of {n}", "family": "best of n", "best_of": n, **ranker}
-    name = "CD, TD, vocabulary, of guided answers, thrice"
-    folder, _ = VOCABULARY[name]
-    if (models / folder).is_dir():
-        method = {"guide": str(models / folder), "top_k": LOGITS, "rest": "keep", "best_of": 4, **ranker}
-        betas = strengths(f"{args.output_dir}/evaluation/tune-main", name, [2.5, 8.0, 20.0])
-        yield {"name": f"{CURVES[name]}, best of 4", "beta": betas, **method}
-    for folder in sorted((Path(args.output_dir) / "policies").glob("rl-[46]0")):
-        step = folder.name.rpartition("-")[2]
-        yield {
-            "name": f"RL, step {step}, best of 4",
-            "family": "RL, best of 4",
-            "model": str(folder),
-            "best_of": 4,
-            **ranker,
-        }
-
-
 def guided(args: Arguments) -> dict[str, tuple[str, list[float]]]:
     """The folder of each guide, and its strengths."""
     if args.which in VARIED:
@@ -170,12 +148,17 @@ def guided(args: Arguments) -> dict[str, tuple[str, list[float]]]:
 
 def unguided(output: Path, task: str) -> Iterator[dict[str, Any]]:
     """What has no strength, and so needs no tuning; folders of a task begin with its name."""
-    ranker = str(output / "reward_models" / f"{task}full_bt")
-    yield {"name": "best of 4", "family": "best of n", "best_of": 4, "ranked_by": ranker}
+    yield best_of(4, output, task)
     for kind, unit in (("dpo", "beta"), ("rl", "step")):
         for folder in sorted((output / "policies").glob(f"{task}{kind}-*")):
             name = f"{kind.upper()}, {unit} {folder.name.rpartition('-')[2]}"
             yield {"name": name, "family": kind.upper(), "model": str(folder)}
+
+
+def best_of(n: int, output: Path, task: str = "") -> dict[str, Any]:
+    """The best of several answers of the base model, as the full reward model ranks them."""
+    ranker = str(output / "reward_models" / f"{task}full_bt")
+    return {"name": f"best of {n}", "family": "best of n", "best_of": n, "ranked_by": ranker}
 
 
 def strengths(folder: str, name: str, targets: list[float]) -> list[float]:
