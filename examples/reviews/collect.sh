@@ -10,7 +10,9 @@ find "$out/evaluation" -maxdepth 1 -name "*.png" -exec cp {} "$results" \;
 for folder in "$out"/evaluation/val-*; do
     to=$results/$(basename "$folder" | sed s/^val-//)
     mkdir -p "$to"
-    cp "$folder"/table.md "$folder"/results.json "$folder"/*.png "$to"
+    cp "$folder"/table.md "$folder"/results.json "$to"
+    # The figures of the others are drawn by figures.py.
+    case $(basename "$folder") in val-main | val-cut | val-plain) cp "$folder"/*.png "$to" ;; esac
     # Folders as in the commands of the read-me, wherever they were.
     sed "s#$out/#runs/reviews/#g" "$out/methods/$(basename "$folder").yaml" >"$to/methods.yaml"
 done
