@@ -110,13 +110,15 @@ def test_tokens_that_change_each_others_rewards():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*LLM.int8")
         apart = load(quantization_config=bitsandbytes(8))
-    # Of one layer, because behind several ones rounding in front of a quantised layer may come out as another integer.
-    tokens = torch.randn(3, apart.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    tokens[0, 5] = 20.0
+    # Layer by layer, because behind several of them rounding in front of one may come out as another integer.
     for reward_model, mixes in ((mixing, True), (apart, False)):
-        layer = reward_model.model.model.layers[0].mlp.up_proj
-        alone = torch.cat([layer(token[None]) for token in tokens])
-        assert torch.allclose(alone, layer(tokens), atol=1e-5) != mixes
+        layers = [part for part in reward_model.model.modules() if type(part).__name__ == "Linear8bitLt"]
+        assert len(layers) == 7 * reward_model.model.config.num_hidden_layers
+        for layer in layers:
+            tokens = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(0))
+            tokens[0, 5] = 20.0
+            alone = torch.cat([layer(token[None]) for token in tokens])
+            assert torch.allclose(alone, layer(tokens), atol=1e-5) != mixes
 
 
 # Devices

@@ -40,4 +40,3 @@ bash "$here/evaluate.sh" "$base" "$data" "$out"
 python "$here/figures.py" --output_dir "$out"
 python "$here/claims.py" --output_dir "$out" >"$out/claims.md"
 bash "$here/collect.sh" "$out" "$here/../results/reviews"
-# python "$here/publish.py" --run "$out" --output_dir model_cards    # the shipped reward model

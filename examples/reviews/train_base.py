@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, concatenate_datasets
+from files import write
 from reviews import load_reviews
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -74,11 +75,10 @@ def main(args: Arguments) -> None:
             "unit": "nats per token",
             "tokens": len(rows) * args.window,
         }
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(json.dumps(losses))
+        write(report, json.dumps(losses))
     trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir))
     losses["after"] = trainer.evaluate()["eval_loss"]
-    report.write_text(json.dumps(losses, indent=2))
+    write(report, json.dumps(losses, indent=2))
     trainer.model.to(torch.bfloat16).save_pretrained(Path(args.output_dir) / "final")
     tokenizer.save_pretrained(Path(args.output_dir) / "final")
 

@@ -39,10 +39,7 @@ train value $labels 64 --objective value
 train soft_value $labels 64 --objective soft_value --soft_value_beta 1
 # Bootstrapped: fitted to what is said of the text 20 tokens on, more or less, instead of its noisy end.
 train soft_value_td $labels 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95
-train soft_value_td_90 $labels 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.9
-train soft_value_td_80 $labels 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.8
 train soft_value_td_vocabulary $labels 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95 --kind vocabulary
-train soft_value_td_beta_2 $labels 64 --objective soft_value --soft_value_beta 2 --td_lambda 0.95
 for kind in causal vocabulary; do  # From the pairs alone; see relabel.py.
     name=soft_value_td_from_pairs; [[ $kind == causal ]] || name+=_vocabulary
     train $name full_bt-labels-8000 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95 --kind $kind
@@ -54,9 +51,7 @@ train value_td_guided_twice_vocabulary guided_twice-labels 64 --objective value 
     --model_name_or_path "$out/reward_models/value_td_guided_vocabulary" --learning_rate 2e-4
 train value_td_guided_thrice_vocabulary guided_thrice-labels 64 --objective value --td_lambda 0.95 --kind vocabulary
 train value_td $labels 64 --objective value --td_lambda 0.95
-train soft_value_half $labels 64 --objective soft_value --soft_value_beta 0.5
 train partial_bt_vocabulary $pairs 32 --objective partial_bt --kind vocabulary
-train soft_value_vocabulary $labels 64 --objective soft_value --soft_value_beta 1 --kind vocabulary
 train value_vocabulary $labels 64 --objective value --kind vocabulary
 train cumulative $labels 64 --objective cumulative
 train farma $pairs 32 --objective farma
@@ -68,13 +63,10 @@ for layers in 2 4; do  # See cut_layers.py.
 done
 for size in 500 2000 32000; do
     train partial_bt_pairs_$size gold-pairs-$size 32 --objective partial_bt
-    train soft_value_td_pairs_$size gold-labels-$size 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95
 done
 for objective in full_bt partial_bt; do
     train plain_$objective plain-pairs-8000 32 --objective $objective
 done
-train plain_value plain-labels-8000 64 --objective value
-train plain_soft_value plain-labels-8000 64 --objective soft_value --soft_value_beta 1
 train plain_soft_value_td plain-labels-8000 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95
 train plain_soft_value_td_from_pairs_vocabulary plain_full_bt-labels-8000 64 --objective soft_value \
     --soft_value_beta 1 --td_lambda 0.95 --kind vocabulary
