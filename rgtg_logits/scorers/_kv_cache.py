@@ -79,10 +79,9 @@ class _GrowingLayer(DynamicLayer):
         self._hold(self.key_buffer[rows], self.value_buffer[rows])
         self.show(length)
 
-    def adopt(self, rows: Int[Tensor, " batch"], slots: Int[Tensor, " batch"]) -> None:
-        length = self.get_seq_length()
-        self.key_buffer[:, :, length] = self.key_buffer[rows, :, slots]
-        self.value_buffer[:, :, length] = self.value_buffer[rows, :, slots]
+    def adopt(self, length: int, rows: Int[Tensor, " batch"] | slice, slots: Int[Tensor, " batch"] | int) -> None:
+        for buffer in (self.key_buffer, self.value_buffer):
+            buffer[:, :, length] = buffer[rows, :, slots]
         self.show(length + 1)
 
 
@@ -121,11 +120,17 @@ class PrefixCache(Cache):
             if layer.get_seq_length() != length:
                 layer.show(length)
 
-    def adopt(self, slots: Int[Tensor, " batch"]) -> None:
-        """Appends to row i the token that still lies in slot `slots[i]`, behind the end."""
+    def adopt(self, length: int, slots: Int[Tensor, " batch"]) -> None:
+        """Takes the prefixes back to `length` slots, and appends to row i the token that still lies in `slots[i]`."""
+        if len(slots) == 1 and slots.device.type == "cpu":
+            # A look is free on a CPU, and a slice costs half of what an index does.
+            slot = int(slots)
+            for layer in self._layers:
+                layer.adopt(length, slice(None), slot)
+            return
         rows = torch.arange(slots.shape[0], device=slots.device)
         for layer in self._layers:
-            layer.adopt(rows.to(layer.device), slots.to(layer.device))
+            layer.adopt(length, rows.to(layer.device), slots.to(layer.device))
 
     @contextmanager
     def in_place(self, length: int, new: int) -> Iterator[int]:

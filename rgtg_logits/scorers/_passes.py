@@ -141,7 +141,6 @@ class SiblingPass(Pass):
             if branching:
                 states.append(state)
         # What lies behind the prefix now are the branches; the one that is drawn is found there by the next step.
-        self._cache.truncate(length)
         return _ends(torch.cat(states, dim=1) if len(states) > 1 else states[0], branches)
 
     def _in_place(
@@ -170,10 +169,10 @@ class SiblingPass(Pass):
             return 0
         if step.plan.parents is not None:
             self._cache.reorder_cache(step.plan.parents)
-        self._cache.truncate(keep)
         if step.drawn is None:
+            self._cache.truncate(keep)
             return keep
-        self._cache.adopt(keep + step.drawn)
+        self._cache.adopt(keep, keep + step.drawn)
         return keep + 1
 
     def _mask(

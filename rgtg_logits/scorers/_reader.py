@@ -345,6 +345,8 @@ def _check_options(path: str, on_overflow: str, max_tokens_per_forward: int | No
 
 def _computed(seen: Question) -> tuple[Tensor | None, Tensor | None]:
     """The rows to compute (None: all), and for each running row which of those it equals (None: each is its own)."""
+    if len(seen.keys) == 1:
+        return None, None
     running = (~seen.finished).nonzero()[:, 0]
     rows = torch.cat([seen.keys, seen.branches.columns()], dim=1)[running]
     copies = _copies(rows)
@@ -359,8 +361,6 @@ def _computed(seen: Question) -> tuple[Tensor | None, Tensor | None]:
 
 def _copies(rows: Int[Tensor, "batch columns"]) -> tuple[Tensor, Tensor] | None:
     """The first of each set of equal rows, and for every row which of those it equals; None if all rows differ."""
-    if len(rows) == 1:
-        return None
     distinct, inverse = rows.unique(dim=0, return_inverse=True)
     if len(distinct) == len(rows):
         return None

@@ -39,19 +39,20 @@ def sibling_mask(
         see nothing, and a softmax over -inf alone is NaN. Additive, because eager attention takes a boolean mask wrong.
     """
     length, device = text.shape[1], text.device
-    slot = torch.arange(queries.stop, device=device)
-    asking = slot[queries, None]
-    allowed = ((slot < length) & (slot <= asking))[None]
+    rows, first = text.shape[0], max(queries.start, length)
+    seen = text[:, None, : queries.stop].bool()
+    if queries.start < length:
+        slot = torch.arange(queries.stop, device=device)
+        seen = seen & (slot[:length] <= slot[queries, None])
+    allowed = seen.expand(rows, queries.stop - queries.start, -1)
     if queries.stop > length:
-        first = max(queries.start, length)
         own = branches.visible()[:, first - length : queries.stop - length, : queries.stop - length]
-        allowed = allowed.repeat(own.shape[0], 1, 1)
-        allowed[:, first - queries.start :, length:] = own
-    visible = torch.nn.functional.pad(text.bool(), (0, max(0, queries.stop - length)), value=True)
-    allowed = allowed & visible[:, None, : queries.stop]
+        # Tokens of the prefix see no branch.
+        own = torch.nn.functional.pad(own, (0, 0, first - queries.start, 0), value=False)
+        allowed = torch.cat([allowed, own.expand(rows, -1, -1)], dim=-1)
     if window is not None:
         # By position, not by slot, because padding may lie between two tokens.
-        allowed &= position[:, None, : queries.stop] > position[:, queries, None] - window
+        allowed = allowed & (position[:, None, : queries.stop] > position[:, queries, None] - window)
     if size is not None:
         allowed = torch.nn.functional.pad(allowed, (0, size - allowed.shape[-1]), value=False)
     mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
