@@ -15,9 +15,10 @@ shift 2
 cards=$(cd "$(dirname "$0")/../.." && pwd)/model_cards
 mkdir -p "$folder"
 
+more=()
 measure() { # name of the file, options
   echo "== $1 (${SECONDS}s)"
-  ${RGTG:-rgtg} benchmark --output "$folder/$1.json" "${@:2}"
+  ${RGTG:-rgtg} benchmark --output "$folder/$1.json" "${@:2}" "${more[@]}"
 }
 lengths=(--prompt-length 64 --prompt-length 512)
 counts=(--top-k 5 --top-k 20 --top-k 50)
@@ -42,7 +43,7 @@ scorers() { # every scorer, on real text
 shipped() { # the shipped models, which draw by themselves behind real text
   measure shipped --base "$cards/tiny-imdb-base" --reward-model "$cards/tiny-imdb-partial-rm" "${lengths[@]}" \
     --batch-size 1 --batch-size 4 --batch-size 8 --way plain --way floor --way ours --way top_p --way vocabulary \
-    --way retokenizing --new-tokens 32 --rounds 2 --text "$text"
+    --way retokenizing --new-tokens 32 --rounds 4 --text "$text"
 }
 
 profile() { # where the time of a further token goes
@@ -51,8 +52,11 @@ profile() { # where the time of a further token goes
   measure profile-times-batch-4 "${ways[@]}" --batch-size 4 --profile "$folder/profile-batch-4.json"
 }
 
-bfloat16() { # the same models in the type that many processors multiply fastest (5 minutes)
-  measure bfloat16 --way plain --way floor --way ours "${counts[@]}" "${lengths[@]}" --rounds 3 --dtype bfloat16
+bfloat16() { # the same in the type that many processors multiply fastest, in a folder of its own (15 minutes)
+  local folder=$folder/bfloat16 more=(--dtype bfloat16)
+  mkdir -p "$folder"
+  candidates
+  shipped
 }
 
 rivals() { # what others do (15 minutes)

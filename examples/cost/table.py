@@ -54,8 +54,11 @@ def _rows(path: Path) -> Iterator[str]:
     """Cells of each way at each size, but for the floor, to which they are ratios."""
     report = json.loads(path.read_text())
     key = ("arm", "top_k", "prompt_length", "batch_size")
-    medians = {tuple(item[name] for name in key): item["medians"] for item in report.get("measurements", [])}
-    for item in report.get("derived", []):
+    if not report.get("derived"):
+        # Of training, say, whose figures have other names.
+        return
+    medians = {tuple(item[name] for name in key): item["medians"] for item in report["measurements"]}
+    for item in report["derived"]:
         if item["name"] == "over_floor":
             own, ratios = medians[tuple(item[name] for name in key)], item["figures"]
             share = f"{own['bookkeeping_share']:.1%}" if "bookkeeping_share" in own else ""
