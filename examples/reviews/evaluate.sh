@@ -42,9 +42,11 @@ for list in "${lists[@]}"; do
         methods val "$list" --tuned "$out/evaluation/tune-$list"
         compare=()
         while read -r pair; do compare+=(--compare "$pair"); done < <(python "$here/claims.py" --pairs_of "$out/methods/val-$list.yaml")
-        seeds=1
-        [[ $list == main ]] && seeds=3
-        evaluate val "$list" --seeds $seeds "${compare[@]}"
+        evaluate val "$list" --seeds 3 "${compare[@]}"
+        ;;
+    best)
+        methods val best
+        evaluate val best --seeds 3
         ;;
     *)
         methods val "$list"
