@@ -135,6 +135,9 @@ def check(
             "log_ratio (log-probabilities)."
         ),
     ] = None,
+    prompt_format: Annotated[
+        str | None, typer.Option(help="chat, for a reward model that reads chats by its chat template.")
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to continue; may be given several times.")] = None,
     pairs: Annotated[
         str | None, typer.Option(help="Preference pairs, for prefix accuracy: json, jsonl, csv, parquet or Hub id.")
@@ -149,8 +152,8 @@ def check(
     """
     options = {} if prompt is None else {"prompts": tuple(prompt)}
     settings = CheckSettings(
-        beta=beta, top_k=top_k, dtype=dtype, device=device, kind=kind, pairs=pairs, max_new_tokens=max_new_tokens,
-        seed=seed, **options,
+        beta=beta, top_k=top_k, dtype=dtype, device=device, kind=kind, prompt_format=prompt_format, pairs=pairs,
+        max_new_tokens=max_new_tokens, seed=seed, **options,
     )  # fmt: skip
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

@@ -84,9 +84,18 @@ def measure_cost(pair: ModelPair, scorer: Scorer, texts: Sequence[str], *, top_k
 def _prompt(pair: ModelPair, texts: Sequence[str]) -> list[int]:
     """As many tokens of the texts as leave room for the new ones; perhaps none."""
     text = " ".join(texts)
+    if pair.prompt_format is not None:
+        # A chat cannot be cut anywhere, so that what is said in it is.
+        words = pair.tokenizer(text, add_special_tokens=False)["input_ids"][:PROMPT_LENGTH]
+        chats = (pair.encode(pair.tokenizer.decode(words[:length])) for length in range(len(words), 0, -1))
+        return next((chat for chat in chats if _fits(pair, chat)), [])
     ids = pair.encode(" ".join([text] * ceil(PROMPT_LENGTH / len(pair.encode(text)))))[:PROMPT_LENGTH]
-    rooms = ((length, pair.room([ids[:length]])) for length in range(len(ids), 0, -1))
-    return ids[: next((length for length, room in rooms if room is None or room >= NEW_TOKENS), 0)]
+    return ids[: next((length for length in range(len(ids), 0, -1) if _fits(pair, ids[:length])), 0)]
+
+
+def _fits(pair: ModelPair, prompt: Sequence[int]) -> bool:
+    room = pair.room([prompt])
+    return room is None or room >= NEW_TOKENS
 
 
 @torch.no_grad()

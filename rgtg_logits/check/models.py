@@ -11,7 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rgtg_logits.check.findings import Finding
+from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.scorers._text import Retokenizer
 
 OBJECTIVES = {
     "partial_bt": ("ok", "partial_bt: every prefix of a pair"),
@@ -29,11 +31,42 @@ TRAIN = "Train one on partial sequences with rgtg train."
 
 @dataclass(frozen=True)
 class ModelPair:
-    """A base model and a reward model, on one device."""
+    """A base model and a reward model, on one device.
+
+    Attributes:
+        base: The base model.
+        tokenizer: Its tokenizer.
+        reward_model: The reward model.
+        prompt_format: "chat" if the reward model is to read chats; None for the text as it is.
+
+    Raises:
+        InvalidArgumentError: If the reward model cannot read what `prompt_format` says.
+    """
 
     base: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     reward_model: RewardModel
+    prompt_format: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.prompt_format is not None and self.reward_model.kind != "causal":
+            raise InvalidArgumentError(
+                "Expected a reward model of kind causal, because it is to read chats, but got one of kind "
+                f"{self.reward_model.kind}, which scores its own next tokens. Leave --prompt-format out."
+            )
+        if self.prompt_format is not None:
+            # Before any model is run, because it asks both chat templates.
+            self._chat_lengths([self.encode("Hello")])
+
+    @cached_property
+    def _writer(self) -> Retokenizer:
+        """What puts chats for the reward model."""
+        if self.reward_model.tokenizer is None:
+            raise InvalidArgumentError(
+                "Expected a reward model with its tokenizer, because it is to read chats, but it came without one. "
+                "Save the tokenizer with the model."
+            )
+        return Retokenizer(self.tokenizer, self.reward_model.tokenizer, self.prompt_format)
 
     @cached_property
     def differing_tokens(self) -> int:
@@ -43,8 +76,8 @@ class ModelPair:
 
     @property
     def reads_text(self) -> bool:
-        """Whether the reward model reads text, because its tokens are others."""
-        return self.reward_model.kind == "causal" and self.differing_tokens > 0
+        """Whether the reward model reads text, because its tokens are others or it wants them put otherwise."""
+        return self.reward_model.kind == "causal" and (self.differing_tokens > 0 or self.prompt_format is not None)
 
     @property
     def pad_token_id(self) -> int | None:
@@ -64,7 +97,14 @@ class ModelPair:
         return self.reward_model.max_length, getattr(config, "max_position_embeddings", None)
 
     def encode(self, prompt: str) -> list[int]:
-        """The tokens of a prompt, behind the token that opens every text if the tokenizer has one."""
+        """The tokens of a prompt, behind the token that opens every text if the tokenizer has one.
+
+        For a reward model that reads chats, of a chat that the prompt begins, if the base model has a template for it.
+        """
+        if self.prompt_format is not None and self.tokenizer.chat_template is not None:
+            chat = [{"role": "user", "content": prompt}]
+            found = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
+            return list(found["input_ids"])
         ids, opening = list(self.tokenizer(prompt)["input_ids"]), self.tokenizer.bos_token_id
         return ids if opening is None or ids[:1] == [opening] else [opening, *ids]
 
@@ -125,12 +165,19 @@ class ModelPair:
                 f"{whose}, but the reward model reads ids below {readable} only and some are above",
                 "Resize its embeddings to the tokenizer and train it again.", figures,
             )  # fmt: skip
+        if self.prompt_format is not None:
+            return Finding(
+                "tokens", "vocabulary", "note",
+                f"{different if differing else f'the same {len(base)} tokens'}. It reads chats (RetokenizingScorer), "
+                "for top_k tokenisations per token",
+                f"Pass tokenizer= and prompt_format={self.prompt_format!r} to the processor.", figures,
+            )  # fmt: skip
         if differing:
             return Finding(
                 "tokens", "vocabulary", "note",
                 f"{different}. It reads text (RetokenizingScorer), for top_k tokenisations per token",
-                "Pass tokenizer= to the processor, which takes ids to mean the same in both otherwise. Checked here is "
-                "the text as it is, without prompt_format=.", figures,
+                "Pass tokenizer= to the processor, which takes ids to mean the same in both otherwise. If it was "
+                "trained on chats, check again with --prompt-format chat.", figures,
             )  # fmt: skip
         if rows > readable:
             return Finding(
@@ -216,7 +263,16 @@ class ModelPair:
             return max(map(len, prompts)), 1.0
         texts = [self.tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts]
         counts = [len(reader(text, verbose=False)["input_ids"]) for text in texts]
-        return max(counts), max(1, sum(counts)) / sum(map(len, prompts))
+        if self.prompt_format is None:
+            return max(counts), max(1, sum(counts)) / sum(map(len, prompts))
+        # What a template adds does not grow with the answer.
+        own = sum(len(self.tokenizer(text, verbose=False)["input_ids"]) for text in texts)
+        return max(self._chat_lengths(prompts)), max(1, sum(counts)) / max(1, own)
+
+    def _chat_lengths(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+        """How many tokens the reward model reads of each prompt, put as it wants them."""
+        nothing: list[list[int]] = [[] for _ in prompts]
+        return [len(row.own) for row in self._writer.encode([list(prompt) for prompt in prompts], nothing, nothing)]
 
 
 def _model(name: str, model: nn.Module, where: str) -> Finding:

@@ -40,6 +40,7 @@ PROMPTS = (
     "Once upon a time, in a small village by the sea, there lived",
     "My advice to anyone who wants to learn a new language:",
 )
+FORMATS = ("chat",)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PAIRS = 300
 """Most preference pairs to read: enough for a standard error of 0.03."""
@@ -58,6 +59,8 @@ class CheckSettings:
             slow, and "auto" elsewhere.
         device: Where to run; by default a GPU if there is one.
         kind: How rewards are read, for checkpoints that do not say: "causal", "vocabulary" or "log_ratio".
+        prompt_format: "chat" for a reward model that reads chats: it reads text by its own chat template, and the base
+            model continues prompts put by its own, if it has one. None: the text as it is.
         prompts: What to continue.
         pairs: File or Hub id of preference pairs; None measures no prefix accuracy.
         max_new_tokens: Length of the continuations in tokens, which has to fit into the contexts.
@@ -72,6 +75,7 @@ class CheckSettings:
     dtype: str | None = None
     device: str | None = None
     kind: str | None = None
+    prompt_format: str | None = None
     prompts: tuple[str, ...] = PROMPTS
     pairs: str | None = None
     max_new_tokens: int = 32
@@ -84,6 +88,7 @@ class CheckSettings:
             "max_new_tokens": (self.max_new_tokens > 0, "1 token or more, such as 32"),
             "prompts": (self.prompts and all(map(str.strip, self.prompts)), "texts, none of them empty"),
             "dtype": (self.dtype in (None, *DTYPES), f"one of {', '.join(DTYPES)}"),
+            "prompt_format": (self.prompt_format in (None, *FORMATS), f"one of {', '.join(FORMATS)}"),
             "kind": (self.kind in (None, *KINDS), f"one of {', '.join(KINDS)}"),
         }
         for name, (kept, wanted) in rules.items():
@@ -132,7 +137,7 @@ def load_pair(base: str, reward_model: str, settings: CheckSettings) -> ModelPai
         warnings.filterwarnings("ignore", message=".*does not say how it was trained")
         rewards = RewardModel.from_pretrained(reward_model, kind=settings.kind, dtype=dtype)
     rewards.model.to(device)
-    return ModelPair(model, tokenizer, rewards)
+    return ModelPair(model, tokenizer, rewards, settings.prompt_format)
 
 
 def check_models(
@@ -147,7 +152,7 @@ def check_models(
 
     Args:
         pair: The models.
-        settings: How to check; `dtype`, `device`, `kind` and `pairs` are not looked at.
+        settings: How to check; `dtype`, `device`, `kind`, `prompt_format` and `pairs` are not looked at.
         rows: Preference pairs; see `prefix_accuracy`.
         scorer: A scorer of your own to check; by default the one that the processor makes.
         say: Is told what is being done.
@@ -166,13 +171,15 @@ def check_models(
         findings += _attempt("pairs", "prefix accuracy", lambda: [_prefix_accuracy(pair, rows)])
     say("probing the reward model")
     try:
-        scorers = build_scorers(pair, scorer)
+        scorers = build_scorers(pair, scorer, prompts)
     except VocabularyError:
         return [*findings, Finding("exactness", "scorer", "note", "not checked, because the vocabularies differ")]
     except RGTGError as error:
         return [*findings, Finding("exactness", "scorer", "fail", str(error))]
-    say("asking about random rows")
-    findings += _attempt("exactness", "random rows", lambda: [_random_rows(pair, scorers, settings.seed)])
+    if pair.prompt_format is None:
+        # Random tokens are no chat.
+        say("asking about random rows")
+        findings += _attempt("exactness", "random rows", lambda: [_random_rows(pair, scorers, settings.seed)])
     say("writing under guidance")
     findings += _attempt("exactness", "guided text", lambda: _guided_text(pair, scorers, prompts, settings, say))
     say("timing")
@@ -180,18 +187,21 @@ def check_models(
     return [*findings, *measure_cost(pair, scorers.fast, settings.prompts, top_k=settings.top_k, seed=settings.seed)]
 
 
-def build_scorers(pair: ModelPair, scorer: Scorer | None = None) -> Scorers:
+def build_scorers(pair: ModelPair, scorer: Scorer | None = None, prompts: Sequence[Sequence[int]] = ()) -> Scorers:
     """The scorer that the processor makes for the pair (or another one), and those it is compared with.
 
     Raises:
         VocabularyError: If the reward model does not share the base model's tokens, and cannot read text.
         RewardModelError: If it cannot give rewards of prefixes.
     """
-    fast = scorer or make_scorer(pair.reward_model, pair.tokenizer)
+    fast = scorer or make_scorer(pair.reward_model, pair.tokenizer, prompt_format=pair.prompt_format)
     models, tokenizer = [pair.reward_model], pair.tokenizer if pair.reads_text else None
     if isinstance(fast, LogRatioScorer) and fast.reference is not None:
         models.append(fast.reference)
-    plain, reshaped = ([way(model, tokenizer) for model in models] for way in (ReferenceScorer, ReshapedScorer))
+    plain, reshaped = (
+        [way(model, tokenizer, prompt_format=pair.prompt_format, prompts=prompts) for model in models]
+        for way in (ReferenceScorer, ReshapedScorer)
+    )
     # Of two models, the coarser type decides what is rounding.
     dtype = max((model.dtype for model in models), key=lambda dtype: torch.finfo(dtype).eps)
     if pair.reward_model.kind == "log_ratio":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -9,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers._text import BaseText
+from rgtg_logits.scorers._text import BaseText, Retokenizer
 from rgtg_logits.scorers.base import Scorer
 
 
@@ -22,18 +24,32 @@ class ReferenceScorer(Scorer):
         reward_model: A model of any kind. Of "log_ratio", a reward is log π of the whole text, without any reference
             model.
         tokenizer: The base model's tokenizer, for a model of kind "causal" with another one: it reads each candidate's
-            whole text, as `RetokenizingScorer` without `prompt_format` says. Left out, token ids are taken to be those
-            of the rows.
+            whole text, as `RetokenizingScorer` says. Left out, token ids are taken to be those of the rows.
+        prompt_format: How prompt and answer are put for the reward model; see `RetokenizingScorer`.
+        prompts: The base model's tokens of every prompt that rows begin with, which `prompt_format` has to tell from
+            the answer.
 
     Raises:
-        InvalidArgumentError: If a model that is to read text has no tokenizer, or scores its own next tokens.
+        InvalidArgumentError: If a model that is to read text has no tokenizer, scores its own next tokens, or has no
+            chat template where one is asked for.
     """
 
-    def __init__(self, reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self,
+        reward_model: RewardModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        prompt_format: str | Callable[[str, str], str] | None = None,
+        prompts: Sequence[Sequence[int]] = (),
+    ) -> None:
         self.reward_model = reward_model
         self.vocab_size = reward_model.vocab_size if tokenizer is None else len(tokenizer)
         self.pad_token_id = reward_model.pad_token_id if tokenizer is None else tokenizer.pad_token_id
-        self._texts = None if tokenizer is None else _WholeTexts(reward_model, tokenizer)
+        self._texts: _WholeTexts | None = None
+        if tokenizer is not None and prompt_format is None:
+            self._texts = _WholeTexts(reward_model, tokenizer)
+        elif tokenizer is not None:
+            self._texts = _FormattedTexts(reward_model, tokenizer, prompt_format, prompts)
 
     @torch.no_grad()
     def score(
@@ -84,6 +100,32 @@ class _WholeTexts:
         if ends and end is not None and tokens[-1:] != [end]:
             tokens.append(end)
         return tokens or [self._anchor]
+
+
+class _FormattedTexts(_WholeTexts):
+    """The same of texts put by a format."""
+
+    def __init__(
+        self,
+        reward_model: RewardModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt_format: str | Callable[[str, str], str] | None,
+        prompts: Sequence[Sequence[int]],
+    ) -> None:
+        super().__init__(reward_model, tokenizer)
+        self._writer = Retokenizer(tokenizer, self._own, prompt_format, piecewise=False)
+        self._prompts = sorted(map(list, prompts), key=len, reverse=True)
+
+    def tokens(self, prefix: list[int], candidate: int) -> list[int]:
+        """The tokens of the text, where the longest prompt that the prefix begins with is not answer."""
+        end = next((len(prompt) for prompt in self._prompts if prefix[: len(prompt)] == prompt), None)
+        if end is None:
+            raise InvalidArgumentError(
+                f"Expected a row that begins with one of the {len(self._prompts)} prompts that this scorer was given, "
+                "but none does. Pass prompts= all that will be asked about."
+            )
+        (row,) = self._writer.encode([prefix[:end]], [prefix[end:]], [[candidate]])
+        return row.candidates[0] or [self._anchor]
 
 
 def _added_after(tokenizer: PreTrainedTokenizerBase) -> int:
