@@ -28,11 +28,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PANELS = {
     "Scalar heads": ("ARGS", "PARGS", "RAD", "CD", "soft value", "CD, TD", "soft value, TD"),
     "Logits: one token a step": (
-        "ARGS, vocabulary", "FaRMA", "PARGS, vocabulary", "GenARM", "soft value, TD, vocabulary",
+        "ARGS, vocabulary", "FaRMA", "PARGS, vocabulary", "GenARM", "CD, vocabulary",
+        "soft value, TD, vocabulary",
     ),
     "From the pairs alone, beside fine-tuning": (
-        "PARGS", "soft value of pairs, vocab.", "guided answers twice, vocab.", "guided answers thrice, vocab.",
-        "best of n", "DPO pair", "RL",
+        "PARGS", "soft value of pairs, vocab.", "guided answers thrice, vocab.", "DPO pair", "DPO", "best of n", "RL",
     ),
 }  # fmt: skip
 """Which curves stand together."""
@@ -139,6 +139,9 @@ def main(args: Arguments) -> None:
     out = Path(args.output_dir) / "evaluation"
     if (out / "val-main").is_dir():
         policies = read(out / "val-main")
+        if (out / "val-best").is_dir():
+            known = {policy["name"] for policy in policies}
+            policies += [policy for policy in read(out / "val-best") if policy["name"] not in known]
         for judge in policies[0]["judges"]:
             panels(policies, judge, out / f"curves-{judge}.png")
     for name in TITLES:
