@@ -28,7 +28,7 @@ python "$here/sample_guided.py" "${common[@]}" --data "$data" --guide value_td_g
 bash "$here/train_reward_models.sh" "$base" "$out" plain_full_bt
 python "$here/relabel.py" --output_dir "$out" --reward_model plain_full_bt --labels plain-labels-8000
 bash "$here/train_reward_models.sh" "$base" "$out"
-python "$here/train_dpo.py" "${common[@]}" --betas 0.03 0.1 0.3 1
+python "$here/train_dpo.py" "${common[@]}" --betas 0.1 0.3 1
 python "$here/train_rl.py" "${common[@]}" --data "$data"
 python "$here/train_rl.py" "${common[@]}" --data "$data" --reward_model plain_full_bt --name plain_rl
 python "$here/train_dpo.py" "${common[@]}" --betas 0.3 --pairs plain-pairs-8000 --name plain_dpo
