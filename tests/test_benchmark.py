@@ -298,7 +298,7 @@ def test_the_example_measures_and_shows(tmp_path, monkeypatch, text, report):
         if not line.startswith("=="):
             result = CliRunner().invoke(cli.app, line.split())
             assert result.exit_code == 0, (line, result.output)
-    assert len(asked) == 18 and {arm for settings in asked for arm in settings.arms} == set(ARMS)
+    assert len(asked) == 20 and {arm for settings in asked for arm in settings.arms} == set(ARMS)
     table = subprocess.check_output([sys.executable, script / "table.py", tmp_path], text=True)
     claims = [line.split(" | ")[0] for line in table.splitlines() if "× " in line and "|" in line]
     assert "| vocabulary, further token" in claims and "| another tokenizer, further token" in claims

@@ -36,6 +36,20 @@ def statuses(findings, status):
     return {finding.name for finding in findings if finding.status == status}
 
 
+def by_command_line(folder, models, *options):
+    """What the command writes of a pair of models, which it finds in files."""
+    models.base.save_pretrained(folder / "base")
+    models.tokenizer.save_pretrained(folder / "base")
+    models.reward_model.model.save_pretrained(folder / "rm")
+    models.reward_model.tokenizer.save_pretrained(folder / "rm")
+    report = folder / "report.json"
+    options = [*options, "--top-k", "5", "--max-new-tokens", "10", "--output", str(report)]
+    options += [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    result = CliRunner().invoke(app, ["check", str(folder / "base"), str(folder / "rm"), *options])
+    assert result.exit_code == 0, result.output
+    return json.loads(report.read_text())
+
+
 def named(findings, name):
     return next(finding for finding in findings if finding.name == name)
 

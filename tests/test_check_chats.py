@@ -1,17 +1,14 @@
 """`rgtg check --prompt-format chat`: reward models that read chats, with the base model's tokens or others."""
 
-import json
 
 import pytest
 from test_chat import TEMPLATES
-from test_check import PROMPTS, QUICK, SIZE, named, reward_model, statuses
-from typer.testing import CliRunner
+from test_check import PROMPTS, QUICK, SIZE, by_command_line, named, reward_model, statuses
 
 from rgtg_logits import ReferenceScorer, RetokenizingScorer, RewardModel, RewardModelConfig
 from rgtg_logits.check import CheckSettings, ModelPair, check_models
 from rgtg_logits.check.cost import NEW_TOKENS, _prompt
 from rgtg_logits.check.run import build_scorers
-from rgtg_logits.cli import app
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.testing import tiny_base_model, tiny_tokenizer, tiny_vocabulary_model
 
@@ -102,15 +99,6 @@ def test_what_cannot_read_chats():
 
 
 def test_the_format_from_the_command_line(tmp_path):
-    models = chat_pair()
-    models.base.save_pretrained(tmp_path / "base")
-    models.tokenizer.save_pretrained(tmp_path / "base")
-    models.reward_model.save_pretrained(tmp_path / "rm")
-    report = tmp_path / "report.json"
-    options = ["--prompt-format", "chat", "--top-k", "5", "--max-new-tokens", "10", "--output", str(report)]
-    options += [word for prompt in PROMPTS for word in ("--prompt", prompt)]
-    result = CliRunner().invoke(app, ["check", str(tmp_path / "base"), str(tmp_path / "rm"), *options])
-    assert result.exit_code == 0, result.output
-    found = json.loads(report.read_text())
+    found = by_command_line(tmp_path, chat_pair(), "--prompt-format", "chat")
     assert found["settings"]["prompt_format"] == "chat"
     assert "It reads chats" in " ".join(finding["value"] for finding in found["findings"])

@@ -1,18 +1,15 @@
 """`rgtg check` on reward models that read text or score their own next tokens."""
 
-import json
 
 import pytest
 import torch
-from test_check import PROMPTS, QUICK, SIZE, named, reward_model, statuses
-from typer.testing import CliRunner
+from test_check import PROMPTS, QUICK, SIZE, by_command_line, named, reward_model, statuses
 
 from rgtg_logits import LogRatioScorer, ReferenceScorer, RetokenizingScorer, RewardModel, RewardModelConfig
 from rgtg_logits.check import ModelPair, check_models
 from rgtg_logits.check.cost import describe_path
 from rgtg_logits.check.run import build_scorers
 from rgtg_logits.check.uncached import RelativeScorer, ReshapedScorer
-from rgtg_logits.cli import app
 from rgtg_logits.prefix import text_mask
 from rgtg_logits.scorers._text import EncodedRow
 from rgtg_logits.testing import PAD, tiny_base_model, tiny_tokenizer, tiny_vocabulary_model
@@ -195,15 +192,6 @@ def test_every_path_of_a_language_model_is_explained(kind, path):
 
 
 def test_the_kind_from_the_command_line(tmp_path):
-    tiny_base_model(vocab_size=SIZE).save_pretrained(tmp_path / "base")
-    language_model("vocabulary").model.save_pretrained(tmp_path / "rm")
-    for folder in ("base", "rm"):
-        tiny_tokenizer().save_pretrained(tmp_path / folder)
-    report = tmp_path / "report.json"
-    options = ["--kind", "log_ratio", "--top-k", "5", "--max-new-tokens", "10", "--output", str(report)]
-    options += [word for prompt in PROMPTS for word in ("--prompt", prompt)]
-    result = CliRunner().invoke(app, ["check", str(tmp_path / "base"), str(tmp_path / "rm"), *options])
-    assert result.exit_code == 0, result.output
-    found = json.loads(report.read_text())
+    found = by_command_line(tmp_path, pair(language_model("vocabulary")), "--kind", "log_ratio")
     assert found["settings"]["kind"] == "log_ratio"
     assert "log_ratio: its log-probabilities are the rewards" in " ".join(f["value"] for f in found["findings"])
