@@ -1,6 +1,5 @@
 """`rgtg check --prompt-format chat`: reward models that read chats, with the base model's tokens or others."""
 
-
 import pytest
 from test_chat import TEMPLATES
 from test_check import PROMPTS, QUICK, SIZE, by_command_line, named, reward_model, statuses

@@ -1,6 +1,5 @@
 """`rgtg check` on reward models that read text or score their own next tokens."""
 
-
 import pytest
 import torch
 from test_check import PROMPTS, QUICK, SIZE, by_command_line, named, reward_model, statuses
