@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from rgtg_logits._prepacked import prepacked
 from rgtg_logits.errors import RewardModelError
 
 # What a forward calls the cache that it takes and returns: from transformers 5.24 on, before, and before of recurrent
@@ -54,6 +55,12 @@ class Body:
         """The same, with a forward compiled by `torch.compile`."""
         twin = copy.copy(self)
         twin._call = torch.compile(self._reader, **options)
+        return twin
+
+    def prepacked(self) -> Body:
+        """The same, with the weights of its linear layers laid out beforehand; see `_prepacked`."""
+        twin = copy.copy(self)
+        twin._reader = twin._call = prepacked(self._reader)
         return twin
 
     def states(

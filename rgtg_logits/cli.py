@@ -314,6 +314,9 @@ def benchmark(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of weights and prompts.")] = 0,
+    prepack: Annotated[
+        bool, typer.Option("--prepack", help="Lay the reward models' weights out beforehand, on a CPU.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Also write every figure, as JSON.")] = None,
     profile: Annotated[
         Path | None, typer.Option(help="Also write where the time of a further token goes, as JSON.")
@@ -333,7 +336,7 @@ def benchmark(
         return
     settings = BenchmarkSettings(
         base=base, reward_model=reward_model, text=text, top_ks=tuple(top_k), new_tokens=new_tokens, dtype=dtype,
-        **common, **_given(arms=way),
+        prepack=prepack, **common, **_given(arms=way),
     )  # fmt: skip
     with _progress() as progress:
         report = run_benchmark(settings, progress)

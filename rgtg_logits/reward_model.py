@@ -248,6 +248,18 @@ class RewardModel(Publishable):
         twin._body = self._body.compiled(**options)
         return twin
 
+    def prepacked(self) -> RewardModel:
+        """The same model, with a second copy of its linear layers' weights, laid out for the processor's instructions.
+
+        For reading without gradients. Weights that are changed through `.data`, which leaves no trace, are not seen.
+
+        Raises:
+            InvalidArgumentError: If it is not on the CPU, or torch or the processor cannot do it.
+        """
+        twin = copy.copy(self)
+        twin._body = self._body.prepacked()
+        return twin
+
     @torch.no_grad()
     def split_output_layer(self) -> tuple[RewardModel, nn.Linear] | None:
         """A language model without its output layer, and that layer: logits of a few tokens then cost no more.

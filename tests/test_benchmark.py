@@ -11,8 +11,9 @@ from transformers import LogitsProcessorList
 from typer.testing import CliRunner
 
 from rgtg_logits import PartialRewardLogitsProcessor, RewardModel, RewardModelConfig, cli
+from rgtg_logits._prepacked import _Prepacked
 from rgtg_logits.benchmark import ARMS, run_benchmark, run_profile
-from rgtg_logits.benchmark._arms import OURS, Recompute, Replicated
+from rgtg_logits.benchmark._arms import OURS, Recompute, Replicated, make_arm
 from rgtg_logits.benchmark._clock import Timer
 from rgtg_logits.benchmark._costs import BenchmarkReport, BenchmarkSettings, Measurement, ProfileReport
 from rgtg_logits.benchmark._profile import PARTS
@@ -56,6 +57,23 @@ def test_every_way_is_measured_at_every_size(tmp_path, report):
     console.print(report.table())
     printed = console.export_text()
     assert all(arm in printed for arm in QUICK) and "…" not in printed
+
+
+def test_our_ways_with_weights_laid_out_beforehand(text):
+    ways = ("floor", "ours", "top_p", "vocabulary", "log_ratio_pair", "retokenizing", "weighted")
+    settings = BenchmarkSettings(**{**TINY, "arms": ways, "text": text, "prepack": True})
+    models = load_models(settings, read_text(text))
+    mask = torch.ones(1, 8, dtype=torch.long)
+    for name in ways[1:]:
+        scorers = make_arm(name, models, 3, mask, prepack=True).cached
+        readers = [one._reader for scorer in scorers for one in getattr(scorer, "_scorers", [scorer])]
+        modules = [list(reader.reward_model._body._reader.modules()) for reader in readers]
+        assert modules and all(any(isinstance(one, _Prepacked) for one in each) for each in modules)
+    measured = {item.arm: item.medians() for item in run_benchmark(settings).measurements}
+    # What is read is heard although it is read by a twin.
+    assert {arm: found["read_tokens"] for arm, found in measured.items() if arm in ("floor", "ours", "weighted")} == {
+        "floor": 1, "ours": 3, "weighted": 6,
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -257,6 +275,8 @@ def test_the_rivals_decide_as_we_do():
         ({"top_ks": ()}, "top_k is too small"),
         ({"batch_sizes": (0,)}, "batch_size is too small"),
         ({"prompt_lengths": (8, 0)}, "prompt_length is too small"),
+        ({"prepack": True, "device": "cuda"}, "Expected models on the CPU .* with --prepack, but got --device cuda"),
+        ({"prepack": True, "arms": ("ours", "compiled")}, "no way that is compiled .* the ways ours, compiled"),
         ({"arms": ("retokenizing",)}, "Expected a text for the way retokenizing"),
         ({"prompt_lengths": (8190,)}, "at most 8192 tokens, the context of the models, but got 8194"),
     ],
@@ -280,7 +300,8 @@ def test_a_reward_model_of_another_kind(tmp_path):
 def test_the_example_measures_and_shows(tmp_path, monkeypatch, text, report):
     """Every command of the script is one that can be measured, and its files are the ones that the table reads."""
     script = Path(__file__).parent.parent / "examples" / "cost"
-    parts = ("candidates", "scorers", "shipped", "profile", "bfloat16", "rivals", "gpu")
+    parts = ("candidates", "scorers", "shipped", "profile", "prepacked", "bfloat16", "bfloat16_prepacked")
+    parts += ("rivals", "gpu")
     environment = {**os.environ, "RGTG": "echo"}
     printed = subprocess.check_output(
         [script / "run.sh", text, tmp_path, *parts], text=True, env=environment
@@ -298,7 +319,7 @@ def test_the_example_measures_and_shows(tmp_path, monkeypatch, text, report):
         if not line.startswith("=="):
             result = CliRunner().invoke(cli.app, line.split())
             assert result.exit_code == 0, (line, result.output)
-    assert len(asked) == 20 and {arm for settings in asked for arm in settings.arms} == set(ARMS)
+    assert len(asked) == 34 and {arm for settings in asked for arm in settings.arms} == set(ARMS)
     table = subprocess.check_output([sys.executable, script / "table.py", tmp_path], text=True)
     claims = [line.split(" | ")[0] for line in table.splitlines() if "× " in line and "|" in line]
     assert "| vocabulary, further token" in claims and "| another tokenizer, further token" in claims

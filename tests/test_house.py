@@ -14,7 +14,7 @@ FLOORS = {
     "candidates": 1, "guidance": 1.5, "prefix": 1, "trace": 1, "_tiny_tokenizers": 1,
     "card.plain": 1, "card.words": 1, "card.facts": 1.5, "card.render": 1.6, "card.plots": 1.6, "card": 1.7,
     "card.files": 2.5,
-    "_config": 1, "_bodies": 1, "_classifiers": 1, "hub": 0, "hub.folder": 1, "hub.failures": 1,
+    "_config": 1, "_prepacked": 0.5, "_bodies": 1, "_classifiers": 1, "hub": 0, "hub.folder": 1, "hub.failures": 1,
     "hub.download": 1.2, "hub.api": 1.2,
     "_checkpoint": 1.5, "hub.publish": 1.6, "reward_model": 2,
     "scorers.base": 2, "scorers._kv_cache": 2, "scorers._branches": 2, "scorers._sibling_mask": 2.1,

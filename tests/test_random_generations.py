@@ -99,6 +99,7 @@ SCORERS = {
     "log-ratio": lambda model_type: logits(model_type, kind="log_ratio", scorer=LogRatioScorer, speculate=True),
     "in pieces": lambda model_type: causal(model_type, max_tokens_per_forward=6),
     "sum": lambda model_type: halves(*causal(model_type)),
+    "prepacked": lambda model_type: causal(model_type, prepack=True),
     "speculating": lambda model_type: causal(model_type, speculate=True),
     "causal": causal,
     "expand": lambda model_type: causal(model_type, path="expand"),

@@ -55,6 +55,21 @@ profile() { # where the time of a further token goes
   measure profile-times-batch-4 "${ways[@]}" --batch-size 4 --profile "$folder/profile-batch-4.json"
 }
 
+prepacked() { # everything but the profile with weights laid out beforehand, in folders of their own (45 minutes)
+  local folder=$folder/prepacked more=(--prepack)
+  mkdir -p "$folder"
+  candidates
+  scorers
+  shipped
+}
+
+bfloat16_prepacked() {
+  local folder=$folder/bfloat16-prepacked more=(--dtype bfloat16 --prepack)
+  mkdir -p "$folder"
+  candidates
+  shipped
+}
+
 bfloat16() { # the same in the type that many processors multiply fastest, in a folder of its own (15 minutes)
   local folder=$folder/bfloat16 more=(--dtype bfloat16)
   mkdir -p "$folder"
@@ -77,9 +92,10 @@ gpu() { # as "candidates" and "scorers", in bfloat16 on a GPU
 
 for part in "$@"; do
   case $part in
-    candidates | scorers | shipped | profile | bfloat16 | rivals | gpu) "$part" ;;
+    candidates | scorers | shipped | profile | prepacked | bfloat16 | bfloat16_prepacked | rivals | gpu) "$part" ;;
     *)
-      echo "Expected candidates, scorers, shipped, profile, bfloat16, rivals or gpu, but got $part." >&2
+      echo "Expected candidates, scorers, shipped, profile, prepacked, bfloat16, bfloat16_prepacked, rivals or gpu," \
+        "but got $part." >&2
       exit 2
       ;;
   esac

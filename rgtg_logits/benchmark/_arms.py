@@ -36,6 +36,7 @@ from rgtg_logits.scorers import (
     WeightedScorer,
 )
 from rgtg_logits.scorers._cached import CachedScorer
+from rgtg_logits.scorers._reader import ReaderOptions
 
 WITHOUT_CANDIDATES = ("plain", "floor")
 OURS = ("ours", "compiled", "top_p", "vocabulary", "log_ratio", "log_ratio_pair", "retokenizing", "weighted")
@@ -63,10 +64,12 @@ class Arm:
         return sum(scorer.cache_bytes() for scorer in self.cached) if self.cached else None
 
 
-def make_arm(name: str, models: Models, top_k: int, prompt_mask: Int[Tensor, "batch length"]) -> Arm:
-    """Makes one of `ARMS`; the first token is not asked for yet, but models may be probed."""
+def make_arm(
+    name: str, models: Models, top_k: int, prompt_mask: Int[Tensor, "batch length"], *, prepack: bool = False
+) -> Arm:
+    """Makes one of `ARMS`; the first token is not asked for yet, but models may be probed, and weights laid out."""
     if name in OURS:
-        scorer, cached, reading = _scorer(name, models)
+        scorer, cached, reading = _scorer(name, models, ReaderOptions(compile=name == "compiled", prepack=prepack))
         processor = PartialRewardLogitsProcessor(
             scorer, top_k=top_k, top_p=TOP_P if name == "top_p" else None, attention_mask=prompt_mask
         )
@@ -76,26 +79,28 @@ def make_arm(name: str, models: Models, top_k: int, prompt_mask: Int[Tensor, "ba
     return Arm(rival, _readers(models.reward_model))
 
 
-def _scorer(name: str, models: Models) -> tuple[Scorer, list[CachedScorer | LogRatioScorer], list[RewardModel]]:
+def _scorer(
+    name: str, models: Models, options: ReaderOptions
+) -> tuple[Scorer, list[CachedScorer | LogRatioScorer], list[RewardModel]]:
     """The scorer of one of `OURS`, those of its parts that hold a cache, and the models that they read with."""
     if name == "vocabulary":
         policy = _language_model(models.policy, "vocabulary")
-        vocabulary = VocabularyScorer(policy)
+        vocabulary = VocabularyScorer(policy, **options)
         return vocabulary, [vocabulary], [policy]
     if name.startswith("log_ratio"):
         pair = [models.policy, models.reference] if name == "log_ratio_pair" else [models.policy]
         read = [_language_model(model, "log_ratio") for model in pair]
-        ratio = LogRatioScorer(*read)
+        ratio = LogRatioScorer(*read, **options)
         return ratio, [ratio], read
     if name == "retokenizing":
         other = cast(RewardModel, models.other)
-        retokenizing = RetokenizingScorer(other, cast(PreTrainedTokenizerBase, models.tokenizer))
+        retokenizing = RetokenizingScorer(other, cast(PreTrainedTokenizerBase, models.tokenizer), **options)
         return retokenizing, [retokenizing], [other]
     if name == "weighted":
         both = [models.reward_model, cast(RewardModel, models.second)]
-        causals = [CausalScorer(reward_model) for reward_model in both]
+        causals = [CausalScorer(reward_model, **options) for reward_model in both]
         return WeightedScorer(causals, [1.0, 0.5]), [*causals], both
-    causal = CausalScorer(models.reward_model, compile=name == "compiled")
+    causal = CausalScorer(models.reward_model, **options)
     return causal, [causal], [models.reward_model]
 
 

@@ -35,6 +35,7 @@ class BenchmarkSettings:
         device: Where the models are.
         dtype: Type of their weights.
         seed: Seed of the weights and prompts.
+        prepack: Whether our ways lay the reward models' weights out beforehand, on a CPU; the floor stays as it is.
     """
 
     base: str | None = None
@@ -51,6 +52,7 @@ class BenchmarkSettings:
     device: str = "cpu"
     dtype: str = "float32"
     seed: int = 0
+    prepack: bool = False
 
 
 @dataclass

@@ -139,7 +139,7 @@ def _prepare(item: Measurement, models: Models, texts: Texts, settings: Benchmar
     tokens = min(settings.new_tokens, 3) if item.arm == "recompute" else settings.new_tokens
     rows = texts.rows(item.batch_size, item.prompt_length + settings.new_tokens).to(settings.device)
     prompts = rows[:, : item.prompt_length]
-    arm = make_arm(item.arm, models, item.top_k or 0, torch.ones_like(prompts))
+    arm = make_arm(item.arm, models, item.top_k or 0, torch.ones_like(prompts), prepack=settings.prepack)
     if not texts.follow:
         return _Generation(arm, prompts, tokens, [], [])
     vocab_size = models.base.config.get_text_config().vocab_size
@@ -179,6 +179,11 @@ def _check(settings: BenchmarkSettings) -> None:
                 "Expected at least one round, candidate, prompt and token of it, and two new tokens, but "
                 f"{name} is too small. Raise it."
             )
+    if settings.prepack and (settings.device != "cpu" or "compiled" in settings.arms):
+        raise InvalidArgumentError(
+            "Expected models on the CPU and no way that is compiled with --prepack, but got "
+            f"--device {settings.device} and the ways {', '.join(settings.arms)}. Leave one of them out."
+        )
     if "retokenizing" in settings.arms and settings.text is None:
         raise InvalidArgumentError(
             "Expected a text for the way retokenizing, because its tokenizer is trained on it and random tokens are "

@@ -89,6 +89,10 @@ class ReaderOptions(TypedDict, total=False):
             static cache: on a GPU a step becomes one launch of a recorded graph, which is what a small model waits for.
             The first steps are slow, and those at which the cache doubles. A `CompileConfig` of transformers says how;
             off by default. Results are unchanged. Only the paths named "siblings…" can.
+        prepack: Whether to keep a second copy of the weights of linear layers, laid out as the processor's matrix
+            instructions take them (oneDNN), for a reward model on a CPU: its step takes 0.5 to 0.8 of the time. Off by
+            default. Results are unchanged up to rounding. Weights that are changed through `.data` later on, as PEFT
+            merges adapters, are not seen. Not with `compile`.
     """
 
     path: str
@@ -96,6 +100,7 @@ class ReaderOptions(TypedDict, total=False):
     on_overflow: str
     max_tokens_per_forward: int | None
     compile: bool | CompileConfig
+    prepack: bool
 
 
 class CachedReader:
@@ -108,6 +113,7 @@ class CachedReader:
         on_overflow: "error" or "truncate_left".
         max_tokens_per_forward: Most tokens in one forward.
         compile: Whether to compile the ordinary step.
+        prepack: Whether to lay out the weights beforehand.
         trees: Whether branches may have several tokens, and rows padding inside.
 
     Raises:
@@ -124,11 +130,12 @@ class CachedReader:
         on_overflow: str = "error",
         max_tokens_per_forward: int | None = None,
         compile: bool | CompileConfig = False,
+        prepack: bool = False,
         trees: bool = False,
     ) -> None:
-        _check_options(path, on_overflow, max_tokens_per_forward)
-        self.reward_model = reward_model
+        _check_options(path, on_overflow, max_tokens_per_forward, compile, prepack)
         self.path = choose_pass(reward_model, trees=trees) if path == "auto" else path
+        self.reward_model = reward_model = reward_model.prepacked() if prepack else reward_model
         self.on_overflow = on_overflow
         self._pass: Pass = PASSES[self.path](reward_model, max_tokens_per_forward, _compiled(reward_model, compile))
         self._speculates = reward_model.device.type != "cpu" if speculate is None else speculate
@@ -327,7 +334,9 @@ def no_text(row: int) -> PaddingError:
     )
 
 
-def _check_options(path: str, on_overflow: str, max_tokens_per_forward: int | None) -> None:
+def _check_options(
+    path: str, on_overflow: str, max_tokens_per_forward: int | None, compile: bool | CompileConfig, prepack: bool
+) -> None:
     if path != "auto" and path not in PASSES:
         raise InvalidArgumentError(f"Expected path to be 'auto' or one of {', '.join(PASSES)}, but got {path!r}.")
     if on_overflow not in OVERFLOWS:
@@ -341,6 +350,8 @@ def _check_options(path: str, on_overflow: str, max_tokens_per_forward: int | No
             f"Expected max_tokens_per_forward to be 1 or more, or None, but got {bound!r}. "
             "Leave it out unless memory runs short."
         )
+    if compile and prepack:
+        raise InvalidArgumentError("Expected compile or prepack, but got both. On a GPU, compile; on a CPU, prepack.")
 
 
 def _computed(seen: Question) -> tuple[Tensor | None, Tensor | None]:

@@ -31,8 +31,8 @@ class CausalScorer(CachedScorer):
 
     Args:
         reward_model: The model; its token ids are taken to be those of the rows.
-        options: `path` (one of the names above), `speculate`, `on_overflow`, `max_tokens_per_forward`, `compile`; see
-            `ReaderOptions`.
+        options: `path` (one of the names above), `speculate`, `on_overflow`, `max_tokens_per_forward`, `compile`,
+            `prepack`; see `ReaderOptions`.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range.

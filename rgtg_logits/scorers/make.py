@@ -18,7 +18,7 @@ from rgtg_logits.scorers.log_ratio import LogRatioScorer
 from rgtg_logits.scorers.retokenizing import RetokenizingScorer
 from rgtg_logits.scorers.vocabulary import VocabularyScorer
 
-_DEFAULTS = ReaderOptions(on_overflow="error", max_tokens_per_forward=None, compile=False)
+_DEFAULTS = ReaderOptions(on_overflow="error", max_tokens_per_forward=None, compile=False, prepack=False)
 """What a processor passes on when the user says nothing."""
 
 
@@ -33,8 +33,8 @@ def make_scorer(
     if isinstance(source, Scorer):
         if prompt_format is not None or options != _DEFAULTS:
             raise InvalidArgumentError(
-                "Expected prompt_format, on_overflow, max_tokens_per_forward and compile to be left out for a Scorer, "
-                "which has its own. Pass them to the scorer."
+                "Expected prompt_format, on_overflow, max_tokens_per_forward, compile and prepack to be left out for a "
+                "Scorer, which has its own. Pass them to the scorer."
             )
         return source
     if isinstance(source, (str, os.PathLike)):
