@@ -25,7 +25,7 @@ def prepacked(module: Module) -> Module:
     """The same module, whose linear layers multiply by weights that are laid out already; without gradients.
 
     It shares everything with the one given, which stays as it is, but for the second copy of those weights. That copy
-    follows when weights are changed, unless they are changed through `.data`, which leaves no trace.
+    follows when weights change, unless they are written to through `.data`, which leaves no trace.
 
     Args:
         module: On the CPU. Layers that are no plain linear layer, quantised ones say, are run as they are.
@@ -90,12 +90,15 @@ class _Prepacked(nn.Module):
     def lay_out(self) -> None:
         """Copies the weight as it is now."""
         self._seen = self._state()
+        # Held, so that no other weight can come to lie where it was.
+        self._source = self.weight.detach()
         self.laid_out = torch.ops.mkldnn._reorder_linear_weight(self._matrix())
 
-    def _state(self) -> tuple[int, int, int]:
-        """What changes with the weight."""
-        weight = self.weight
-        return id(weight), weight.data_ptr(), 0 if weight.is_inference() else weight._version
+    def _state(self) -> tuple[int, int]:
+        """What changes with the weight: where it lies, and how often it was written to."""
+        # Past the attribute, whose lookup takes longer than all else here.
+        weight = cast(Tensor, self._parameters["weight"])
+        return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
     def _matrix(self) -> Float[Tensor, "outputs inputs"]:
         return self.weight.detach()

@@ -251,7 +251,8 @@ class RewardModel(Publishable):
     def prepacked(self) -> RewardModel:
         """The same model, with a second copy of its linear layers' weights, laid out for the processor's instructions.
 
-        For reading without gradients. Weights that are changed through `.data`, which leaves no trace, are not seen.
+        For reading without gradients. Changes of the weights are followed, but for those that are written through
+        `.data`, which leave no trace.
 
         Raises:
             InvalidArgumentError: If it is not on the CPU, or torch or the processor cannot do it.

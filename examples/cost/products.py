@@ -2,20 +2,23 @@
 
     python examples/cost/products.py
 
-torch multiplies float32 by MKL on x86. oneDNN is asked for the same numbers, with weights as torch lays them out and
-with a copy that is laid out for it. Prints microseconds of one product, each weight cold, as Markdown.
+On x86, torch multiplies float32 by MKL and bfloat16 by oneDNN. oneDNN is asked for the same numbers, with weights as
+torch lays them out and with a copy that is laid out for it, as `prepack=True` keeps one. Prints microseconds of one
+product, each weight cold, as Markdown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from statistics import median
 from time import perf_counter
 
 import torch
 
-SHAPES = ((768, 768), (3072, 768), (768, 3072))
-TOKENS = (1, 5, 12, 20, 50, 160, 400)
+SHAPES = ((768, 768), (2048, 768), (768, 2048))
+TYPES = (torch.float32, torch.bfloat16)
+TOKENS = (1, 5, 12, 20, 50, 160, 400, 912)
 LAYERS, ROUNDS = 12, 15
 
 
@@ -23,36 +26,39 @@ LAYERS, ROUNDS = 12, 15
 def main() -> None:
     """Prints the table."""
     oned = torch.ops.mkldnn
-    print("| outputs × inputs | tokens | MKL | oneDNN | oneDNN, own layout | MKL's GFLOP/s | largest difference |")
-    print("|---|---|---|---|---|---|---|")
-    for shape in SHAPES:
+    print("| type | outputs × inputs | tokens | torch | oneDNN | oneDNN, laid out | its GFLOP/s | largest difference |")
+    print("|---|---|---|---|---|---|---|---|")
+    for dtype, shape in product(TYPES, SHAPES):
         generator = torch.Generator().manual_seed(0)
-        weights = [torch.randn(shape, generator=generator) / shape[1] ** 0.5 for _ in range(LAYERS)]
-        packed = [oned._reorder_linear_weight(weight, None) for weight in weights]
+        full = [torch.randn(shape, generator=generator) / shape[1] ** 0.5 for _ in range(LAYERS)]
+        weights = [weight.to(dtype) for weight in full]
+        laid_out = [oned._reorder_linear_weight(weight) for weight in weights]
         for tokens in TOKENS:
-            states = torch.randn(tokens, shape[1], generator=generator)
+            states = torch.randn(tokens, shape[1], generator=generator).to(dtype)
 
-            def mkl(weight: torch.Tensor, states: torch.Tensor = states) -> torch.Tensor:
+            def by_torch(weight: torch.Tensor, states: torch.Tensor = states) -> torch.Tensor:
                 return torch.nn.functional.linear(states, weight)
 
-            def onednn(weight: torch.Tensor, states: torch.Tensor = states) -> torch.Tensor:
+            def by_onednn(weight: torch.Tensor, states: torch.Tensor = states) -> torch.Tensor:
                 return oned._linear_pointwise(states, weight, None, "none", [], "")
 
-            ways = ((mkl, weights), (onednn, weights), (onednn, packed))
+            ways = ((by_torch, weights), (by_onednn, weights), (by_onednn, laid_out))
             times = [microseconds(*way) for way in ways]
-            apart = max(float((mkl(one) - onednn(one)).abs().max()) for one in weights)
-            rate = 2 * tokens * shape[0] * shape[1] / times[0] / 1000
-            cells = (f"{shape[0]} × {shape[1]}", tokens, *(f"{time:.0f}" for time in times), f"{rate:.0f}")
+            pairs = zip(weights, laid_out, strict=True)
+            apart = max(float((by_torch(one) - by_onednn(other)).abs().max()) for one, other in pairs)
+            rate = 2 * tokens * shape[0] * shape[1] / times[2] / 1000
+            name = str(dtype).removeprefix("torch.")
+            cells = (name, f"{shape[0]} × {shape[1]}", tokens, *(f"{time:.0f}" for time in times), f"{rate:.0f}")
             print("| " + " | ".join(map(str, (*cells, f"{apart:.0e}"))) + " |", flush=True)
 
 
-def microseconds(product: Callable[[torch.Tensor], torch.Tensor], weights: list[torch.Tensor]) -> float:
+def microseconds(multiply: Callable[[torch.Tensor], torch.Tensor], weights: list[torch.Tensor]) -> float:
     """The median time of one product, over a stack of weights that is more than the processor's cache holds."""
     times = []
     for _ in range(ROUNDS + 2):
         begun = perf_counter()
         for weight in weights:
-            product(weight)
+            multiply(weight)
         times.append(perf_counter() - begun)
     return 1e6 * median(times[2:]) / len(weights)
 
