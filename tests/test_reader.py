@@ -13,6 +13,7 @@ from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, ReferenceSco
 from rgtg_logits.errors import ContextLengthError, InvalidArgumentError
 from rgtg_logits.prefix import PADDING, cut_left, dropped, text_mask
 from rgtg_logits.scorers._branches import Branches
+from rgtg_logits.scorers._passes import PIECE
 from rgtg_logits.scorers._reader import CachedReader, Question
 from rgtg_logits.testing import PAD, TINY, VOCAB_SIZE, check_scorer, tiny_base_model, tiny_reward_model
 
@@ -250,6 +251,28 @@ def test_an_unknown_way_to_overflow():
         InvalidArgumentError, match="Expected on_overflow to be one of error, truncate_left, but got 'x'"
     ):
         CausalScorer(RewardModel(tiny_reward_model()), on_overflow="x")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "mistral"])
+def test_a_long_prompt_is_read_in_pieces(model_type):
+    limit = {"n_positions": 2048} if model_type == "gpt2" else {"max_position_embeddings": 2048}
+    reward_model, widths = RewardModel(tiny_reward_model(model_type, **limit)), []
+    scorer, reference = CausalScorer(reward_model), ReferenceScorer(reward_model)
+    rows = torch.randint(2, VOCAB_SIZE, (2, 2 * PIECE + 30))
+    rows[1, : PIECE + 7] = PAD
+    candidates = torch.randint(2, VOCAB_SIZE, (2, 4))
+
+    def note(_, arguments, options):
+        widths.append((arguments or (options["input_ids"],))[0].shape[1])
+
+    with reward_model.backbone.register_forward_pre_hook(note, with_kwargs=True):
+        got = scorer.score(rows, text_mask(rows, PAD), candidates)
+        assert widths == [PIECE + 17, PIECE + 17]
+        longer = torch.cat([rows, candidates[:, :1]], dim=1)
+        further = scorer.score(longer, text_mask(longer, PAD), candidates)
+        assert widths[2:] == [4]
+    for asked, answer in ((rows, got), (longer, further)):
+        assert torch.allclose(answer, reference.score(asked, text_mask(asked, PAD), candidates), atol=1e-4)
 
 
 # Compiled steps

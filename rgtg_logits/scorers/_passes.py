@@ -24,6 +24,9 @@ from rgtg_logits.scorers._branches import Branches
 from rgtg_logits.scorers._kv_cache import PrefixCache
 from rgtg_logits.scorers._sibling_mask import sibling_mask
 
+PIECE = 512
+"""On a CPU, more columns than twice this are read in pieces of about as many."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -93,9 +96,11 @@ class Pass(ABC):
     def run(self, step: Step) -> Float[Tensor, "batch k state"]:
         """The state at the end of each branch, each behind its own row's prefix alone."""
 
-    def _pieces(self, start: int, end: int, rows: int) -> list[slice]:
-        """Cuts `rows` rows of columns into pieces small enough for one forward."""
-        width = end - start if self._max_tokens is None else max(1, self._max_tokens // rows)
+    def _pieces(self, start: int, end: int, rows: int, most: int | None = None) -> list[slice]:
+        """Cuts `rows` rows of columns into pieces small enough for one forward, of at most `most` columns."""
+        width = most or end - start
+        if self._max_tokens is not None:
+            width = min(width, max(1, self._max_tokens // rows))
         return [slice(first, min(first + width, end)) for first in range(start, end, max(1, width))]
 
 
@@ -124,7 +129,7 @@ class SiblingPass(Pass):
         after = text.sum(-1, keepdim=True) + branches.levels()
         position = torch.cat([positions(text), after], dim=1)
         tokens = torch.cat([step.tokens, branches.tokens], dim=1)
-        pieces = self._pieces(keep, tokens.shape[1], batch)
+        pieces = self._pieces(keep, tokens.shape[1], batch, self._most(tokens.shape[1] - keep))
         if self._compiled is not None and keep == length and len(pieces) == 1 and length > 0:
             return self._in_place(self._compiled, text, branches, position)
         states = []
@@ -142,6 +147,15 @@ class SiblingPass(Pass):
                 states.append(state)
         # What lies behind the prefix now are the branches; the one that is drawn is found there by the next step.
         return _ends(torch.cat(states, dim=1) if len(states) > 1 else states[0], branches)
+
+    def _most(self, columns: int) -> int:
+        """How many of the columns to read at once.
+
+        With a mask of its own, attention computes what the mask rules out as well, of a long prompt half of all. A
+        piece sees no column behind its own end. Small pieces would make a GPU wait for launches.
+        """
+        count = max(1, columns // PIECE) if self.reward_model.device.type == "cpu" else 1
+        return -(-columns // count)
 
     def _in_place(
         self, compiled: RewardModel, text: Tensor, branches: Branches, position: Tensor
