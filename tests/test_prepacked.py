@@ -88,6 +88,22 @@ def test_every_plain_layer_is_laid_out_and_the_model_stays_as_it_was(model_type)
     assert shared == {id(parameter) for parameter in reward_model.backbone.parameters()}
 
 
+@pytest.mark.parametrize("path", ["siblings", "expand", "recompute"])
+def test_each_forward_multiplies_by_what_is_laid_out(monkeypatch, path):
+    reward_model, multiply, products = RewardModel(tiny_reward_model()), _Prepacked.forward, []
+
+    def count(layer, states):
+        products.append(layer)
+        return multiply(layer, states)
+
+    scorer = CausalScorer(reward_model, path=path, prepack=True)
+    monkeypatch.setattr(_Prepacked, "forward", count)
+    rows = torch.randint(2, VOCAB_SIZE, (1, 5))
+    scorer.score(rows, torch.ones_like(rows), rows[:, :3])
+    # Of the prompt and the candidates at once, or one after the other.
+    assert len(products) == {"siblings": 1, "expand": 2, "recompute": 1}[path] * 14 and len(set(products)) == 14
+
+
 def test_what_listens_to_the_model_hears_its_twin():
     reward_model, calls = RewardModel(tiny_reward_model()), []
     packed = reward_model.prepacked()

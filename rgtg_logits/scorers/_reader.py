@@ -134,10 +134,11 @@ class CachedReader:
         trees: bool = False,
     ) -> None:
         _check_options(path, on_overflow, max_tokens_per_forward, compile, prepack)
+        self.reward_model = reward_model.prepacked() if prepack else reward_model
         self.path = choose_pass(reward_model, trees=trees) if path == "auto" else path
-        self.reward_model = reward_model = reward_model.prepacked() if prepack else reward_model
         self.on_overflow = on_overflow
-        self._pass: Pass = PASSES[self.path](reward_model, max_tokens_per_forward, _compiled(reward_model, compile))
+        compiled = _compiled(reward_model, compile)
+        self._pass: Pass = PASSES[self.path](self.reward_model, max_tokens_per_forward, compiled)
         self._speculates = reward_model.device.type != "cpu" if speculate is None else speculate
         self._uniform = reward_model.uniform_length or sys.maxsize
         self._tracker = PrefixTracker()
