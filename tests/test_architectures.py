@@ -51,6 +51,15 @@ def test_three_types_through_the_command(tmp_path):
     assert "| refused with an error that says why | 1 |" in readme and "| all | 3 |" in readme
 
 
+def test_weights_laid_out_beforehand(tmp_path):
+    found = rows(sweep(tmp_path / "table.md", "--prepack", "falcon", "gpt2", "llama"))
+    assert {name: word(row) for (_, name), row in found.items()} == {
+        "falcon": "refused",  # Its linear layers are a class of its own.
+        "gpt2": "siblings",
+        "llama": "siblings",
+    }
+
+
 def test_an_unknown_type_is_an_error(tmp_path):
     command = [sys.executable, str(EXAMPLE / "run.py"), "lama"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -38,11 +38,14 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("types", nargs="*", metavar="TYPE", help="model types; all by default")
     arguments.add_argument("--output", type=Path, help="markdown file to write")
+    arguments.add_argument("--prepack", action="store_true", help="lay the weights out beforehand")
     options = arguments.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    sections = {title: list(_rows(names)) for title, names in _sections(options.types).items() if names}
+    sections = {
+        title: list(_rows(names, prepack=options.prepack)) for title, names in _sections(options.types).items() if names
+    }
     text = "\n".join([_heading(), *(markdown(title, rows) for title, rows in sections.items())])
     if options.output is None:
         print(text)
@@ -66,9 +69,9 @@ def _sections(wanted: list[str]) -> dict[str, list[str]]:
     return {title: [name for name in names if not wanted or name in wanted] for title, names in sections.items()}
 
 
-def _rows(names: list[str]) -> Iterator[Row]:
+def _rows(names: list[str], *, prepack: bool) -> Iterator[Row]:
     for name in names:
-        row = examine(name, **SETTINGS.get(name, {}))
+        row = examine(name, prepack=prepack, **SETTINGS.get(name, {}))
         print(row.name, row.outcome, "" if row.error is None else f"{row.error:.0e}", file=sys.stderr, flush=True)
         yield row
 

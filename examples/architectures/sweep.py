@@ -50,11 +50,12 @@ class Row:
     prefix: float | None = None
 
 
-def examine(name: str, **changes: Any) -> Row:
+def examine(name: str, *, prepack: bool = False, **changes: Any) -> Row:
     """Builds the reward model of a type and compares the scorer that the library chooses with the reference.
 
     Args:
         name: A model type; what follows a comma is a remark.
+        prepack: Whether to lay its weights out beforehand.
         changes: Options of its configuration.
     """
     kind = ""
@@ -64,7 +65,7 @@ def examine(name: str, **changes: Any) -> Row:
         kind = cls.__name__
         check_decoder(config, kind)
         reward_model = RewardModel(_random(cls, config))
-        scorer, reference = CausalScorer(reward_model), ReferenceScorer(reward_model)
+        scorer, reference = CausalScorer(reward_model, prepack=prepack), ReferenceScorer(reward_model)
         error, (spread, prefix) = worst_error(scorer, reference), sensitivity(reference)
     except RGTGError as refusal:
         return Row(name, kind, f"refused: {_clause(refusal)}")

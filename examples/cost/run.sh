@@ -55,27 +55,14 @@ profile() { # where the time of a further token goes
   measure profile-times-batch-4 "${ways[@]}" --batch-size 4 --profile "$folder/profile-batch-4.json"
 }
 
-prepacked() { # everything but the profile with weights laid out beforehand, in folders of their own (45 minutes)
-  local folder=$folder/prepacked more=(--prepack)
+again() { # parts once more, with more options and in a folder of their own: its name, the parts, the options
+  local folder=$folder/$1 more=("${@:3}") part
   mkdir -p "$folder"
-  candidates
-  scorers
-  shipped
+  for part in $2; do "$part"; done
 }
-
-bfloat16_prepacked() {
-  local folder=$folder/bfloat16-prepacked more=(--dtype bfloat16 --prepack)
-  mkdir -p "$folder"
-  candidates
-  shipped
-}
-
-bfloat16() { # the same in the type that many processors multiply fastest, in a folder of its own (15 minutes)
-  local folder=$folder/bfloat16 more=(--dtype bfloat16)
-  mkdir -p "$folder"
-  candidates
-  shipped
-}
+prepacked() { again prepacked "candidates scorers shipped" --prepack; }                        # 30 minutes
+bfloat16() { again bfloat16 "candidates shipped" --dtype bfloat16; }                           # 15 minutes
+bfloat16_prepacked() { again bfloat16-prepacked "candidates shipped" --dtype bfloat16 --prepack; } # 15 minutes
 
 rivals() { # what others do (15 minutes)
   measure cpu-batch-1 --rounds 3

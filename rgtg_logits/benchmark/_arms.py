@@ -36,7 +36,7 @@ from rgtg_logits.scorers import (
     WeightedScorer,
 )
 from rgtg_logits.scorers._cached import CachedScorer
-from rgtg_logits.scorers._reader import ReaderOptions
+from rgtg_logits.scorers._options import ReaderOptions
 
 WITHOUT_CANDIDATES = ("plain", "floor")
 OURS = ("ours", "compiled", "top_p", "vocabulary", "log_ratio", "log_ratio_pair", "retokenizing", "weighted")

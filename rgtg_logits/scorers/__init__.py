@@ -1,6 +1,6 @@
 """Everything that gives rewards of next tokens."""
 
-from rgtg_logits.scorers._reader import ReaderOptions
+from rgtg_logits.scorers._options import ReaderOptions
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.causal import CausalScorer
 from rgtg_logits.scorers.log_ratio import LogRatioScorer

@@ -10,7 +10,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers._reader import CachedReader, Question, ReaderOptions
+from rgtg_logits.scorers._options import ReaderOptions
+from rgtg_logits.scorers._reader import CachedReader, Question
 from rgtg_logits.scorers.base import Scorer
 
 

@@ -96,9 +96,9 @@ class Pass(ABC):
     def run(self, step: Step) -> Float[Tensor, "batch k state"]:
         """The state at the end of each branch, each behind its own row's prefix alone."""
 
-    def _pieces(self, start: int, end: int, rows: int, most: int | None = None) -> list[slice]:
-        """Cuts `rows` rows of columns into pieces small enough for one forward, of at most `most` columns."""
-        width = most or end - start
+    def _pieces(self, start: int, end: int, rows: int, widest: int | None = None) -> list[slice]:
+        """Cuts `rows` rows of columns into pieces small enough for one forward, of at most `widest` columns."""
+        width = widest or end - start
         if self._max_tokens is not None:
             width = min(width, max(1, self._max_tokens // rows))
         return [slice(first, min(first + width, end)) for first in range(start, end, max(1, width))]
@@ -129,7 +129,7 @@ class SiblingPass(Pass):
         after = text.sum(-1, keepdim=True) + branches.levels()
         position = torch.cat([positions(text), after], dim=1)
         tokens = torch.cat([step.tokens, branches.tokens], dim=1)
-        pieces = self._pieces(keep, tokens.shape[1], batch, self._most(tokens.shape[1] - keep))
+        pieces = self._pieces(keep, tokens.shape[1], batch, self._piece_width(tokens.shape[1] - keep))
         if self._compiled is not None and keep == length and len(pieces) == 1 and length > 0:
             return self._in_place(self._compiled, text, branches, position)
         states = []
@@ -148,7 +148,7 @@ class SiblingPass(Pass):
         # What lies behind the prefix now are the branches; the one that is drawn is found there by the next step.
         return _ends(torch.cat(states, dim=1) if len(states) > 1 else states[0], branches)
 
-    def _most(self, columns: int) -> int:
+    def _piece_width(self, columns: int) -> int:
         """How many of the columns to read at once.
 
         With a mask of its own, attention computes what the mask rules out as well, of a long prompt half of all. A

@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypedDict
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +18,6 @@ from transformers import CompileConfig
 
 from rgtg_logits.errors import (
     ContextLengthError,
-    InvalidArgumentError,
     NonFiniteRewardError,
     PaddingError,
     VocabularyError,
@@ -27,10 +25,9 @@ from rgtg_logits.errors import (
 from rgtg_logits.prefix import PADDING, Plan, PrefixTracker, cut_left
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers._branches import Branches
+from rgtg_logits.scorers._options import check_options
 from rgtg_logits.scorers._passes import PASSES, Pass, Step
 from rgtg_logits.scorers._probe import choose_pass
-
-OVERFLOWS = ("error", "truncate_left")
 
 
 @dataclass(frozen=True)
@@ -73,36 +70,6 @@ class _Last:
     steady: bool
 
 
-class ReaderOptions(TypedDict, total=False):
-    """How a scorer runs its reward model.
-
-    Attributes:
-        path: One of the names that `CausalScorer` explains, or "auto" for the cheapest that is exact; the default.
-        speculate: Whether to take the ordinary step before looking at the rows, which keeps an accelerator busy; by
-            default everywhere but on a CPU, where looking is free.
-        on_overflow: What to do with a text longer than the model can read: "error", the default, or "truncate_left" to
-            let it read the end alone (and a start token), which it says once. The beginning is left out in steps of a
-            quarter of the context, so that the cache is rebuilt rarely.
-        max_tokens_per_forward: Most tokens (rows × columns, at least one per row) in one forward, to bound memory;
-            results are unchanged. None, the default: all that a step needs.
-        compile: Whether to compile the ordinary step with `torch.compile`, as transformers compiles `generate` with a
-            static cache: on a GPU a step becomes one launch of a recorded graph, which is what a small model waits for.
-            The first steps are slow, and those at which the cache doubles. A `CompileConfig` of transformers says how;
-            off by default. Results are unchanged. Only the paths named "siblings…" can.
-        prepack: Whether to keep a second copy of the weights of linear layers, laid out as the processor's matrix
-            instructions take them (oneDNN), for a reward model on a CPU: its step takes 0.5 to 0.8 of the time (on an
-            AMD processor with AVX-512). Off by default. Results are unchanged up to rounding. What is later written to
-            weights through `.data`, as PEFT merges adapters, is not seen. Not with `compile`.
-    """
-
-    path: str
-    speculate: bool | None
-    on_overflow: str
-    max_tokens_per_forward: int | None
-    compile: bool | CompileConfig
-    prepack: bool
-
-
 class CachedReader:
     """Answers questions about rows with one forward over [what is new of the rows | branches].
 
@@ -133,7 +100,7 @@ class CachedReader:
         prepack: bool = False,
         trees: bool = False,
     ) -> None:
-        _check_options(path, on_overflow, max_tokens_per_forward, compile, prepack)
+        check_options(path, on_overflow, max_tokens_per_forward, compile, prepack)
         self.reward_model = reward_model.prepacked() if prepack else reward_model
         self.path = choose_pass(reward_model, trees=trees) if path == "auto" else path
         self.on_overflow = on_overflow
@@ -333,26 +300,6 @@ def no_text(row: int) -> PaddingError:
         "your text (pad == bos), pass the prompts' attention_mask= to PartialRewardLogitsProcessor. If the base model "
         "is an encoder-decoder, pass processor.for_prompt(…), because its rows do not show the prompt."
     )
-
-
-def _check_options(
-    path: str, on_overflow: str, max_tokens_per_forward: int | None, compile: bool | CompileConfig, prepack: bool
-) -> None:
-    if path != "auto" and path not in PASSES:
-        raise InvalidArgumentError(f"Expected path to be 'auto' or one of {', '.join(PASSES)}, but got {path!r}.")
-    if on_overflow not in OVERFLOWS:
-        raise InvalidArgumentError(
-            f"Expected on_overflow to be one of {', '.join(OVERFLOWS)}, but got {on_overflow!r}. Use 'error' to be "
-            "told of texts that the reward model cannot read whole."
-        )
-    bound = max_tokens_per_forward
-    if bound is not None and not (isinstance(bound, int) and bound >= 1):
-        raise InvalidArgumentError(
-            f"Expected max_tokens_per_forward to be 1 or more, or None, but got {bound!r}. "
-            "Leave it out unless memory runs short."
-        )
-    if compile and prepack:
-        raise InvalidArgumentError("Expected compile or prepack, but got both. On a GPU, compile; on a CPU, prepack.")
 
 
 def _computed(seen: Question) -> tuple[Tensor | None, Tensor | None]:

@@ -11,7 +11,8 @@ from rgtg_logits.prefix import PADDING
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers._branches import Branches
 from rgtg_logits.scorers._cached import CachedScorer
-from rgtg_logits.scorers._reader import Question, ReaderOptions
+from rgtg_logits.scorers._options import ReaderOptions
+from rgtg_logits.scorers._reader import Question
 
 
 class CausalScorer(CachedScorer):

@@ -16,8 +16,9 @@ from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers._branches import Branches
 from rgtg_logits.scorers._cached import CachedScorer
 from rgtg_logits.scorers._layout import Layout, common_prefix
+from rgtg_logits.scorers._options import ReaderOptions
 from rgtg_logits.scorers._prompts import PromptMemory
-from rgtg_logits.scorers._reader import Question, ReaderOptions, no_text
+from rgtg_logits.scorers._reader import Question, no_text
 from rgtg_logits.scorers._text import EncodedRow, Retokenizer
 
 SLACK = 64
