@@ -11,14 +11,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from rgtg_logits.benchmark import ARMS, DEFAULT_ARMS, BenchmarkSettings, run_benchmark, run_profile
-from rgtg_logits.card.files import check_folder, render_folder, score_example
+from rgtg_logits.benchmark import (
+    ARMS,
+    DEFAULT_ARMS,
+    BenchmarkSettings,
+    TrainingSettings,
+    run_benchmark,
+    run_profile,
+    run_training_benchmark,
+)
+from rgtg_logits.card import check_folder, render_folder, score_example
 from rgtg_logits.check import CheckSettings, run_check
 from rgtg_logits.demo import run_demo
 from rgtg_logits.errors import InvalidArgumentError, RGTGError
-from rgtg_logits.hub.api import PushOptions
-from rgtg_logits.hub.publish import publish
+from rgtg_logits.hub import PushOptions
 from rgtg_logits.pairs import PairSettings, RateColumn, make_pairs
+from rgtg_logits.reward_model import publish
 
 app = typer.Typer(
     help="Reward-guided text generation.", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown"
@@ -55,10 +63,10 @@ def train(context: typer.Context) -> None:
     Arguments of `accelerate launch` (`--num_processes 2`, `--accelerate_config FILE`) are handed to it.
     """
     try:
-        from rgtg_logits.train.launch import launch  # noqa: PLC0415  (needs the train extra, and seconds to import)
+        from rgtg_logits.train import launch_training  # noqa: PLC0415  (needs the train extra, and seconds to import)
     except ModuleNotFoundError as error:
         raise _missing_extra(error) from error
-    launch(context.args)
+    launch_training(context.args)
 
 
 @app.command()
@@ -257,24 +265,24 @@ def evaluate(
     only what is new is done.
     """
     try:
-        from rgtg_logits.evaluate import EvaluationSettings, choose_methods, launch, report  # noqa: PLC0415  (an extra)
-        from rgtg_logits.evaluate import evaluate as run_evaluation  # noqa: PLC0415
+        from rgtg_logits import evaluate as evaluation  # noqa: PLC0415  (needs the evaluate extra)
     except ModuleNotFoundError as error:
         raise _missing_extra(error, "evaluate") from error
-    settings = EvaluationSettings(
-        base=base, prompts=prompts, methods=choose_methods(methods, guide, beta), judges=dict(map(_pair, judge)),
-        output=output, label_names=dict(map(_pair, label_name or [])), compare=tuple(map(_pair, compare or [])),
+    settings = evaluation.EvaluationSettings(
+        base=base, prompts=prompts, methods=evaluation.choose_methods(methods, guide, beta),
+        judges=dict(map(_pair, judge)), output=output,
+        label_names=dict(map(_pair, label_name or [])), compare=tuple(map(_pair, compare or [])),
         seeds=seeds, seed=seed, max_new_tokens=max_new_tokens, top_k=top_k, batch_size=batch_size,
         prompt_column=prompt_column, prompt_tokens=prompt_tokens, prompt_prefix=prompt_prefix, split=split, limit=limit,
         dtype=dtype, guide_dtype=guide_dtype, device=device,
     )  # fmt: skip
-    if num_processes > 1 and not launch.is_worker():
-        launch.launch(num_processes, sys.argv[1:], on_cpu=device == "cpu")
+    if num_processes > 1 and not evaluation.is_worker():
+        evaluation.launch_processes(num_processes, sys.argv[1:], on_cpu=device == "cpu")
         return
     with _progress() as progress:
-        results = run_evaluation(settings, progress)
-    if launch.is_first():
-        for table in report.console_tables(results):
+        results = evaluation.evaluate(settings, progress)
+    if evaluation.is_first():
+        for table in evaluation.console_tables(results):
             Console().print(table)
         Console(soft_wrap=True).print(f"{Path(output) / 'report.html'} shows everything.", highlight=False)
 
@@ -352,11 +360,10 @@ def benchmark(
 
 def _benchmark_training(options: dict[str, Any], output: Path | None) -> None:
     try:
-        from rgtg_logits.train import benchmark as training  # noqa: PLC0415  (needs the train extra)
+        with _progress() as progress:
+            report = run_training_benchmark(TrainingSettings(**options), progress)
     except ModuleNotFoundError as error:
         raise _missing_extra(error) from error
-    with _progress() as progress:
-        report = training.run_training_benchmark(training.TrainingSettings(**options), progress)
     Console().print(report.table())
     if output is not None:
         report.save(output)

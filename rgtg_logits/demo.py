@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from rgtg_logits._base_model import load_base_model, place
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError
 from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.sampling import load_base_model, place
 from rgtg_logits.scorers import Scorer
 from rgtg_logits.trace import Trace
 

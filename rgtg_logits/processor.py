@@ -17,7 +17,7 @@ from transformers import CompileConfig, LogitsProcessor, PreTrainedModel, PreTra
 from rgtg_logits.candidates import CandidateRule, Candidates
 from rgtg_logits.errors import InvalidArgumentError, PaddingError
 from rgtg_logits.guidance import RESTS, gathered, guide, guide_and_keep, normalise, spread, truncate
-from rgtg_logits.prefix import text_mask
+from rgtg_logits.padding import text_mask
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers import Scorer, make_scorer
 from rgtg_logits.trace import Trace

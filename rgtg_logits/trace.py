@@ -15,8 +15,8 @@ from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rgtg_logits._files import write_whole
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.files import write_whole
 
 SCALES = (0.5, 1.0, 2.0, 3.0)
 """Ends of the colour scale in nats. The smallest that holds a page is taken; larger changes get the last colour."""

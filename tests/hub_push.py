@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from rgtg_logits import RewardModel, RewardModelConfig
 from rgtg_logits.errors import CheckpointError, HubError, InvalidArgumentError, RewardModelError, RGTGError
-from rgtg_logits.hub.api import PushOptions
-from rgtg_logits.hub.publish import publish
+from rgtg_logits.hub.upload import PushOptions
+from rgtg_logits.reward_model.saving import publish
 from rgtg_logits.testing import tiny_base_model, tiny_config, tiny_reward_model, tiny_tokenizer, tiny_vocabulary_model
 
 PARTIAL = RewardModelConfig(objective="partial_bt")

@@ -11,15 +11,15 @@ from transformers import LogitsProcessorList
 from typer.testing import CliRunner
 
 from rgtg_logits import PartialRewardLogitsProcessor, RewardModel, RewardModelConfig, cli
-from rgtg_logits._prepacked import _Prepacked
 from rgtg_logits.benchmark import ARMS, run_benchmark, run_profile
-from rgtg_logits.benchmark._arms import OURS, Recompute, Replicated, make_arm
-from rgtg_logits.benchmark._clock import Timer
-from rgtg_logits.benchmark._costs import BenchmarkReport, BenchmarkSettings, Measurement, ProfileReport
-from rgtg_logits.benchmark._profile import PARTS
-from rgtg_logits.benchmark._workload import Follow, Hint, Texts, load_models, make_texts, read_text
+from rgtg_logits.benchmark.methods import OURS, Recompute, Replicated, make_arm
+from rgtg_logits.benchmark.profiling import PARTS
+from rgtg_logits.benchmark.report import BenchmarkReport, BenchmarkSettings, Measurement, ProfileReport
 from rgtg_logits.benchmark.run import _check
+from rgtg_logits.benchmark.workload import Follow, Hint, Texts, load_models, make_texts, read_text
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.instruments import Timer
+from rgtg_logits.reward_model.prepacked import _Prepacked
 from rgtg_logits.testing import VOCAB_SIZE, tiny_base_model, tiny_reward_model, tiny_tokenizer
 
 QUICK = tuple(arm for arm in ARMS if arm != "compiled")

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.scorers._chat import ChatWriter, ConversationReader
-from rgtg_logits.scorers._text import Retokenizer
+from rgtg_logits.scorers.text.chat import ChatWriter, ConversationReader
+from rgtg_logits.scorers.text.retokenizer import Retokenizer
 from rgtg_logits.testing import EOS, tiny_tokenizer
 
 CHATML = (

@@ -9,8 +9,8 @@ from rgtg_logits.check import ModelPair, check_models
 from rgtg_logits.check.cost import describe_path
 from rgtg_logits.check.run import build_scorers
 from rgtg_logits.check.uncached import RelativeScorer, ReshapedScorer
-from rgtg_logits.prefix import text_mask
-from rgtg_logits.scorers._text import EncodedRow
+from rgtg_logits.padding import text_mask
+from rgtg_logits.scorers.text.retokenizer import EncodedRow
 from rgtg_logits.testing import PAD, tiny_base_model, tiny_tokenizer, tiny_vocabulary_model
 
 ZEBRA = ["zebra zebra yak yak quiz quiz"] * 5

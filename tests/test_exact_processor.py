@@ -25,7 +25,7 @@ from rgtg_logits.exact import (
     soft_value,
     value,
 )
-from rgtg_logits.reward_model import RewardModelConfig
+from rgtg_logits.reward_model.model import RewardModelConfig
 
 NEVER = -1e4
 """A logit whose probability is 0 in any precision."""

@@ -20,8 +20,8 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.models.granite.modeling_granite import GranitePreTrainedModel
 
 from rgtg_logits import CausalScorer, ReferenceScorer, RewardModel, RewardModelConfig
-from rgtg_logits._classifiers import classifier_class
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardModelError
+from rgtg_logits.reward_model.classifiers import classifier_class
 from rgtg_logits.testing import (
     EOS,
     PAD,

@@ -12,7 +12,7 @@ from rgtg_logits import (
     Scorer,
     VocabularyScorer,
 )
-from rgtg_logits.prefix import text_mask
+from rgtg_logits.padding import text_mask
 from rgtg_logits.testing import PAD, TINY, VOCAB_SIZE, check_scorer, tiny_base_model
 
 SCORERS = {"vocabulary": VocabularyScorer, "log_ratio": LogRatioScorer}

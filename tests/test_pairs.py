@@ -23,8 +23,8 @@ from rgtg_logits.cli import app
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError
 from rgtg_logits.pairs import PairSettings, make_pairs
 from rgtg_logits.pairs.journal import Journal
-from rgtg_logits.pairs.prompts import read_prompts
-from rgtg_logits.pairs.sampling import Draw, uniforms
+from rgtg_logits.sampling.prompts import read_prompts
+from rgtg_logits.sampling.sampler import Draw, uniforms
 from rgtg_logits.testing import tiny_base_model, tiny_reward_model, tiny_tokenizer
 
 datasets = pytest.importorskip("datasets")

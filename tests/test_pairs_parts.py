@@ -15,9 +15,9 @@ from transformers import (
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.pairs import PairSettings, Sampler
 from rgtg_logits.pairs.journal import Journal
-from rgtg_logits.pairs.prompts import Prompt, encode_prompts
 from rgtg_logits.pairs.rows import Counts, Judged, couples, make_rows, win_probability
-from rgtg_logits.pairs.sampling import Draw, uniforms
+from rgtg_logits.sampling.prompts import Prompt, encode_prompts
+from rgtg_logits.sampling.sampler import Draw, uniforms
 from rgtg_logits.testing import (
     EOS,
     tiny_base_model,

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from rgtg_logits import RewardModel, RewardModelConfig
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardModelError
 from rgtg_logits.pairs import load_reward
-from rgtg_logits.pairs.rewards import RewardModelJudge
+from rgtg_logits.sampling.judges import RewardModelJudge
 from rgtg_logits.testing import (
     PAD,
     tiny_base_model,

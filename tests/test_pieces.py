@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rgtg_logits.scorers import _pieces
-from rgtg_logits.scorers._pieces import RowDecoder, TextEncoder
-from rgtg_logits.scorers._text import Retokenizer
+from rgtg_logits.scorers.text import incremental as _pieces
+from rgtg_logits.scorers.text.incremental import RowDecoder, TextEncoder
+from rgtg_logits.scorers.text.retokenizer import Retokenizer
 from rgtg_logits.testing import EOS, TOKENIZER_KINDS, tiny_tokenizer
 
 GPT4O_PATTERN = "|".join(

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rgtg_logits.errors import PaddingError
-from rgtg_logits.prefix import PADDING, PrefixTracker, text_mask
+from rgtg_logits.padding import PADDING, text_mask
+from rgtg_logits.scorers.engine.tracker import PrefixTracker
 
 
 def rows(*lists):

@@ -17,9 +17,9 @@ from rgtg_logits import (
     RewardModelConfig,
     VocabularyScorer,
 )
-from rgtg_logits._prepacked import _Prepacked, prepacked
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.prefix import text_mask
+from rgtg_logits.padding import text_mask
+from rgtg_logits.reward_model.prepacked import _Prepacked, prepacked
 from rgtg_logits.testing import (
     PAD,
     TINY,

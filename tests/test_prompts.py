@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessor
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.scorers._prompts import PromptMemory
+from rgtg_logits.scorers.text.prompt_memory import PromptMemory
 from rgtg_logits.testing import PAD, tiny_base_model
 
 PROMPTS = [[7, 3, 9, 11, 4, 20, 31], [5, 8], [2, 13, 40, 41]]

@@ -11,10 +11,11 @@ from transformers import CompileConfig
 
 from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, ReferenceScorer, RewardModel
 from rgtg_logits.errors import ContextLengthError, InvalidArgumentError
-from rgtg_logits.prefix import PADDING, cut_left, dropped, text_mask
-from rgtg_logits.scorers._branches import Branches
-from rgtg_logits.scorers._passes import PIECE
-from rgtg_logits.scorers._reader import CachedReader, Question
+from rgtg_logits.padding import PADDING, text_mask
+from rgtg_logits.scorers.engine.scoring_engine import CachedReader, Question
+from rgtg_logits.scorers.engine.strategies import PIECE
+from rgtg_logits.scorers.engine.token_tree import Branches
+from rgtg_logits.scorers.engine.truncation import cut_left, dropped
 from rgtg_logits.testing import PAD, TINY, VOCAB_SIZE, check_scorer, tiny_base_model, tiny_reward_model
 
 TOKENS = st.integers(2, VOCAB_SIZE - 1)

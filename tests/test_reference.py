@@ -6,7 +6,7 @@ from test_retokenizing import WholeTexts
 
 from rgtg_logits import ReferenceScorer, RetokenizingScorer, RewardModel, RewardModelConfig
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.prefix import text_mask
+from rgtg_logits.padding import text_mask
 from rgtg_logits.testing import (
     EOS,
     PAD,

@@ -8,7 +8,8 @@ from oracle import Recorder
 
 from rgtg_logits import PartialRewardLogitsProcessor, RetokenizingScorer, RewardModel, Scorer
 from rgtg_logits.errors import ContextLengthError, InvalidArgumentError, PaddingError
-from rgtg_logits.prefix import dropped, text_mask
+from rgtg_logits.padding import text_mask
+from rgtg_logits.scorers.engine import dropped
 from rgtg_logits.testing import (
     EOS,
     PAD,

@@ -211,8 +211,8 @@ def test_every_model_is_trained_from_the_same_data(example, inputs):
     assert [policy["name"] for policy in found["policies"]] == ["base", "ARGS greedy"]
     assert set(found["policies"][0]["judges"]) == {"gold", "judge"}
 
-    from rgtg_logits.pairs.prompts import Prompt
-    from rgtg_logits.pairs.rewards import load_reward
+    from rgtg_logits.sampling.judges import load_reward
+    from rgtg_logits.sampling.prompts import Prompt
 
     reward = load_reward(str(out / "neural_judge"), label_name="positive")
     tokens = [3, 4]

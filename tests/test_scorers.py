@@ -8,7 +8,7 @@ from transformers import Phi3Config, Phi3ForSequenceClassification, set_seed
 
 from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, ReferenceScorer, RewardModel, Scorer
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.prefix import text_mask
+from rgtg_logits.padding import text_mask
 from rgtg_logits.testing import PAD, TINY, VOCAB_SIZE, check_scorer, tiny_reward_model
 
 PATHS = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.scorers._text import BaseText, Retokenizer
+from rgtg_logits.scorers.text.retokenizer import BaseText, Retokenizer
 from rgtg_logits.testing import EOS, PAD, TOKENIZER_KINDS, tiny_tokenizer
 
 SENTENCES = [

@@ -19,7 +19,7 @@ from rgtg_logits import (
     WeightedScorer,
 )
 from rgtg_logits.errors import InvalidArgumentError, NonFiniteRewardError
-from rgtg_logits.prefix import text_mask
+from rgtg_logits.padding import text_mask
 from rgtg_logits.testing import EOS, PAD, check_scorer, tiny_base_model, tiny_reward_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer(vocab_size=420)

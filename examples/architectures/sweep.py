@@ -13,10 +13,9 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from rgtg_logits import CausalScorer, ReferenceScorer, RewardModel, Scorer
-from rgtg_logits._checkpoint import check_decoder
-from rgtg_logits._classifiers import classifier_class
 from rgtg_logits.errors import RGTGError
-from rgtg_logits.prefix import text_mask
+from rgtg_logits.padding import text_mask
+from rgtg_logits.reward_model import check_decoder, classifier_class
 from rgtg_logits.testing import PAD, VOCAB_SIZE, check_scorer
 
 ROUNDING = 1e-4

@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification, set_seed
 
 from rgtg_logits import CausalScorer, RewardModel
-from rgtg_logits.scorers import _passes
+from rgtg_logits.scorers import strategies as _passes
 
 SIZES = ((1, 512), (1, 1024), (1, 2048), (4, 1024))
 TYPES = (torch.float32, torch.bfloat16)

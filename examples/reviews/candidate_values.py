@@ -34,8 +34,8 @@ from splits import train_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from rgtg_logits import RewardModel
-from rgtg_logits.pairs.sampling import Sampler
-from rgtg_logits.scorers.make import make_scorer
+from rgtg_logits.sampling import Sampler
+from rgtg_logits.scorers import make_scorer
 
 FIRST_PROMPT = 17_000
 """Prompts before are those of the training data."""

@@ -22,7 +22,7 @@ from rich.progress import track
 from transformers import HfArgumentParser
 
 from rgtg_logits import RewardModel
-from rgtg_logits.train.data import PERCENTS, pair_lengths, prefix_wins
+from rgtg_logits.train import PERCENTS, pair_lengths, prefix_wins
 
 
 @dataclass

@@ -21,8 +21,18 @@ from files import write
 from train_base import Arguments as BaseTraining
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, HfArgumentParser
 
-from rgtg_logits.card import BaseCardFacts, CardFacts, DataFacts, Evaluation, Guidance, GuidedPoint
-from rgtg_logits.card.files import read_facts, render_folder, score_example, write_card
+from rgtg_logits.card import (
+    BaseCardFacts,
+    CardFacts,
+    DataFacts,
+    Evaluation,
+    Guidance,
+    GuidedPoint,
+    read_facts,
+    render_folder,
+    score_example,
+    write_card,
+)
 
 CITATION = "Maas et al., Learning Word Vectors for Sentiment Analysis, ACL 2011"
 DATASET = "stanfordnlp/imdb"

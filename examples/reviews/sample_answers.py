@@ -20,7 +20,7 @@ from rich.progress import track
 from splits import EVALUATION_PROMPTS, train_prompts, val_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
-from rgtg_logits.pairs.sampling import Sampler
+from rgtg_logits.sampling import Sampler
 
 
 @dataclass

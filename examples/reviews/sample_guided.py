@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from rgtg_logits import PartialRewardLogitsProcessor, RewardModel
-from rgtg_logits.pairs.sampling import Sampler
-from rgtg_logits.scorers.make import load_scorer
+from rgtg_logits.sampling import Sampler
+from rgtg_logits.scorers import load_scorer
 
 
 @dataclass

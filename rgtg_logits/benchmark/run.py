@@ -21,9 +21,9 @@ from rich.progress import Progress
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
-from rgtg_logits.benchmark._arms import ARMS, OURS, WITHOUT_CANDIDATES, Arm, make_arm
-from rgtg_logits.benchmark._clock import Clock, Timer, peak_memory
-from rgtg_logits.benchmark._costs import (
+from rgtg_logits.benchmark.methods import ARMS, OURS, WITHOUT_CANDIDATES, Arm, make_arm
+from rgtg_logits.benchmark.profiling import time_by_operation, time_by_part
+from rgtg_logits.benchmark.report import (
     DEFAULT_ARMS,
     BenchmarkReport,
     BenchmarkSettings,
@@ -31,9 +31,9 @@ from rgtg_logits.benchmark._costs import (
     Profile,
     ProfileReport,
 )
-from rgtg_logits.benchmark._profile import time_by_operation, time_by_part
-from rgtg_logits.benchmark._workload import Follow, Hint, Models, Texts, load_models, make_texts, read_text
+from rgtg_logits.benchmark.workload import Follow, Hint, Models, Texts, load_models, make_texts, read_text
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.instruments import Clock, Timer, peak_memory
 
 __all__ = [
     "ARMS", "DEFAULT_ARMS", "BenchmarkReport", "BenchmarkSettings", "Measurement", "Models", "Profile", "ProfileReport",

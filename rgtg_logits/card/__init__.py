@@ -1,7 +1,4 @@
-"""The model card: from facts to text. Pure: knows no model, no network, no clock.
-
-Files of cards are in `card.files`, pictures in `card.plots`.
-"""
+"""Model cards: from measured facts to text, pictures and files."""
 
 from rgtg_logits.card.facts import (
     BaseCardFacts,
@@ -13,6 +10,7 @@ from rgtg_logits.card.facts import (
     RewardDistribution,
     ScoredExample,
 )
+from rgtg_logits.card.files import check_folder, read_facts, render_folder, score_example, write_card
 from rgtg_logits.card.render import render_card
 
 __all__ = [
@@ -24,5 +22,10 @@ __all__ = [
     "GuidedPoint",
     "RewardDistribution",
     "ScoredExample",
+    "check_folder",
+    "read_facts",
     "render_card",
+    "render_folder",
+    "score_example",
+    "write_card",
 ]

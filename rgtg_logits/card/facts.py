@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rgtg_logits._config import KINDS
 from rgtg_logits.card.plain import from_plain, to_plain
 from rgtg_logits.card.words import OBJECTIVES
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.reward_model import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)

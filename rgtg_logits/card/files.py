@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rgtg_logits._files import write_whole
-from rgtg_logits.card import render_card
 from rgtg_logits.card.facts import BaseCardFacts, CardFacts, ScoredExample
 from rgtg_logits.card.plots import draw, stamp, wanted
+from rgtg_logits.card.render import render_card
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.files import write_whole
 from rgtg_logits.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)

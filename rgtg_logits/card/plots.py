@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rgtg_logits._files import write_whole
 from rgtg_logits.card.facts import CardFacts, Evaluation, Guidance
 from rgtg_logits.card.plain import to_plain
+from rgtg_logits.files import write_whole
 
 PREFIX_ACCURACY = "prefix_accuracy.png"
 PREFIX_CORRELATION = "prefix_correlation.png"

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
-from rgtg_logits.benchmark._clock import Clock
 from rgtg_logits.check.findings import Finding
 from rgtg_logits.check.models import ModelPair
 from rgtg_logits.errors import RGTGError
+from rgtg_logits.instruments import Clock
 from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers import CausalScorer, LogRatioScorer, RetokenizingScorer, Scorer, VocabularyScorer

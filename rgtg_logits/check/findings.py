@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from rgtg_logits._files import write_json
+from rgtg_logits.files import write_json
 
 STYLES = {"ok": "green", "note": "yellow", "fail": "bold red"}
 """The colour of each status."""

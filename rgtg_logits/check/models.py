@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rgtg_logits.check.findings import Finding
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers._text import Retokenizer
+from rgtg_logits.scorers import Retokenizer
 
 OBJECTIVES = {
     "partial_bt": ("ok", "partial_bt: every prefix of a pair"),

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from rgtg_logits._data_sets import open_stream
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.sampling import open_stream
 
 PERCENTS = (10, 25, 50, 75, 100)
 """Where answers are cut."""

@@ -13,8 +13,6 @@ import torch
 import transformers
 from rich.progress import Progress
 
-from rgtg_logits._base_model import load_base_model, place
-from rgtg_logits._config import KINDS
 from rgtg_logits.check.cost import describe_path, measure_cost
 from rgtg_logits.check.exactness import (
     STEPS,
@@ -32,7 +30,8 @@ from rgtg_logits.check.models import ModelPair
 from rgtg_logits.check.pairs import prefix_accuracy, read_pairs
 from rgtg_logits.check.uncached import RelativeScorer, ReshapedScorer
 from rgtg_logits.errors import InvalidArgumentError, RGTGError, VocabularyError
-from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.reward_model import KINDS, RewardModel
+from rgtg_logits.sampling import load_base_model, place
 from rgtg_logits.scorers import LogRatioScorer, ReferenceScorer, Scorer, make_scorer
 
 PROMPTS = (

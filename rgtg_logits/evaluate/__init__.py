@@ -1,6 +1,8 @@
 """How good guided texts are, and what they cost in divergence and time: the body of `rgtg evaluate`."""
 
+from rgtg_logits.evaluate.launch import is_first, is_worker, launch_processes
 from rgtg_logits.evaluate.methods import Method, Policy, choose_methods, read_methods
+from rgtg_logits.evaluate.report import console_tables
 from rgtg_logits.evaluate.results import EqualKL, Estimate, EvaluationResults, JudgeResult, PolicyResult
 from rgtg_logits.evaluate.run import evaluate
 from rgtg_logits.evaluate.settings import EvaluationSettings
@@ -15,6 +17,10 @@ __all__ = [
     "Policy",
     "PolicyResult",
     "choose_methods",
+    "console_tables",
     "evaluate",
+    "is_first",
+    "is_worker",
+    "launch_processes",
     "read_methods",
 ]

@@ -20,10 +20,8 @@ from rgtg_logits.evaluate.models import Models, load_models
 from rgtg_logits.evaluate.records import Record
 from rgtg_logits.evaluate.texts import distinct
 from rgtg_logits.guidance import spread, truncate
-from rgtg_logits.pairs.prompts import Prompt
-from rgtg_logits.pairs.rewards import reward_function
-from rgtg_logits.pairs.sampling import Answer, Draw, Sampler
 from rgtg_logits.processor import PartialRewardLogitsProcessor
+from rgtg_logits.sampling import Answer, Draw, Prompt, Sampler, reward_function
 
 _WHOLE = CandidateRule(top_k=sys.maxsize)
 """As many candidates as there are tokens."""

@@ -18,7 +18,7 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def launch(processes: int, argv: Sequence[str], *, on_cpu: bool) -> None:
+def launch_processes(processes: int, argv: Sequence[str], *, on_cpu: bool) -> None:
     """Runs the command in several processes, by `accelerate launch`.
 
     Args:

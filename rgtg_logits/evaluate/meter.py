@@ -13,8 +13,8 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 from transformers import Cache, LogitsProcessor
 
-from rgtg_logits.pairs.sampling import Draw, possible, where_wide
 from rgtg_logits.reward_model import RewardModel, positions
+from rgtg_logits.sampling import Draw, possible, where_wide
 
 
 class Stopwatch:

@@ -8,17 +8,20 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rgtg_logits._base_model import load_base_model
-from rgtg_logits._config import RewardModelConfig
 from rgtg_logits.errors import VocabularyError
 from rgtg_logits.evaluate.meter import Beside
 from rgtg_logits.evaluate.methods import Method
-from rgtg_logits.pairs.rewards import Judge, load_reward, reward_function
-from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers import LogRatioScorer, RetokenizingScorer, Scorer, WeightedScorer
-from rgtg_logits.scorers._cached import CachedScorer
-from rgtg_logits.scorers.make import load_scorer
-from rgtg_logits.scorers.weighted import RewardFunction
+from rgtg_logits.reward_model import RewardModel, RewardModelConfig
+from rgtg_logits.sampling import Judge, load_base_model, load_reward, reward_function
+from rgtg_logits.scorers import (
+    CachedScorer,
+    LogRatioScorer,
+    RetokenizingScorer,
+    RewardFunction,
+    Scorer,
+    WeightedScorer,
+    load_scorer,
+)
 
 Part = CachedScorer | LogRatioScorer
 """A scorer that reads reward models."""

@@ -32,8 +32,8 @@ from typing import Any, TypedDict
 import pyarrow
 import pyarrow.parquet
 
-from rgtg_logits._files import write_json, write_whole
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.files import write_json, write_whole
 
 
 class Record(TypedDict):

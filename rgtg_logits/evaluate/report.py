@@ -21,9 +21,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from rgtg_logits._files import write_json, write_whole
 from rgtg_logits.evaluate.figures import Picture, pictures
 from rgtg_logits.evaluate.results import EqualKL, Estimate, EvaluationResults, JudgeResult
+from rgtg_logits.files import write_json, write_whole
 
 _ABSENT = "–"
 _ROOM = 60

@@ -15,8 +15,6 @@ import pandas as pd
 from rich.progress import Progress
 
 import rgtg_logits
-from rgtg_logits._base_model import load_base_model, place
-from rgtg_logits._files import without_place
 from rgtg_logits.evaluate.decoding import Decoder, Decoders
 from rgtg_logits.evaluate.figures import check_matplotlib
 from rgtg_logits.evaluate.launch import is_worker
@@ -26,8 +24,18 @@ from rgtg_logits.evaluate.report import write_report
 from rgtg_logits.evaluate.results import EvaluationResults, Sample, policy_title
 from rgtg_logits.evaluate.settings import EvaluationSettings
 from rgtg_logits.evaluate.statistics import at_equal_kl, summarise
-from rgtg_logits.pairs.prompts import Prompt, digest, encode_prompts, read_prompts, usable_prompts
-from rgtg_logits.pairs.rewards import Judge, load_reward
+from rgtg_logits.files import without_place
+from rgtg_logits.sampling import (
+    Judge,
+    Prompt,
+    digest,
+    encode_prompts,
+    load_base_model,
+    load_reward,
+    place,
+    read_prompts,
+    usable_prompts,
+)
 
 SAMPLES = 6
 """Prompts of which the report shows all answers."""

@@ -12,7 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from rgtg_logits.errors import CheckpointError
 from rgtg_logits.hub.failures import CLIENT_ERRORS, explain, is_transient, patiently
-from rgtg_logits.hub.folder import MODEL_FILES, PICKLES, PICKLES_ARE_REFUSED, TOKENIZER_FILES, matches
+from rgtg_logits.hub.files import MODEL_FILES, PICKLES, PICKLES_ARE_REFUSED, TOKENIZER_FILES, matches
 
 _CHUNK = 1 << 20
 

@@ -4,9 +4,7 @@ Reading prompts needs the package `datasets`, of the train extra.
 """
 
 from rgtg_logits.pairs.report import PairReport, RateColumn
-from rgtg_logits.pairs.rewards import load_reward
 from rgtg_logits.pairs.run import make_pairs
-from rgtg_logits.pairs.sampling import Answer, Sampler
 from rgtg_logits.pairs.settings import PairSettings
 
-__all__ = ["Answer", "PairReport", "PairSettings", "RateColumn", "Sampler", "load_reward", "make_pairs"]
+__all__ = ["PairReport", "PairSettings", "RateColumn", "make_pairs"]

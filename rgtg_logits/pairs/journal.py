@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rgtg_logits._files import write_whole
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.files import write_whole
 
 
 class Journal:

@@ -9,9 +9,8 @@ from itertools import combinations
 from math import exp, isfinite
 from typing import Any
 
-from rgtg_logits.pairs.prompts import Messages, Prompt
-from rgtg_logits.pairs.sampling import uniforms
 from rgtg_logits.pairs.settings import PairSettings
+from rgtg_logits.sampling import Messages, Prompt, uniforms
 
 
 @dataclass(frozen=True)

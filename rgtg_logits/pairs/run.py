@@ -19,18 +19,27 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rgtg_logits
-from rgtg_logits._base_model import load_base_model, place
-from rgtg_logits._files import write_whole
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.files import write_whole
 from rgtg_logits.pairs.journal import Journal
-from rgtg_logits.pairs.prompts import Prompt, digest, encode_prompts, listed, read_prompts, usable_prompts
 from rgtg_logits.pairs.report import PairReport, facts_path
-from rgtg_logits.pairs.rewards import Judge, load_reward
 from rgtg_logits.pairs.rows import Counts, Judged, make_rows
-from rgtg_logits.pairs.sampling import Sampler
 from rgtg_logits.pairs.settings import PairSettings
 from rgtg_logits.processor import PartialRewardLogitsProcessor
-from rgtg_logits.scorers.make import load_scorer
+from rgtg_logits.sampling import (
+    Judge,
+    Prompt,
+    Sampler,
+    digest,
+    encode_prompts,
+    listed,
+    load_base_model,
+    load_reward,
+    place,
+    read_prompts,
+    usable_prompts,
+)
+from rgtg_logits.scorers import load_scorer
 
 
 def make_pairs(settings: PairSettings, progress: Progress | None = None) -> PairReport:

@@ -7,8 +7,8 @@ from math import comb, isfinite
 from pathlib import Path
 from typing import Any
 
-from rgtg_logits._files import without_place
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.files import without_place
 from rgtg_logits.guidance import RESTS
 
 FORMATS = ("pairs", "labels")

@@ -1,23 +1,31 @@
-"""Everything that gives rewards of next tokens."""
+"""Scorers: everything that gives rewards of next tokens, the contract they keep, and one file for each."""
 
-from rgtg_logits.scorers._options import ReaderOptions
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.causal import CausalScorer
+from rgtg_logits.scorers.engine import CachedScorer, ReaderOptions, check_causal
 from rgtg_logits.scorers.log_ratio import LogRatioScorer
-from rgtg_logits.scorers.make import make_scorer
+from rgtg_logits.scorers.make import load_scorer, make_scorer
 from rgtg_logits.scorers.reference import ReferenceScorer
 from rgtg_logits.scorers.retokenizing import RetokenizingScorer
+from rgtg_logits.scorers.text import BaseText, Retokenizer
 from rgtg_logits.scorers.vocabulary import VocabularyScorer
-from rgtg_logits.scorers.weighted import WeightedScorer
+from rgtg_logits.scorers.weighted import RewardFunction, WeightedScorer, checked_rewards
 
 __all__ = [
+    "BaseText",
+    "CachedScorer",
     "CausalScorer",
     "LogRatioScorer",
     "ReaderOptions",
     "ReferenceScorer",
+    "Retokenizer",
     "RetokenizingScorer",
+    "RewardFunction",
     "Scorer",
     "VocabularyScorer",
     "WeightedScorer",
+    "check_causal",
+    "checked_rewards",
+    "load_scorer",
     "make_scorer",
 ]

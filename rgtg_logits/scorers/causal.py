@@ -7,12 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rgtg_logits.prefix import PADDING
+from rgtg_logits.padding import PADDING
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers._branches import Branches
-from rgtg_logits.scorers._cached import CachedScorer
-from rgtg_logits.scorers._options import ReaderOptions
-from rgtg_logits.scorers._reader import Question
+from rgtg_logits.scorers.engine import Branches, CachedScorer, Question, ReaderOptions
 
 
 class CausalScorer(CachedScorer):

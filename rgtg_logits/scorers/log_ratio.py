@@ -10,8 +10,8 @@ from typing_extensions import Unpack
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers._options import ReaderOptions
 from rgtg_logits.scorers.base import Scorer
+from rgtg_logits.scorers.engine import ReaderOptions
 from rgtg_logits.scorers.vocabulary import LogProbabilityScorer
 
 

@@ -11,9 +11,9 @@ from typing_extensions import Unpack
 
 from rgtg_logits.errors import InvalidArgumentError, VocabularyError
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers._options import ReaderOptions
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.causal import CausalScorer
+from rgtg_logits.scorers.engine import ReaderOptions
 from rgtg_logits.scorers.log_ratio import LogRatioScorer
 from rgtg_logits.scorers.retokenizing import RetokenizingScorer
 from rgtg_logits.scorers.vocabulary import VocabularyScorer

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers._text import BaseText, Retokenizer
 from rgtg_logits.scorers.base import Scorer
+from rgtg_logits.scorers.text import BaseText, Retokenizer
 
 
 class ReferenceScorer(Scorer):

@@ -11,15 +11,18 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.prefix import dropped
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers._branches import Branches
-from rgtg_logits.scorers._cached import CachedScorer
-from rgtg_logits.scorers._layout import Layout, common_prefix
-from rgtg_logits.scorers._options import ReaderOptions
-from rgtg_logits.scorers._prompts import PromptMemory
-from rgtg_logits.scorers._reader import Question, no_text
-from rgtg_logits.scorers._text import EncodedRow, Retokenizer
+from rgtg_logits.scorers.engine import (
+    Branches,
+    CachedScorer,
+    Layout,
+    Question,
+    ReaderOptions,
+    common_prefix,
+    dropped,
+    no_text,
+)
+from rgtg_logits.scorers.text import EncodedRow, PromptMemory, Retokenizer
 
 SLACK = 64
 """Tokens of its context that a reward model keeps free for a candidate when the beginning of a text is left out."""

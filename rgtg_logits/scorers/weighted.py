@@ -15,10 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError, NonFiniteRewardError
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers._prompts import PromptMemory
-from rgtg_logits.scorers._text import BaseText
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.make import make_scorer
+from rgtg_logits.scorers.text import BaseText, PromptMemory
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float] | Tensor]
 """Gives the rewards of (prompts, responses), one number for each pair, higher is better."""

@@ -2,6 +2,7 @@
 
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.data import PairLengths, prefix_accuracy
+from rgtg_logits.train.launch import launch_training
 from rgtg_logits.train.losses import bradley_terry, full_bt, partial_bt
 from rgtg_logits.train.trainer import PartialRewardTrainer
 
@@ -11,6 +12,7 @@ __all__ = [
     "PartialRewardTrainer",
     "bradley_terry",
     "full_bt",
+    "launch_training",
     "partial_bt",
     "prefix_accuracy",
 ]

@@ -20,7 +20,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rgtg_logits.errors import CheckpointError
-from rgtg_logits.train.sampling import RepeatableOrder
+from rgtg_logits.train.repeatable_order import RepeatableOrder
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from rgtg_logits.train.run import make_parser, train
 _MODULE = "rgtg_logits.train.launch"
 
 
-def launch(argv: list[str]) -> None:
+def launch_training(argv: list[str]) -> None:
     """Trains as told by command-line arguments; those that `accelerate launch` knows are for it.
 
     Without any, training runs in this process, unless there are several GPUs, which need a process each.
@@ -87,4 +87,4 @@ def _with_config_file(launch_args: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    launch(sys.argv[1:])
+    launch_training(sys.argv[1:])

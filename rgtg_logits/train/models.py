@@ -14,9 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 from trl.trainer.utils import create_model_from_path
 
-from rgtg_logits._checkpoint import HUB_ARGUMENTS, check_labels
-from rgtg_logits._classifiers import classifier_class
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.reward_model import HUB_ARGUMENTS, check_labels, classifier_class
 from rgtg_logits.train.config import PartialRewardConfig
 
 logger = logging.getLogger(__name__)

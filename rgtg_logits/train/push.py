@@ -11,11 +11,8 @@ from peft import PeftModel
 from torch import nn
 
 from rgtg_logits.errors import HubError, InvalidArgumentError
-from rgtg_logits.hub.api import PushOptions
-from rgtg_logits.hub.failures import CLIENT_ERRORS, explain
-from rgtg_logits.hub.folder import CARD
-from rgtg_logits.hub.publish import publish
-from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.hub import CARD, CLIENT_ERRORS, PushOptions, explain
+from rgtg_logits.reward_model import RewardModel, publish
 
 logger = logging.getLogger(__name__)
 

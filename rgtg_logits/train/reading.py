@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rgtg_logits._bodies import output_scores, token_scores
 from rgtg_logits.errors import RewardModelError
-from rgtg_logits.reward_model import RewardModel, RewardModelConfig
+from rgtg_logits.reward_model import RewardModel, RewardModelConfig, output_scores, token_scores
 from rgtg_logits.train.losses import between
 from rgtg_logits.train.objectives import Reading
 from rgtg_logits.train.packing import SharedPrompts

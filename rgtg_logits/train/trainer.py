@@ -21,10 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardConfig, RewardTrainer
 
-from rgtg_logits.card import CardFacts
-from rgtg_logits.card.files import write_card
+from rgtg_logits.card import CardFacts, write_card
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.hub.folder import ADAPTER_FILE
+from rgtg_logits.hub import ADAPTER_FILE
 from rgtg_logits.train.checkpoints import WholeCheckpoints
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.data import PairCounts, pair_lengths

@@ -12,8 +12,8 @@ from rgtg_logits import ReferenceScorer, RewardModel, RewardModelConfig
 from rgtg_logits.errors import CheckpointError, ContextLengthError, InvalidArgumentError, VocabularyError
 from rgtg_logits.evaluate.decoding import Decoders
 from rgtg_logits.evaluate.methods import Method, Policy
-from rgtg_logits.pairs.prompts import encode_prompts
-from rgtg_logits.pairs.sampling import Sampler, uniforms
+from rgtg_logits.sampling.prompts import encode_prompts
+from rgtg_logits.sampling.sampler import Sampler, uniforms
 from rgtg_logits.testing import EOS, tiny_base_model, tiny_reward_model, tiny_tokenizer, tiny_vocabulary_model
 
 SIZE, TOP_K, STEPS, SEED = 300, 6, 10, 3

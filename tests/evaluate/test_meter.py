@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from rgtg_logits import RewardModel, RewardModelConfig
 from rgtg_logits.evaluate import meter as module
 from rgtg_logits.evaluate.meter import Beside, Meter, Stopwatch, count_reads
-from rgtg_logits.pairs.sampling import Draw
+from rgtg_logits.sampling.sampler import Draw
 from rgtg_logits.testing import EOS, PAD, TINY, VOCAB_SIZE, tiny_base_model, tiny_reward_model, tiny_vocabulary_model
 
 RAGGED = [[7, 3, 9, 11, 4, 20, 31, 17, 23, 9], [5, 8], [2, 13, 40, 41]]

@@ -6,7 +6,6 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from rgtg_logits._config import KINDS
 from rgtg_logits.card import (
     BaseCardFacts,
     CardFacts,
@@ -21,6 +20,7 @@ from rgtg_logits.card import (
 from rgtg_logits.card.words import OBJECTIVES as WORDS
 from rgtg_logits.card.words import PAPERS
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.reward_model.config import KINDS
 from rgtg_logits.train.objectives import OBJECTIVES
 
 ALL_KINDS = list(itertools.product(OBJECTIVES, KINDS))

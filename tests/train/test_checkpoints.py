@@ -21,7 +21,7 @@ from peft import LoraConfig
 from transformers.trainer_utils import get_last_checkpoint
 
 from rgtg_logits.errors import CheckpointError
-from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.reward_model.model import RewardModel
 from rgtg_logits.train.checkpoints import FILE_LIST, STAGING, find_problem, last_checkpoint, rotate
 
 ROWS = make_pairs(12, seed=0).to_list()

@@ -19,7 +19,7 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from rgtg_logits.reward_model import RewardModel, RewardModelConfig
+from rgtg_logits.reward_model.model import RewardModel, RewardModelConfig
 from rgtg_logits.testing import tiny_base_model
 from rgtg_logits.train import PartialRewardTrainer
 from rgtg_logits.train.objectives import OBJECTIVES

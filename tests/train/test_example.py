@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import make_pairs
 
-from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.reward_model.model import RewardModel
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_partial_rm.py"
 

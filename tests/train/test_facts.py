@@ -17,7 +17,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rgtg_logits.card import CardFacts, DataFacts, render_card
 from rgtg_logits.card.files import check_folder, read_facts, write_card
-from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.reward_model.model import RewardModel
 from rgtg_logits.train import PartialRewardTrainer
 from rgtg_logits.train.data import PairCounts, last_tokens, pair_lengths
 from rgtg_logits.train.evaluation import Measured

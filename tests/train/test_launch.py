@@ -14,8 +14,9 @@ from conftest import make_pairs
 from safetensors.torch import load_file
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.train.launch import launch, without
+from rgtg_logits.reward_model.model import RewardModel
+from rgtg_logits.train.launch import launch_training as launch
+from rgtg_logits.train.launch import without
 from rgtg_logits.train.run import train
 
 QUICK = [

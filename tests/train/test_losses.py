@@ -10,7 +10,7 @@ from conftest import random_batch
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
-from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.reward_model.model import RewardModel
 from rgtg_logits.testing import VOCAB_SIZE, tiny_reward_model
 from rgtg_logits.train import full_bt, losses, partial_bt
 from rgtg_logits.train.data import pair_lengths

@@ -13,7 +13,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import BitsAndBytesConfig, EarlyStoppingCallback
 
-from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.reward_model.model import RewardModel
 from rgtg_logits.testing import tiny_base_model
 from rgtg_logits.train import PartialRewardTrainer
 

@@ -9,7 +9,7 @@ from conftest import make_pairs
 from datasets import DatasetDict
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.reward_model.model import RewardModel
 from rgtg_logits.train.run import load_pairs, train
 
 QUICK = ["--max_steps", "1", "--per_device_train_batch_size", "2", "--report_to", "none", "--save_strategy", "no"]

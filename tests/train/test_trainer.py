@@ -17,7 +17,7 @@ from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardModelError
-from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.reward_model.model import RewardModel
 from rgtg_logits.train import PartialRewardConfig, PartialRewardTrainer, partial_bt, prefix_accuracy
 from rgtg_logits.train.data import PairCounts, pair_lengths
 

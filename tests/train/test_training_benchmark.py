@@ -8,9 +8,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from rgtg_logits import cli
+from rgtg_logits.benchmark.training import WAYS, TrainingMeasurement, TrainingReport, TrainingSettings, _Bench
+from rgtg_logits.benchmark.training import run_training_benchmark as run
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.train.benchmark import WAYS, TrainingMeasurement, TrainingReport, TrainingSettings, _Bench
-from rgtg_logits.train.benchmark import run_training_benchmark as run
 
 TINY = {"layers": 1, "width": 64, "prompt_lengths": (6,), "answer_length": 5, "batch_sizes": (2,), "steps": 2}
 

@@ -18,9 +18,9 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from rgtg_logits._config import RewardModelConfig
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
-from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.reward_model.config import RewardModelConfig
+from rgtg_logits.reward_model.model import RewardModel
 from rgtg_logits.testing import tiny_base_model
 from rgtg_logits.train import PartialRewardTrainer
 from rgtg_logits.train.objectives import OBJECTIVES

@@ -15,9 +15,9 @@ from transformers import (
     set_seed,
 )
 
-from rgtg_logits._tiny_tokenizers import TOKENIZER_KINDS, tiny_tokenizer
-from rgtg_logits.prefix import text_mask
+from rgtg_logits.padding import text_mask
 from rgtg_logits.scorers import Scorer
+from rgtg_logits.testing.tokenizers import TOKENIZER_KINDS, tiny_tokenizer
 
 __all__ = [
     "EOS",

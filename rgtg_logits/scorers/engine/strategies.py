@@ -17,12 +17,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache
+from typing_extensions import override
 
-from rgtg_logits.prefix import PADDING, Plan
+from rgtg_logits.padding import PADDING
 from rgtg_logits.reward_model import RewardModel, positions
-from rgtg_logits.scorers._branches import Branches
-from rgtg_logits.scorers._kv_cache import PrefixCache
-from rgtg_logits.scorers._sibling_mask import sibling_mask
+from rgtg_logits.scorers.engine.kv_cache import PrefixCache
+from rgtg_logits.scorers.engine.token_tree import Branches
+from rgtg_logits.scorers.engine.tracker import Plan
+from rgtg_logits.scorers.engine.tree_mask import sibling_mask
 
 PIECE = 512
 """On a CPU, more columns than twice this are read in pieces of about as many."""
@@ -117,12 +119,15 @@ class SiblingPass(Pass):
         self._full, self._sliding = full, sliding
         super().__init__(*arguments)
 
+    @override
     def restart(self) -> None:
         self._cache = PrefixCache(static=self._compiled is not None)
 
+    @override
     def take_back(self, length: int) -> None:
         self._cache.truncate(length)
 
+    @override
     def run(self, step: Step) -> Float[Tensor, "batch k state"]:
         keep = self._recall(step)
         (batch, length), text, branches = step.keys.shape, step.text, step.branches
@@ -225,9 +230,11 @@ class ExpandPass(Pass):
         self._own = own
         super().__init__(*arguments)
 
+    @override
     def restart(self) -> None:
         self._cache: Cache | None = None if self._own else PrefixCache()
 
+    @override
     def run(self, step: Step) -> Float[Tensor, "batch k state"]:
         keep = self._recall(step)
         (batch, length), text = step.keys.shape, step.text
@@ -288,9 +295,11 @@ class ExpandPass(Pass):
 class RecomputePass(Pass):
     """No cache: all branches of a row behind copies of its prefix, without padding."""
 
+    @override
     def restart(self) -> None:
         pass
 
+    @override
     def run(self, step: Step) -> Float[Tensor, "batch k state"]:
         paths, lengths = step.branches.paths()
         states = paths.new_empty(0, dtype=self.reward_model.dtype)

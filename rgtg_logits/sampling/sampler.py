@@ -29,8 +29,8 @@ from transformers import (
 )
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.pairs.prompts import Prompt
-from rgtg_logits.scorers._text import BaseText
+from rgtg_logits.sampling.prompts import Prompt
+from rgtg_logits.scorers import BaseText
 
 
 class Answer(NamedTuple):

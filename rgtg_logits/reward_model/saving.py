@@ -16,22 +16,23 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import Self
 
-from rgtg_logits._checkpoint import HEADS, adapter_kind, check_architecture
-from rgtg_logits._config import RewardModelConfig, read_config
 from rgtg_logits.errors import CheckpointError, HubError, InvalidArgumentError, RewardModelError
-from rgtg_logits.hub.api import PushOptions, upload
-from rgtg_logits.hub.folder import (
+from rgtg_logits.hub import (
     ADAPTER_CONFIG,
     ADAPTER_FILE,
     CARD,
+    PushOptions,
     check_tokenizer,
     checkpoint_files,
     is_adapter,
     pictures,
     read_json,
     stale_files,
+    upload,
     weight_names,
 )
+from rgtg_logits.reward_model.config import RewardModelConfig, read_config
+from rgtg_logits.reward_model.loading import HEADS, adapter_kind, check_architecture
 
 
 class Publishable:

@@ -22,10 +22,9 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardModelError
-from rgtg_logits.pairs.prompts import Prompt
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers._probe import check_causal
-from rgtg_logits.scorers.weighted import RewardFunction, checked_rewards
+from rgtg_logits.sampling.prompts import Prompt
+from rgtg_logits.scorers import RewardFunction, check_causal, checked_rewards
 
 Judge = Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
 """Gives the reward of each (prompt, answer), perhaps not finite; None where the text is longer than it can read."""

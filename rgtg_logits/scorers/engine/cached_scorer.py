@@ -10,9 +10,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers._options import ReaderOptions
-from rgtg_logits.scorers._reader import CachedReader, Question
 from rgtg_logits.scorers.base import Scorer
+from rgtg_logits.scorers.engine.options import ReaderOptions
+from rgtg_logits.scorers.engine.scoring_engine import CachedReader, Question
 
 
 class CachedScorer(Scorer):

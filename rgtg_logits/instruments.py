@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, StoppingCriteria
+from typing_extensions import override
 
 
 class Clock(StoppingCriteria):
@@ -35,6 +36,7 @@ class Clock(StoppingCriteria):
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
+    @override
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         self.stamps.append(self._now())
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
@@ -54,6 +56,7 @@ class Timer(LogitsProcessor):
         self.forwards: list[float] = []
         self.tokens: list[int] = []
 
+    @override
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.processor is None:
             return scores

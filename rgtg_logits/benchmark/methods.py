@@ -23,20 +23,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import override
 
-from rgtg_logits.benchmark._workload import Models
+from rgtg_logits.benchmark.workload import Models
 from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.reward_model import RewardModel, RewardModelConfig
 from rgtg_logits.scorers import (
+    CachedScorer,
     CausalScorer,
     LogRatioScorer,
+    ReaderOptions,
     RetokenizingScorer,
     Scorer,
     VocabularyScorer,
     WeightedScorer,
 )
-from rgtg_logits.scorers._cached import CachedScorer
-from rgtg_logits.scorers._options import ReaderOptions
 
 WITHOUT_CANDIDATES = ("plain", "floor")
 OURS = ("ours", "compiled", "top_p", "vocabulary", "log_ratio", "log_ratio_pair", "retokenizing", "weighted")
@@ -119,6 +120,7 @@ class Floor(LogitsProcessor):
     def __init__(self, reward_model: RewardModel, _: int) -> None:
         self.reward_model, self.cache, self.length = reward_model, DynamicCache(), 0
 
+    @override
     def __call__(
         self, input_ids: Int[Tensor, "batch length"], scores: Float[Tensor, "batch vocab"]
     ) -> Float[Tensor, "batch vocab"]:
@@ -137,6 +139,7 @@ class Replicated(LogitsProcessor):
         self.cache: DynamicCache | None = None
         self.last: Int[Tensor, "batch k"] | None = None
 
+    @override
     def __call__(
         self, input_ids: Int[Tensor, "batch length"], scores: Float[Tensor, "batch vocab"]
     ) -> Float[Tensor, "batch vocab"]:
@@ -161,6 +164,7 @@ class Recompute(LogitsProcessor):
     def __init__(self, reward_model: RewardModel, top_k: int) -> None:
         self.reward_model, self.top_k = reward_model, top_k
 
+    @override
     def __call__(
         self, input_ids: Int[Tensor, "batch length"], scores: Float[Tensor, "batch vocab"]
     ) -> Float[Tensor, "batch vocab"]:

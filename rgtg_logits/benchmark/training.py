@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
@@ -37,13 +36,10 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from trl import RewardConfig, RewardTrainer
 
-from rgtg_logits._files import write_json
-from rgtg_logits._tiny_tokenizers import tiny_tokenizer
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.train.config import PartialRewardConfig
-from rgtg_logits.train.trainer import PartialRewardTrainer
+from rgtg_logits.files import write_json
+from rgtg_logits.testing import tiny_tokenizer
 
 WAYS = ("ours", "shared_prompt", "trl", "row_per_prefix")
 VOCAB_SIZE = 32_000
@@ -213,12 +209,18 @@ class _Bench:
             "disable_tqdm": True, "gradient_checkpointing": False, "bf16": False, "max_length": None,
             "use_cpu": self.settings.device == "cpu",
         }  # fmt: skip
+        # Packages of the train extra, which the other benchmarks do without.
+        from datasets import Dataset  # noqa: PLC0415
+        from trl import RewardConfig, RewardTrainer  # noqa: PLC0415
+
+        from rgtg_logits.train import PartialRewardConfig, PartialRewardTrainer  # noqa: PLC0415
+
         make: Callable[..., Trainer] = RewardTrainer
         args: RewardConfig = RewardConfig(**options)
         if way in ("ours", "shared_prompt"):
             make, args = PartialRewardTrainer, PartialRewardConfig(**options, shared_prompt=way == "shared_prompt")
         clock = _Clock(self.settings.device)
-        data = self._prefixes() if way == "row_per_prefix" else self._pairs()
+        data = Dataset.from_list(self._prefixes() if way == "row_per_prefix" else self._pairs())
         trainer = make(self._model(), args, train_dataset=data, processing_class=self.tokenizer, callbacks=[clock])
         trainer.remove_callback(PrinterCallback)
         return trainer, clock
@@ -234,7 +236,7 @@ class _Bench:
         )  # fmt: skip
         return LlamaForSequenceClassification(config)
 
-    def _pairs(self) -> Dataset:
+    def _pairs(self) -> list[dict[str, list[int]]]:
         draw = random.Random(self.settings.seed)
 
         def tokens(count: int) -> list[int]:
@@ -245,16 +247,16 @@ class _Bench:
             prompt = tokens(self.prompt_length)
             texts = [prompt + tokens(self.settings.answer_length) for _ in range(2)]
             rows.append({"chosen_ids": texts[0], "rejected_ids": texts[1]})
-        return Dataset.from_list(rows)
+        return rows
 
-    def _prefixes(self) -> Dataset:
+    def _prefixes(self) -> list[dict[str, list[int]]]:
         """Random rows of the data set that has a row for each prefix pair."""
         draw = random.Random(self.settings.seed)
         rows = []
         for pair in self._pairs():
             length = self.prompt_length + draw.randint(1, self.settings.answer_length)
             rows.append({name: pair[name][:length] for name in ("chosen_ids", "rejected_ids")})
-        return Dataset.from_list(rows)
+        return rows
 
 
 def _check(settings: TrainingSettings) -> None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from rgtg_logits.prefix import PADDING
+from rgtg_logits.padding import PADDING
 
 
 class Layout:

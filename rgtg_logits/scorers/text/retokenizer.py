@@ -12,8 +12,8 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.scorers._chat import ChatWriter, ConversationReader
-from rgtg_logits.scorers._pieces import REPLACEMENT, RowDecoder, TextEncoder
+from rgtg_logits.scorers.text.chat import ChatWriter, ConversationReader
+from rgtg_logits.scorers.text.incremental import REPLACEMENT, RowDecoder, TextEncoder
 
 PromptFormat = Callable[[str, str], str]
 """Makes the text that a reward model reads from (prompt_text, answer_text)."""

@@ -27,11 +27,18 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rgtg_logits._bodies import BackboneBody, Body, ClassifierBody, LanguageModelBody, token_scores, uniform_length
-from rgtg_logits._checkpoint import HUB_ARGUMENTS, check_decoder, check_labels, load_checkpoint
-from rgtg_logits._config import RewardModelConfig, read_config
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
-from rgtg_logits.hub.publish import Publishable
+from rgtg_logits.reward_model.config import RewardModelConfig, read_config
+from rgtg_logits.reward_model.forward import (
+    BackboneBody,
+    Body,
+    ClassifierBody,
+    LanguageModelBody,
+    token_scores,
+    uniform_length,
+)
+from rgtg_logits.reward_model.loading import HUB_ARGUMENTS, check_decoder, check_labels, load_checkpoint
+from rgtg_logits.reward_model.saving import Publishable
 
 __all__ = ["RewardModel", "RewardModelConfig", "positions"]
 

@@ -22,12 +22,14 @@ from rgtg_logits.errors import (
     PaddingError,
     VocabularyError,
 )
-from rgtg_logits.prefix import PADDING, Plan, PrefixTracker, cut_left
+from rgtg_logits.padding import PADDING
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers._branches import Branches
-from rgtg_logits.scorers._options import check_options
-from rgtg_logits.scorers._passes import PASSES, Pass, Step
-from rgtg_logits.scorers._probe import choose_pass
+from rgtg_logits.scorers.engine.options import check_options
+from rgtg_logits.scorers.engine.probe import choose_pass
+from rgtg_logits.scorers.engine.strategies import PASSES, Pass, Step
+from rgtg_logits.scorers.engine.token_tree import Branches
+from rgtg_logits.scorers.engine.tracker import Plan, PrefixTracker
+from rgtg_logits.scorers.engine.truncation import cut_left
 
 
 @dataclass(frozen=True)

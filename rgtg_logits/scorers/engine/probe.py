@@ -18,10 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rgtg_logits.errors import RewardModelError, RGTGError
-from rgtg_logits.prefix import PADDING, PrefixTracker
+from rgtg_logits.padding import PADDING
 from rgtg_logits.reward_model import RewardModel, positions
-from rgtg_logits.scorers._branches import Branches
-from rgtg_logits.scorers._passes import PASSES, Pass, Step
+from rgtg_logits.scorers.engine.strategies import PASSES, Pass, Step
+from rgtg_logits.scorers.engine.token_tree import Branches
+from rgtg_logits.scorers.engine.tracker import PrefixTracker
 
 LENGTH = 13
 """Columns of the probe's rows."""

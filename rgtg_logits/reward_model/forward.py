@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from rgtg_logits._prepacked import prepacked
 from rgtg_logits.errors import RewardModelError
+from rgtg_logits.reward_model.prepacked import prepacked
 
 # What a forward calls the cache that it takes and returns: from transformers 5.24 on, before, and before of recurrent
 # models.

@@ -13,7 +13,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 
 from rgtg_logits.errors import HubError, InvalidArgumentError, RGTGError
 from rgtg_logits.hub.failures import CLIENT_ERRORS, explain, is_transient, patiently, status_of
-from rgtg_logits.hub.folder import checkpoint_files, stale_files
+from rgtg_logits.hub.files import checkpoint_files, stale_files
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,9 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from typing_extensions import override
 
-from rgtg_logits.benchmark._costs import BenchmarkSettings
+from rgtg_logits.benchmark.report import BenchmarkSettings
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.testing import tiny_tokenizer
@@ -219,6 +220,7 @@ class Hint(LogitsProcessor):
         self.rows = rows
         self.log_frequency = torch.bincount(cast(Tensor, texts.ids), minlength=vocab_size).to(rows.device).float().log()
 
+    @override
     def __call__(
         self, input_ids: Int[Tensor, "batch length"], scores: Float[Tensor, "batch vocab"]
     ) -> Float[Tensor, "batch vocab"]:
@@ -233,6 +235,7 @@ class Follow(LogitsProcessor):
     def __init__(self, rows: Int[Tensor, "batch length"]) -> None:
         self.rows = rows
 
+    @override
     def __call__(
         self, input_ids: Int[Tensor, "batch length"], scores: Float[Tensor, "batch vocab"]
     ) -> Float[Tensor, "batch vocab"]:

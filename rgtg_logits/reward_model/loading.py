@@ -19,11 +19,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rgtg_logits._classifiers import classifier_class
-from rgtg_logits._config import read_config
 from rgtg_logits.errors import CheckpointError, RewardModelError, RGTGError
-from rgtg_logits.hub.download import fetch
-from rgtg_logits.hub.folder import ADAPTER_FILE, ADAPTER_WEIGHTS, check_tokenizer, is_adapter, read_json, weight_names
+from rgtg_logits.hub import ADAPTER_FILE, ADAPTER_WEIGHTS, check_tokenizer, fetch, is_adapter, read_json, weight_names
+from rgtg_logits.reward_model.classifiers import classifier_class
+from rgtg_logits.reward_model.config import read_config
 
 HUB_ARGUMENTS = ("token", "cache_dir", "force_download", "local_files_only", "subfolder")
 """Arguments that say where files are found."""

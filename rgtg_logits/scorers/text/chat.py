@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.scorers._pieces import special_tokens
+from rgtg_logits.scorers.text.incremental import special_tokens
 
 Messages = list[dict[str, str]]
 

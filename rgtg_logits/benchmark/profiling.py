@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria
+from typing_extensions import override
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -44,6 +45,7 @@ class FurtherTokens(StoppingCriteria):
         self.tokens = -1
         self.begun = 0.0
 
+    @override
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         self.tokens += 1
         if self.tokens == 0:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from rgtg_logits._files import write_json
+from rgtg_logits.files import write_json
 
 DEFAULT_ARMS = ("plain", "floor", "ours", "replicated", "recompute")
 

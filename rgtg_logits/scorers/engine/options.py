@@ -7,7 +7,7 @@ from typing import TypedDict
 from transformers import CompileConfig
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.scorers._passes import PASSES
+from rgtg_logits.scorers.engine.strategies import PASSES
 
 OVERFLOWS = ("error", "truncate_left")
 

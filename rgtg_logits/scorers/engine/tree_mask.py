@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rgtg_logits.scorers._branches import Branches
+from rgtg_logits.scorers.engine.token_tree import Branches
 
 
 def sibling_mask(

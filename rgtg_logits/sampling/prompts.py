@@ -13,9 +13,9 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rgtg_logits._data_sets import builder, open_stream
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.scorers._text import BaseText
+from rgtg_logits.sampling.data_sets import builder, open_stream
+from rgtg_logits.scorers import BaseText
 
 Messages = list[dict[str, Any]]
 
