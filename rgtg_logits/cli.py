@@ -20,13 +20,13 @@ from rgtg_logits.benchmark import (
     run_profile,
     run_training_benchmark,
 )
-from rgtg_logits.card import check_folder, render_folder, score_example
+from rgtg_logits.card import card_differences, render_folder, score_example
 from rgtg_logits.check import CheckSettings, run_check
 from rgtg_logits.demo import run_demo
 from rgtg_logits.errors import InvalidArgumentError, RGTGError
 from rgtg_logits.hub import PushOptions
 from rgtg_logits.pairs import PairSettings, RateColumn, make_pairs
-from rgtg_logits.reward_model import publish
+from rgtg_logits.reward_model import push_folder
 
 app = typer.Typer(
     help="Reward-guided text generation.", no_args_is_help=True, add_completion=False, rich_markup_mode="markdown"
@@ -90,7 +90,7 @@ def card(
                 score_example(folder, prompt, answer)
             render_folder(folder)
         return
-    found = [difference for difference in map(check_folder, folders) if difference]
+    found = [difference for difference in map(card_differences, folders) if difference]
     for difference in found:
         typer.echo(difference)
     raise typer.Exit(1 if found else 0)
@@ -123,7 +123,7 @@ def push(
         private=private, revision=revision, commit_message=commit_message, commit_description=commit_description,
         create_pr=create_pr,
     )  # fmt: skip
-    Console(soft_wrap=True).print(publish(folder, repository, options), highlight=False)
+    Console(soft_wrap=True).print(push_folder(folder, repository, options), highlight=False)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError
 from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.sampling import load_base_model, place
+from rgtg_logits.sampling import load_base_model, resolve_device
 from rgtg_logits.scorers import Scorer
 from rgtg_logits.trace import Trace
 
@@ -122,7 +122,7 @@ class _Pair:
     @classmethod
     def load(cls, base: str, reward_model: str, *, beta: float, top_k: int) -> _Pair:
         """Loads both; float32 on CPU, where half precision is slow, and the checkpoints' own type on a GPU."""
-        device, dtype = place(None, None)
+        device, dtype = resolve_device(None, None)
         model, tokenizer = load_base_model(base, device, dtype)
         rewards = RewardModel.from_pretrained(reward_model, dtype=dtype)
         rewards.model.to(device)

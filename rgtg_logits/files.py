@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_whole(path: str | os.PathLike[str], content: str | Callable[[BinaryIO], None]) -> None:
+def write_atomically(path: str | os.PathLike[str], content: str | Callable[[BinaryIO], None]) -> None:
     """Writes a file that appears whole or not at all, and is on the disk when this returns; makes folders on the way.
 
     Args:
@@ -35,9 +35,9 @@ def write_whole(path: str | os.PathLike[str], content: str | Callable[[BinaryIO]
 
 def write_json(path: str | os.PathLike[str], content: Any, **options: Any) -> None:
     """Writes JSON that appears whole or not at all; `options` as in `json.dumps`."""
-    write_whole(path, json.dumps(content, **{"indent": 1, **options}) + "\n")
+    write_atomically(path, json.dumps(content, **{"indent": 1, **options}) + "\n")
 
 
-def without_place(name: str) -> str:
+def display_name(name: str) -> str:
     """A Hub id or an import path as it is; of a local path only the last part, because the rest says nothing."""
     return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name

@@ -61,9 +61,9 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             if the prompt is too long already), or "truncate_left" to let it read the end alone.
         max_tokens_per_forward: Most tokens (rows × columns) that the reward model reads in one forward, to bound memory
             for many rows and candidates; results are unchanged.
-        compile: Whether to compile the reward model's step (on a GPU, a recorded graph); see `ReaderOptions`.
+        compile: Whether to compile the reward model's step (on a GPU, a recorded graph); see `EngineOptions`.
         prepack: Whether a reward model on a CPU keeps a second copy of its weights, laid out for the processor's matrix
-            instructions, which makes its step faster; see `ReaderOptions`.
+            instructions, which makes its step faster; see `EngineOptions`.
         pad_token_id: The token that pads rows on the left; by default the tokenizer's, or else the reward model's.
         attention_mask: The prompt's mask, for prompts in which the pad token also leads the text (pad == bos). A
             processor that has one is for those prompts only.

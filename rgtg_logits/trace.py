@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.files import write_whole
+from rgtg_logits.files import write_atomically
 
 SCALES = (0.5, 1.0, 2.0, 3.0)
 """Ends of the colour scale in nats. The smallest that holds a page is taken; larger changes get the last colour."""
@@ -167,7 +167,7 @@ class Trace:
 
     def save_html(self, path: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes the page; the file appears whole or not at all, and folders on the way are made."""
-        write_whole(path, self.to_html(tokenizer))
+        write_atomically(path, self.to_html(tokenizer))
 
     def _passages(self) -> list[range]:
         """Runs of steps that continue one another by one token: one run for each call of `generate`."""

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from rgtg_logits import RewardModel, RewardModelConfig
 from rgtg_logits.errors import CheckpointError, HubError, InvalidArgumentError, RewardModelError, RGTGError
 from rgtg_logits.hub.upload import PushOptions
-from rgtg_logits.reward_model.saving import publish
+from rgtg_logits.reward_model.saving import push_folder
 from rgtg_logits.testing import tiny_base_model, tiny_config, tiny_reward_model, tiny_tokenizer, tiny_vocabulary_model
 
 PARTIAL = RewardModelConfig(objective="partial_bt")
@@ -94,7 +94,7 @@ def test_a_second_push_leaves_nothing_of_the_first(hub, model):
 
 def test_nothing_but_the_files_named(hub, model, folder, tmp_path):
     wanted = {*base_names(model, tmp_path), "README.md", "figures/accuracy.png", "spread.png"}
-    publish(folder, "org/rm", PushOptions())
+    push_folder(folder, "org/rm", PushOptions())
     assert names(hub) == wanted
     model.push_to_hub("org/other", card=folder / "README.md")
     assert names(hub, "org/other") == wanted
@@ -292,7 +292,7 @@ CORRUPTIONS = {
 def test_folders_that_are_refused_before_the_hub_is_asked(hub, folder, case, message):
     CORRUPTIONS[case](folder)
     with pytest.raises(RGTGError, match=message):
-        publish(folder, "org/rm", PushOptions())
+        push_folder(folder, "org/rm", PushOptions())
     assert hub.log == []
 
 
@@ -300,5 +300,5 @@ def test_a_plain_reward_model_is_pushed_with_a_warning(hub, tmp_path):
     tiny_reward_model(vocab_size=300).save_pretrained(tmp_path / "plain")
     tiny_tokenizer().save_pretrained(tmp_path / "plain")
     with pytest.warns(UserWarning, match="does not say how it was trained"):
-        publish(tmp_path / "plain", "org/rm", PushOptions())
+        push_folder(tmp_path / "plain", "org/rm", PushOptions())
     assert "model.safetensors" in names(hub)

@@ -10,7 +10,7 @@ import pytest
 
 from rgtg_logits import RewardModel
 from rgtg_logits.card import BaseCardFacts, CardFacts, DataFacts, Evaluation, Guidance, GuidedPoint, ScoredExample
-from rgtg_logits.card.files import check_folder, read_facts, render_folder, score_example, write_card
+from rgtg_logits.card.files import card_differences, read_facts, render_folder, score_example, write_card
 from rgtg_logits.card.plots import stamp, wanted
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.testing import tiny_reward_model, tiny_tokenizer
@@ -111,7 +111,7 @@ def test_a_fact_that_json_cannot_say():
 def test_files_that_hold_no_facts(tmp_path, text, message):
     if text is not None:
         (tmp_path / "facts.json").write_text(text)
-    for command in (render_folder, check_folder):
+    for command in (render_folder, card_differences):
         with pytest.raises(InvalidArgumentError, match=message):
             command(tmp_path)
     assert not (tmp_path / "README.md").exists()
@@ -134,7 +134,7 @@ def test_a_card_with_its_pictures(tmp_path):
         row = len(pixels) // height
         assert len({pixels[start : start + row] for start in range(0, len(pixels), row)}) > 50
     assert read_facts(tmp_path / "rm") == FACTS
-    assert check_folder(tmp_path / "rm") == ""
+    assert card_differences(tmp_path / "rm") == ""
 
 
 def test_pictures_are_drawn_again_when_they_show_something_else(tmp_path):
@@ -148,17 +148,17 @@ def test_pictures_are_drawn_again_when_they_show_something_else(tmp_path):
     values = json.loads((tmp_path / "facts.json").read_text())
     values["evaluations"][0]["prefix_accuracy"]["100"] = 0.25
     (tmp_path / "facts.json").write_text(json.dumps(values))
-    found = check_folder(tmp_path)
+    found = card_differences(tmp_path)
     assert "-| accuracy | 0.500 | 0.750 | 0.875 |" in found and "+| accuracy | 0.500 | 0.750 | 0.250 |" in found
     assert f"{picture} is missing or shows other facts." in found and "reward_against_kl.png is" not in found
     assert stamp(picture) == digest  # checking wrote nothing
     render_folder(tmp_path)
-    assert check_folder(tmp_path) == "" and stamp(picture) not in (None, digest)
+    assert card_differences(tmp_path) == "" and stamp(picture) not in (None, digest)
 
     picture.write_bytes(b"not a picture")
-    assert f"{picture} is missing or shows other facts." in check_folder(tmp_path)
+    assert f"{picture} is missing or shows other facts." in card_differences(tmp_path)
     picture.unlink()
-    assert f"{picture} is missing or shows other facts." in check_folder(tmp_path)
+    assert f"{picture} is missing or shows other facts." in card_differences(tmp_path)
 
 
 def test_without_matplotlib_there_is_a_card_without_pictures(tmp_path, monkeypatch, caplog):
@@ -178,7 +178,7 @@ def test_the_usage_example_is_scored_by_the_model_in_the_folder(tmp_path):
     answers = ["good", "bad and dull"]
     score_example(tmp_path, "the film was ", answers)
 
-    assert "+print([round(score, 2) for score in scores.tolist()])" in check_folder(tmp_path)
+    assert "+print([round(score, 2) for score in scores.tolist()])" in card_differences(tmp_path)
     render_folder(tmp_path)
     facts = read_facts(tmp_path)
     assert (facts.example.prompt, list(facts.example.answers)) == ("the film was ", answers)
@@ -200,4 +200,4 @@ def test_few_facts_give_no_pictures(tmp_path):
         "objective": "arm",
     }
     (tmp_path / "README.md").write_text("something by hand\n")
-    assert "-something by hand" in check_folder(tmp_path)
+    assert "-something by hand" in card_differences(tmp_path)

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rgtg_logits import RewardModel
-from rgtg_logits.card.files import check_folder, read_facts
+from rgtg_logits.card.files import card_differences, read_facts
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 BASE, REWARD = CARDS / "tiny-imdb-base", CARDS / "tiny-imdb-partial-rm"
@@ -50,7 +50,7 @@ def test_the_reward_model_loads_plainly_and_through_the_library():
 
 @pytest.mark.parametrize("folder", [BASE, REWARD], ids=lambda folder: folder.name)
 def test_the_cards_say_what_the_facts_say(folder):
-    assert check_folder(folder) == ""
+    assert card_differences(folder) == ""
     ModelCard.load(folder / "README.md")
 
 

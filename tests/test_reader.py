@@ -12,9 +12,9 @@ from transformers import CompileConfig
 from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, ReferenceScorer, RewardModel
 from rgtg_logits.errors import ContextLengthError, InvalidArgumentError
 from rgtg_logits.padding import PADDING, text_mask
-from rgtg_logits.scorers.engine.scoring_engine import CachedReader, Question
+from rgtg_logits.scorers.engine.scoring_engine import ScoreRequest, ScoringEngine
 from rgtg_logits.scorers.engine.strategies import PIECE
-from rgtg_logits.scorers.engine.token_tree import Branches
+from rgtg_logits.scorers.engine.token_tree import TokenTree
 from rgtg_logits.scorers.engine.truncation import cut_left, dropped
 from rgtg_logits.testing import PAD, TINY, VOCAB_SIZE, check_scorer, tiny_base_model, tiny_reward_model
 
@@ -24,7 +24,7 @@ CONTINUATIONS = st.lists(st.lists(st.integers(2, 5), min_size=1, max_size=4), mi
 
 @given(st.lists(CONTINUATIONS, min_size=1, max_size=3))
 def test_a_tree_holds_what_it_was_grown_from(continuations):
-    branches = Branches.grow(continuations)
+    branches = TokenTree.grow(continuations)
     paths, lengths = branches.paths()
     assert branches.depth == max(len(path) for row in continuations for path in row)
     visible, levels = branches.visible(), branches.levels()
@@ -41,13 +41,15 @@ def test_a_tree_holds_what_it_was_grown_from(continuations):
 
 @pytest.fixture(scope="module", params=TINY)
 def reader(request):
-    return CachedReader(RewardModel(tiny_reward_model(request.param)), trees=True)
+    return ScoringEngine(RewardModel(tiny_reward_model(request.param)), trees=True)
 
 
 def ask(reader, keys, continuations):
-    branches = Branches.grow(continuations)
+    branches = TokenTree.grow(continuations)
     finished = torch.zeros(len(keys), dtype=torch.bool)
-    return reader.read(Question(keys, branches, branches.leaves, finished, lambda s, _: reader.reward_model.rewards(s)))
+    return reader.read(
+        ScoreRequest(keys, branches, branches.leaves, finished, lambda s, _: reader.reward_model.rewards(s))
+    )
 
 
 def alone(reader, keys, continuations):

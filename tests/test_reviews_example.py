@@ -14,7 +14,7 @@ import torch
 
 from rgtg_logits import RewardModel
 from rgtg_logits.card import CardFacts
-from rgtg_logits.card.files import check_folder, read_facts, write_card
+from rgtg_logits.card.files import card_differences, read_facts, write_card
 from rgtg_logits.testing import tiny_base_model, tiny_reward_model, tiny_tokenizer
 
 pytest.importorskip("sklearn")
@@ -270,4 +270,4 @@ def test_what_is_published_is_what_was_measured(example, tmp_path):
     assert (facts.steps, facts.model_id, facts.example.prompt) == (3, "rm", publish.EXAMPLE[0])
     assert [(point.beta, point.reward, point.kl) for point in facts.guidance.points] == [(0, 0, 3), (2, 2, 3)]
     assert [item.prefix_accuracy for item in facts.evaluations] == [{10: 0.5, 100: 0.7}] * 2
-    assert check_folder(folder) == ""
+    assert card_differences(folder) == ""

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from rgtg_logits.benchmark.workload import Models
+from rgtg_logits.benchmark.workload import BenchmarkModels
 from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.reward_model import RewardModel, RewardModelConfig
 from rgtg_logits.scorers import (
     CachedScorer,
     CausalScorer,
+    EngineOptions,
     LogRatioScorer,
-    ReaderOptions,
     RetokenizingScorer,
     Scorer,
     VocabularyScorer,
@@ -66,11 +66,11 @@ class Arm:
 
 
 def make_arm(
-    name: str, models: Models, top_k: int, prompt_mask: Int[Tensor, "batch length"], *, prepack: bool = False
+    name: str, models: BenchmarkModels, top_k: int, prompt_mask: Int[Tensor, "batch length"], *, prepack: bool = False
 ) -> Arm:
     """Makes one of `ARMS`; the first token is not asked for yet, but models may be probed, and weights laid out."""
     if name in OURS:
-        scorer, cached, reading = _scorer(name, models, ReaderOptions(compile=name == "compiled", prepack=prepack))
+        scorer, cached, reading = _scorer(name, models, EngineOptions(compile=name == "compiled", prepack=prepack))
         processor = PartialRewardLogitsProcessor(
             scorer, top_k=top_k, top_p=TOP_P if name == "top_p" else None, attention_mask=prompt_mask
         )
@@ -81,7 +81,7 @@ def make_arm(
 
 
 def _scorer(
-    name: str, models: Models, options: ReaderOptions
+    name: str, models: BenchmarkModels, options: EngineOptions
 ) -> tuple[Scorer, list[CachedScorer | LogRatioScorer], list[RewardModel]]:
     """The scorer of one of `OURS`, those of its parts that hold a cache, and the models that they read with."""
     if name == "vocabulary":

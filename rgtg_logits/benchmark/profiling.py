@@ -25,7 +25,7 @@ PARTS = {
         ("_reader.py", "_pick"), ("_reader.py", "_check"), ("_reader.py", "_computed"), ("_reader.py", "_fit"),
         ("_reader.py", "_drawn"), ("prefix.py", "plan"), ("prefix.py", "remember"),
     ),
-    "attention mask": (("_sibling_mask.py", "sibling_mask"),),
+    "attention mask": (("_sibling_mask.py", "tree_mask"),),
     "taking over the drawn token": (("_passes.py", "_recall"),),
     "reward model": (("reward_model.py", "hidden_states"),),
     "head": (("causal.py", "_values"), ("vocabulary.py", "_values"), ("retokenizing.py", "_values")),

@@ -31,13 +31,23 @@ from rgtg_logits.benchmark.report import (
     Profile,
     ProfileReport,
 )
-from rgtg_logits.benchmark.workload import Follow, Hint, Models, Texts, load_models, make_texts, read_text
+from rgtg_logits.benchmark.workload import BenchmarkModels, Follow, Hint, Texts, load_models, make_texts, read_text
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.instruments import Clock, Timer, peak_memory
 
 __all__ = [
-    "ARMS", "DEFAULT_ARMS", "BenchmarkReport", "BenchmarkSettings", "Measurement", "Models", "Profile", "ProfileReport",
-    "Texts", "measure", "run_benchmark", "run_profile",
+    "ARMS",
+    "DEFAULT_ARMS",
+    "BenchmarkModels",
+    "BenchmarkReport",
+    "BenchmarkSettings",
+    "Measurement",
+    "Profile",
+    "ProfileReport",
+    "Texts",
+    "measure",
+    "run_benchmark",
+    "run_profile",
 ]  # fmt: skip
 
 
@@ -89,7 +99,9 @@ def run_profile(settings: BenchmarkSettings, progress: Progress | None = None) -
     return ProfileReport(settings, _machine(settings), profiles)
 
 
-def measure(item: Measurement, models: Models, settings: BenchmarkSettings, texts: Texts | None = None) -> None:
+def measure(
+    item: Measurement, models: BenchmarkModels, settings: BenchmarkSettings, texts: Texts | None = None
+) -> None:
     """One run of one way; adds its figures to `item`.
 
     Args:
@@ -125,7 +137,7 @@ class _Generation:
     behind: list[LogitsProcessor]
 
     @torch.no_grad()
-    def run(self, models: Models, processor: LogitsProcessor | None, criterion: StoppingCriteria) -> None:
+    def run(self, models: BenchmarkModels, processor: LogitsProcessor | None, criterion: StoppingCriteria) -> None:
         guiding = [] if processor is None else [processor]
         models.base.generate(
             self.prompts, attention_mask=torch.ones_like(self.prompts), do_sample=True, top_k=0, pad_token_id=0,
@@ -134,7 +146,7 @@ class _Generation:
         )  # fmt: skip
 
 
-def _prepare(item: Measurement, models: Models, texts: Texts, settings: BenchmarkSettings) -> _Generation:
+def _prepare(item: Measurement, models: BenchmarkModels, texts: Texts, settings: BenchmarkSettings) -> _Generation:
     # Recomputing takes minutes for what the others do in seconds, and each of its steps costs the same.
     tokens = min(settings.new_tokens, 3) if item.arm == "recompute" else settings.new_tokens
     rows = texts.rows(item.batch_size, item.prompt_length + settings.new_tokens).to(settings.device)
@@ -155,7 +167,7 @@ def _measurements(settings: BenchmarkSettings) -> Iterator[Measurement]:
                     yield Measurement(arm, length, batch, top_k)
 
 
-def _load(settings: BenchmarkSettings) -> tuple[Models, Texts]:
+def _load(settings: BenchmarkSettings) -> tuple[BenchmarkModels, Texts]:
     _check(settings)
     text = None if settings.text is None else read_text(settings.text)
     models = load_models(settings, text)
@@ -191,7 +203,7 @@ def _check(settings: BenchmarkSettings) -> None:
         )
 
 
-def _check_lengths(settings: BenchmarkSettings, models: Models) -> None:
+def _check_lengths(settings: BenchmarkSettings, models: BenchmarkModels) -> None:
     longest = max(settings.prompt_lengths) + settings.new_tokens
     config = models.base.config.get_text_config()
     limits = [getattr(config, "max_position_embeddings", None), models.reward_model.max_length]

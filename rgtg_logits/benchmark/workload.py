@@ -36,7 +36,7 @@ BASE_TOKENS, OTHER_TOKENS = 8192, 6144
 
 
 @dataclass(frozen=True)
-class Models:
+class BenchmarkModels:
     """The models of all ways; what no way needs is None.
 
     Attributes:
@@ -63,7 +63,7 @@ class Models:
         return min(self.base.config.get_text_config().vocab_size, self.reward_model.vocab_size)
 
 
-def load_models(settings: BenchmarkSettings, text: str | None) -> Models:
+def load_models(settings: BenchmarkSettings, text: str | None) -> BenchmarkModels:
     """Loads the models named, makes llama-style ones with random weights otherwise, and copies what the ways need.
 
     Args:
@@ -94,7 +94,7 @@ def load_models(settings: BenchmarkSettings, text: str | None) -> Models:
         )
         own = tiny_tokenizer(halves[1], vocab_size=min(OTHER_TOKENS, reward_model.vocab_size), kind="llama3")
         other = RewardModel(reward_model.model, own)
-    return Models(
+    return BenchmarkModels(
         base,
         reward_model,
         second=RewardModel(copy.deepcopy(reward_model.model)) if "weighted" in arms else None,
@@ -195,7 +195,7 @@ class Texts:
         return torch.stack([self.ids[start : start + length] for start in range(0, places, places // batch)][:batch])
 
 
-def make_texts(settings: BenchmarkSettings, models: Models, text: str | None) -> Texts:
+def make_texts(settings: BenchmarkSettings, models: BenchmarkModels, text: str | None) -> Texts:
     """Random tokens, or the tokens of a text.
 
     Raises:

@@ -10,7 +10,7 @@ from rgtg_logits.card.facts import (
     RewardDistribution,
     ScoredExample,
 )
-from rgtg_logits.card.files import check_folder, read_facts, render_folder, score_example, write_card
+from rgtg_logits.card.files import card_differences, read_facts, render_folder, score_example, write_card
 from rgtg_logits.card.render import render_card
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "GuidedPoint",
     "RewardDistribution",
     "ScoredExample",
-    "check_folder",
+    "card_differences",
     "read_facts",
     "render_card",
     "render_folder",

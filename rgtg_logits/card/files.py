@@ -15,7 +15,7 @@ from rgtg_logits.card.facts import BaseCardFacts, CardFacts, ScoredExample
 from rgtg_logits.card.plots import draw, stamp, wanted
 from rgtg_logits.card.render import render_card
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.files import write_whole
+from rgtg_logits.files import write_atomically
 from rgtg_logits.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def write_card(folder: Path, facts: CardFacts | BaseCardFacts) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write_facts(folder, facts)
     _draw(folder, facts)
-    write_whole(folder / CARD, _render(folder, facts))
+    write_atomically(folder / CARD, _render(folder, facts))
 
 
 def render_folder(folder: Path) -> None:
@@ -47,10 +47,10 @@ def render_folder(folder: Path) -> None:
     """
     facts = read_facts(folder)
     _draw(folder, facts)
-    write_whole(folder / CARD, _render(folder, facts))
+    write_atomically(folder / CARD, _render(folder, facts))
 
 
-def check_folder(folder: Path) -> str:
+def card_differences(folder: Path) -> str:
     """What `render_folder` would change, as a diff; empty if the card is up to date. Writes nothing.
 
     Raises:
@@ -121,7 +121,7 @@ def _sort(facts: CardFacts | BaseCardFacts) -> str:
 
 def _write_facts(folder: Path, facts: CardFacts | BaseCardFacts) -> None:
     text = json.dumps({"card": _sort(facts), **facts.to_dict()}, indent=2, ensure_ascii=False)
-    write_whole(folder / FACTS, text + "\n")
+    write_atomically(folder / FACTS, text + "\n")
 
 
 def _render(folder: Path, facts: CardFacts | BaseCardFacts) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rgtg_logits.card.facts import CardFacts, Evaluation, Guidance
 from rgtg_logits.card.plain import to_plain
-from rgtg_logits.files import write_whole
+from rgtg_logits.files import write_atomically
 
 PREFIX_ACCURACY = "prefix_accuracy.png"
 PREFIX_CORRELATION = "prefix_correlation.png"
@@ -73,7 +73,7 @@ def draw(facts: CardFacts, name: str, path: Path) -> None:
     axes.grid(alpha=0.25, linewidth=0.5)
     # The version of matplotlib is left out, so that the same facts give the same file where the fonts are the same.
     metadata = {_STAMP: wanted(facts)[name], "Software": None}
-    write_whole(path, lambda file: figure.savefig(file, dpi=120, format="png", metadata=metadata))
+    write_atomically(path, lambda file: figure.savefig(file, dpi=120, format="png", metadata=metadata))
 
 
 def _named(item: Evaluation) -> Mapping[str, Any]:

@@ -49,7 +49,7 @@ class Scorers:
 
 
 @dataclass(frozen=True)
-class Question:
+class RecordedRequest:
     """What a scorer was asked, and what it answered.
 
     Attributes:
@@ -70,14 +70,14 @@ class Question:
         """The same question to another scorer."""
         return scorer.score(self.rows, self.attention_mask, self.candidates)
 
-    def rows_where(self, chosen: Tensor) -> Question:
+    def rows_where(self, chosen: Tensor) -> RecordedRequest:
         """The question for some of the rows."""
         base = None if self.base is None else self.base[chosen]
-        return Question(
+        return RecordedRequest(
             self.rows[chosen], self.attention_mask[chosen], self.candidates[chosen], self.rewards[chosen], base
         )
 
-    def running(self) -> Question:
+    def running(self) -> RecordedRequest:
         """The question without rows that have finished."""
         return self.rows_where(self.attention_mask[:, -1].bool())
 
@@ -87,7 +87,7 @@ class Recorder(Scorer):
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer, self.vocab_size, self.pad_token_id = scorer, scorer.vocab_size, scorer.pad_token_id
-        self.questions: list[Question] = []
+        self.questions: list[RecordedRequest] = []
 
     def score(
         self,
@@ -97,7 +97,7 @@ class Recorder(Scorer):
     ) -> Float[Tensor, "batch k"]:
         """Asks the scorer; see `Scorer.score`."""
         rewards = self.scorer.score(rows, attention_mask, candidates)
-        self.questions.append(Question(rows, attention_mask, candidates, rewards))
+        self.questions.append(RecordedRequest(rows, attention_mask, candidates, rewards))
         return rewards
 
     def observe(self, rows: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]) -> None:
@@ -194,7 +194,7 @@ def write(
     new_tokens: int,
     pad_token_id: int,
     seed: int,
-) -> list[Question]:
+) -> list[RecordedRequest]:
     """Continues the prompts as one padded batch under guidance: what the scorer was asked at each step."""
     longest = max(map(len, prompts))
     gaps = [longest - len(prompt) for prompt in prompts]
@@ -212,12 +212,14 @@ def write(
         )  # fmt: skip
     asked = zip(recorder.questions, trace.steps, strict=True)
     return [
-        Question(question.rows, question.attention_mask, question.candidates, question.rewards, step.base).running()
+        RecordedRequest(
+            question.rows, question.attention_mask, question.candidates, question.rewards, step.base
+        ).running()
         for question, step in asked
     ]
 
 
-def spread_out(questions: Sequence[Question], count: int) -> list[Question]:
+def spread_out(questions: Sequence[RecordedRequest], count: int) -> list[RecordedRequest]:
     """Some of the questions, the first and the last among them."""
     wanted = torch.linspace(0, len(questions) - 1, min(count, len(questions))).round().long().tolist()
     return [questions[index] for index in wanted if len(questions[index].rows)]
@@ -243,7 +245,7 @@ class TextExactness:
 
 
 def compare_text(
-    questions: Sequence[Question], scorers: Scorers, *, beta: float, advance: Callable[[], None]
+    questions: Sequence[RecordedRequest], scorers: Scorers, *, beta: float, advance: Callable[[], None]
 ) -> TextExactness:
     """Computes every reward of some steps again, one uncached forward per candidate.
 
@@ -269,7 +271,7 @@ def compare_text(
     )  # fmt: skip
 
 
-def compare_alone(questions: Sequence[Question], scorer: Scorer) -> tuple[float, float]:
+def compare_alone(questions: Sequence[RecordedRequest], scorer: Scorer) -> tuple[float, float]:
     """The largest difference between a row alone and in its batch, and between a row with and without padding."""
     batch, padding = 0.0, 0.0
     for question in questions:
@@ -284,6 +286,6 @@ def compare_alone(questions: Sequence[Question], scorer: Scorer) -> tuple[float,
     return batch, padding
 
 
-def _guided(question: Question, rewards: Tensor, beta: float) -> Tensor:
+def _guided(question: RecordedRequest, rewards: Tensor, beta: float) -> Tensor:
     assert question.base is not None
     return guide(Candidates(question.candidates, question.base), rewards, beta).exp()

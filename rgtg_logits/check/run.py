@@ -31,7 +31,7 @@ from rgtg_logits.check.pairs import prefix_accuracy, read_pairs
 from rgtg_logits.check.uncached import RelativeScorer, ReshapedScorer
 from rgtg_logits.errors import InvalidArgumentError, RGTGError, VocabularyError
 from rgtg_logits.reward_model import KINDS, RewardModel
-from rgtg_logits.sampling import load_base_model, place
+from rgtg_logits.sampling import load_base_model, resolve_device
 from rgtg_logits.scorers import LogRatioScorer, ReferenceScorer, Scorer, make_scorer
 
 PROMPTS = (
@@ -129,7 +129,7 @@ def run_check(
 
 def load_pair(base: str, reward_model: str, settings: CheckSettings) -> ModelPair:
     """Loads both onto one device; see `run_check`."""
-    device, dtype = place(settings.device, settings.dtype)
+    device, dtype = resolve_device(settings.device, settings.dtype)
     model, tokenizer = load_base_model(base, device, dtype)
     with warnings.catch_warnings():
         # A finding says the same.

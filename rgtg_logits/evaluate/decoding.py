@@ -16,7 +16,7 @@ from rgtg_logits.candidates import CandidateRule
 from rgtg_logits.errors import ContextLengthError, InvalidArgumentError
 from rgtg_logits.evaluate.meter import Meter, Reads, Stopwatch, count_reads
 from rgtg_logits.evaluate.methods import Policy
-from rgtg_logits.evaluate.models import Models, load_models
+from rgtg_logits.evaluate.models import MethodModels, load_models
 from rgtg_logits.evaluate.records import Record
 from rgtg_logits.evaluate.texts import distinct
 from rgtg_logits.guidance import spread, truncate
@@ -27,7 +27,7 @@ _WHOLE = CandidateRule(top_k=sys.maxsize)
 """As many candidates as there are tokens."""
 
 
-class Cut(LogitsProcessor):
+class TruncationProcessor(LogitsProcessor):
     """Cuts the scores to the candidates: guidance without a reward.
 
     Args:
@@ -86,7 +86,7 @@ class Decoders:
         self._top_k, self._seed, self._device = top_k, seed, device
         self._dtype, self._guide_dtype = dtype, guide_dtype
         self._sampler = Sampler(base, tokenizer, max_new_tokens=max_new_tokens)
-        self._loaded: tuple[object, Models] | None = None
+        self._loaded: tuple[object, MethodModels] | None = None
 
     @staticmethod
     def check(policies: Sequence[Policy]) -> None:
@@ -152,7 +152,7 @@ class Decoder:
     def __init__(
         self,
         policy: Policy,
-        models: Models,
+        models: MethodModels,
         sampler: Sampler,
         tokenizer: PreTrainedTokenizerBase,
         *,
@@ -166,7 +166,7 @@ class Decoder:
 
     @property
     def longest_prompt(self) -> int | None:
-        """Most tokens of a prompt behind which an answer fits into all contexts, see `Models`; None without a limit."""
+        """Most tokens of a prompt whose answer still fits into every context (`MethodModels`); None without a limit."""
         return None if self._models.context is None else self._models.context - self._sampler.steps
 
     def answer(self, prompts: Sequence[Prompt], number: int) -> list[Record]:
@@ -238,7 +238,7 @@ class Decoder:
                 )
             )  # fmt: skip
         elif self._rule != _WHOLE and method.rest == "drop":
-            processors.append(Cut(self._rule))
+            processors.append(TruncationProcessor(self._rule))
         if method.temperature != 1:
             processors.append(TemperatureLogitsWarper(method.temperature))
         return [*processors, Greedy()] if method.greedy else processors

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache, LogitsProcessor
 
 from rgtg_logits.reward_model import RewardModel, positions
-from rgtg_logits.sampling import Draw, possible, where_wide
+from rgtg_logits.sampling import Draw, float64_device, possible
 
 
 class Stopwatch:
@@ -82,7 +82,7 @@ def count_reads(readers: Sequence[nn.Module]) -> Iterator[Reads]:
         yield reads
 
 
-class Beside:
+class BaseModelSession:
     """The base model beside another one that decodes: its logits of the next tokens, one forward per step.
 
     Args:
@@ -140,7 +140,13 @@ class Meter:
     """
 
     def __init__(
-        self, draw: Draw, *, rows: int, ends: Sequence[int], stopwatch: Stopwatch, beside: Beside | None = None
+        self,
+        draw: Draw,
+        *,
+        rows: int,
+        ends: Sequence[int],
+        stopwatch: Stopwatch,
+        beside: BaseModelSession | None = None,
     ) -> None:
         self.first, self.last = _Call(self._first), _Call(self._last)
         self.kl, self.log_ratio, self.nll, self.cut = (torch.zeros(rows, dtype=torch.float64) for _ in range(4))
@@ -191,7 +197,7 @@ class Meter:
 
 
 def _log_softmax(scores: Float[Tensor, "batch some"]) -> Float64[Tensor, "batch some"]:
-    return where_wide(scores).log_softmax(-1, dtype=torch.float64)
+    return float64_device(scores).log_softmax(-1, dtype=torch.float64)
 
 
 class _Call(LogitsProcessor):

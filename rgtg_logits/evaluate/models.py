@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rgtg_logits.errors import VocabularyError
-from rgtg_logits.evaluate.meter import Beside
+from rgtg_logits.evaluate.meter import BaseModelSession
 from rgtg_logits.evaluate.methods import Method
 from rgtg_logits.reward_model import RewardModel, RewardModelConfig
 from rgtg_logits.sampling import Judge, load_base_model, load_reward, reward_function
@@ -54,7 +54,7 @@ class Guide(NamedTuple):
         return WeightedScorer(self.sources, self.weights, tokenizer=self.tokenizer)
 
 
-class Models(NamedTuple):
+class MethodModels(NamedTuple):
     """The models of a method.
 
     Attributes:
@@ -65,7 +65,7 @@ class Models(NamedTuple):
     """
 
     drawing: PreTrainedModel
-    beside: Beside | None
+    beside: BaseModelSession | None
     guide: Guide | None
     rank: Judge | None
 
@@ -104,7 +104,7 @@ def load_models(
     dtype: str,
     guide_dtype: str,
     device: str,
-) -> Models:
+) -> MethodModels:
     """Loads what a method names.
 
     Args:
@@ -125,7 +125,7 @@ def load_models(
     rank = None if method.ranked_by is None else load_reward(method.ranked_by, dtype=guide_dtype, device=device)
     guide = _load_guide(method, tokenizer, guide_dtype, device) if guided else None
     if method.model is None:
-        return Models(base, None, guide, rank)
+        return MethodModels(base, None, guide, rank)
     drawing, own = load_base_model(method.model, device, dtype)
     ours, other = (RewardModel(model, config=RewardModelConfig(kind="log_ratio")) for model in (base, drawing))
     theirs = own.get_vocab()
@@ -138,7 +138,7 @@ def load_models(
         )
     # Answers end where those of the base model do.
     drawing.generation_config = copy.deepcopy(base.generation_config)
-    return Models(drawing, Beside(ours), guide, rank)
+    return MethodModels(drawing, BaseModelSession(ours), guide, rank)
 
 
 def _load_guide(method: Method, tokenizer: PreTrainedTokenizerBase, dtype: str, device: str) -> Guide:

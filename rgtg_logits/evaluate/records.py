@@ -33,7 +33,7 @@ import pyarrow
 import pyarrow.parquet
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.files import write_json, write_whole
+from rgtg_logits.files import write_atomically, write_json
 
 
 class Record(TypedDict):
@@ -111,4 +111,4 @@ class Store:
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows as Parquet, whole or not at all."""
     table = pyarrow.Table.from_pylist([dict(row) for row in rows])
-    write_whole(path, lambda file: pyarrow.parquet.write_table(table, file))
+    write_atomically(path, lambda file: pyarrow.parquet.write_table(table, file))

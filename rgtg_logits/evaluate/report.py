@@ -23,7 +23,7 @@ from rich.text import Text
 
 from rgtg_logits.evaluate.figures import Picture, pictures
 from rgtg_logits.evaluate.results import EqualKL, Estimate, EvaluationResults, JudgeResult
-from rgtg_logits.files import write_json, write_whole
+from rgtg_logits.files import write_atomically, write_json
 
 _ABSENT = "–"
 _ROOM = 60
@@ -113,11 +113,11 @@ def write_report(results: EvaluationResults, folder: Path) -> None:
         InvalidArgumentError: If matplotlib is missing; results.json and table.md are written all the same.
     """
     write_json(folder / "results.json", _finite(results.to_dict()), allow_nan=False)
-    write_whole(folder / "table.md", _markdown(results))
+    write_atomically(folder / "table.md", _markdown(results))
     drawn = pictures(results)
     for picture in drawn:
-        write_whole(folder / f"{picture.name}.png", partial(_write, picture.light))
-    write_whole(folder / "report.html", _page(results, drawn))
+        write_atomically(folder / f"{picture.name}.png", partial(_write, picture.light))
+    write_atomically(folder / "report.html", _page(results, drawn))
 
 
 def _write(content: bytes, file: BinaryIO) -> None:

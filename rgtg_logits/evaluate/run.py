@@ -24,7 +24,7 @@ from rgtg_logits.evaluate.report import write_report
 from rgtg_logits.evaluate.results import EvaluationResults, Sample, policy_title
 from rgtg_logits.evaluate.settings import EvaluationSettings
 from rgtg_logits.evaluate.statistics import at_equal_kl, summarise
-from rgtg_logits.files import without_place
+from rgtg_logits.files import display_name
 from rgtg_logits.sampling import (
     Judge,
     Prompt,
@@ -32,8 +32,8 @@ from rgtg_logits.sampling import (
     encode_prompts,
     load_base_model,
     load_reward,
-    place,
     read_prompts,
+    resolve_device,
     usable_prompts,
 )
 
@@ -67,7 +67,7 @@ def evaluate(settings: EvaluationSettings, progress: Progress | None = None) -> 
     """
     check_matplotlib()
     processes = _Processes.current(settings.device)
-    device, dtype = place(processes.device or settings.device, settings.dtype)
+    device, dtype = resolve_device(processes.device or settings.device, settings.dtype)
     settings = replace(settings, device=device, dtype=dtype, guide_dtype=settings.guide_dtype or dtype)
     values = read_prompts(settings.prompts, settings.prompt_column, settings.split, settings.limit)
     identity = {**settings.identity(), "prompts_digest": digest(values)}
@@ -269,12 +269,12 @@ def _public(settings: EvaluationSettings) -> dict[str, Any]:
     values = asdict(settings)
     for method in values["methods"]:
         for name in ("model", "ranked_by"):
-            method[name] = method[name] and without_place(method[name])
-        method["guide"] = tuple(map(without_place, method["guide"]))
+            method[name] = method[name] and display_name(method[name])
+        method["guide"] = tuple(map(display_name, method["guide"]))
     values["methods"] = [{name: value for name, value in m.items() if value not in _UNSET} for m in values["methods"]]
-    values["judges"] = {name: without_place(judge) for name, judge in settings.judges.items()}
+    values["judges"] = {name: display_name(judge) for name, judge in settings.judges.items()}
     for name in ("base", "prompts", "output"):
-        values[name] = without_place(values[name])
+        values[name] = display_name(values[name])
     return {name: value for name, value in values.items() if value not in _UNSET}
 
 

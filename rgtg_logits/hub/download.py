@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from rgtg_logits.errors import CheckpointError
-from rgtg_logits.hub.failures import CLIENT_ERRORS, explain, is_transient, patiently
+from rgtg_logits.hub.failures import CLIENT_ERRORS, explain, is_transient, retry
 from rgtg_logits.hub.files import MODEL_FILES, PICKLES, PICKLES_ARE_REFUSED, TOKENIZER_FILES, matches
 
 _CHUNK = 1 << 20
@@ -87,7 +87,7 @@ class _Source:
         """What the Hub says of the repository; None if the cache has to do."""
         api = HfApi(token=self.token)
         try:
-            return patiently(
+            return retry(
                 lambda: api.model_info(self.name, revision=self.revision, files_metadata=True), repeatable=True
             )
         except OfflineModeIsEnabled:
@@ -110,7 +110,7 @@ class _Source:
         wanted = [file for file in files if matches(file.rfilename, self.patterns)]
         new = [file for file in wanted if force or self.cached(file.rfilename, info.sha) is None]
         if new or not wanted:
-            folder = patiently(lambda: self.snapshot(info.sha, force_download=force), repeatable=False)
+            folder = retry(lambda: self.snapshot(info.sha, force_download=force), repeatable=False)
             self.check_contents(folder, new)
         else:
             folder = self.snapshot(info.sha, local_files_only=True)

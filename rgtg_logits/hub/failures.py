@@ -74,7 +74,7 @@ def retry_after(error: BaseException) -> int | None:
     return int(reset[1]) if reset else None
 
 
-def patiently(ask: Callable[[], T], *, repeatable: bool) -> T:
+def retry(ask: Callable[[], T], *, repeatable: bool) -> T:
     """Asks again where that is safe, up to three times; the client itself repeats but a few of its requests.
 
     A request that was refused as one too many (429) has changed nothing, so it is made again when the Hub says, within

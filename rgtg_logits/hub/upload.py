@@ -12,7 +12,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from rgtg_logits.errors import HubError, InvalidArgumentError, RGTGError
-from rgtg_logits.hub.failures import CLIENT_ERRORS, explain, is_transient, patiently, status_of
+from rgtg_logits.hub.failures import CLIENT_ERRORS, explain, is_transient, retry, status_of
 from rgtg_logits.hub.files import checkpoint_files, stale_files
 
 
@@ -129,7 +129,7 @@ class _Push:
     def _make(self, create: Callable[[], object], revision: str | None) -> None:
         """Creates what does not exist. If the answer is lost, and it exists now and is empty, it is this push's."""
         try:
-            patiently(create, repeatable=False)
+            retry(create, repeatable=False)
         except CLIENT_ERRORS as error:
             if not _is_lost(error):
                 raise
@@ -142,7 +142,7 @@ class _Push:
                 raise
 
     def _info(self, revision: str | None) -> Any:
-        return patiently(lambda: self.api.model_info(self.repo_id, revision=revision), repeatable=True)
+        return retry(lambda: self.api.model_info(self.repo_id, revision=revision), repeatable=True)
 
     def _commit(self, folder: Path, files: list[str], head: Any) -> str:
         """Makes the commit on top of `head`, so that it fails if somebody else has pushed in between."""
@@ -167,7 +167,7 @@ class _Push:
             return str(done.pr_url or done.commit_url)
 
         try:
-            return patiently(commit, repeatable=False)
+            return retry(commit, repeatable=False)
         except CLIENT_ERRORS as error:
             arrived = self._arrived(head.sha, error) if _is_lost(error) else None
             if arrived is None:

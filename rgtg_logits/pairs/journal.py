@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.files import write_whole
+from rgtg_logits.files import write_atomically
 
 
 class Journal:
@@ -30,7 +30,7 @@ class Journal:
         self._path = path
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda file: _write(file, _line(identity)))
+            write_atomically(path, lambda file: _write(file, _line(identity)))
         with path.open("rb") as file:
             first = file.readline()
         self._check_identity(first, json.loads(json.dumps(identity)))

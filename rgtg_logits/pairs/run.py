@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rgtg_logits
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.files import write_whole
+from rgtg_logits.files import write_atomically
 from rgtg_logits.pairs.journal import Journal
 from rgtg_logits.pairs.report import PairReport, facts_path
 from rgtg_logits.pairs.rows import Counts, Judged, make_rows
@@ -35,8 +35,8 @@ from rgtg_logits.sampling import (
     listed,
     load_base_model,
     load_reward,
-    place,
     read_prompts,
+    resolve_device,
     usable_prompts,
 )
 from rgtg_logits.scorers import load_scorer
@@ -74,7 +74,7 @@ def make_pairs(settings: PairSettings, progress: Progress | None = None) -> Pair
         CheckpointError: If a model cannot be loaded.
         RewardModelError: If the reward model is none.
     """
-    device, dtype = place(settings.device, settings.dtype)
+    device, dtype = resolve_device(settings.device, settings.dtype)
     settings = replace(settings, device=device, dtype=dtype)
     output = Path(settings.output)
     part = output.with_suffix(".part")
@@ -188,8 +188,8 @@ def _finish(
         base_revision=revision,
     )
     output = Path(settings.output)
-    write_whole(output, lambda file: _write_rows(file, rows, output.suffix))
-    write_whole(facts_path(output), report.write)
+    write_atomically(output, lambda file: _write_rows(file, rows, output.suffix))
+    write_atomically(facts_path(output), report.write)
     journal.remove()
     return report
 

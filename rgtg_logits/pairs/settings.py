@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.files import without_place
+from rgtg_logits.files import display_name
 from rgtg_logits.guidance import RESTS
 
 FORMATS = ("pairs", "labels")
@@ -137,7 +137,7 @@ class PairSettings:
     def public(self) -> dict[str, Any]:
         """The settings that are set, without the place of anything on this machine."""
         places = ("base", "prompts", "reward", *(["guide"] if self.guide is not None else []))
-        named = {name: without_place(getattr(self, name)) for name in places}
+        named = {name: display_name(getattr(self, name)) for name in places}
         named["output"] = Path(self.output).name
         values = {**asdict(self), "samples": self.drawn, **named}
         if self.format == "pairs":

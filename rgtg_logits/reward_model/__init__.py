@@ -5,7 +5,7 @@ from rgtg_logits.reward_model.config import KINDS, RewardModelConfig
 from rgtg_logits.reward_model.forward import output_scores, token_scores
 from rgtg_logits.reward_model.loading import HUB_ARGUMENTS, check_decoder, check_labels
 from rgtg_logits.reward_model.model import RewardModel, positions
-from rgtg_logits.reward_model.saving import publish
+from rgtg_logits.reward_model.saving import push_folder
 
 __all__ = [
     "HUB_ARGUMENTS",
@@ -17,6 +17,6 @@ __all__ = [
     "classifier_class",
     "output_scores",
     "positions",
-    "publish",
+    "push_folder",
     "token_scores",
 ]

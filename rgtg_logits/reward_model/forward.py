@@ -20,7 +20,7 @@ from rgtg_logits.reward_model.prepacked import prepacked
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
-class Body:
+class Forward:
     """A model and the part of it that gives the states of tokens.
 
     Args:
@@ -51,13 +51,13 @@ class Body:
         device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
         return cast(Tensor, embeddings.weight).device if device is None else torch.device(device)
 
-    def compiled(self, **options: Any) -> Body:
+    def compiled(self, **options: Any) -> Forward:
         """The same, with a forward compiled by `torch.compile`."""
         twin = copy.copy(self)
         twin._call = torch.compile(self._reader, **options)
         return twin
 
-    def prepacked(self) -> Body:
+    def prepacked(self) -> Forward:
         """The same, with the weights of its linear layers laid out beforehand; see `_prepacked`."""
         twin = copy.copy(self)
         twin._reader = twin._call = prepacked(self._reader)
@@ -99,14 +99,14 @@ class Body:
         return cache
 
 
-class BackboneBody(Body):
+class BackboneForward(Forward):
     """A backbone alone; a state is what it ends in."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model, cast(PreTrainedModel, model.base_model))
 
 
-class ClassifierBody(BackboneBody):
+class ClassifierForward(BackboneForward):
     """A causal backbone followed by one linear layer with one output.
 
     Raises:
@@ -125,7 +125,7 @@ class ClassifierBody(BackboneBody):
         return self.head(hidden).squeeze(-1).float().to(self.device)
 
 
-class LanguageModelBody(Body):
+class LanguageModelForward(Forward):
     """A language model; the state of a token is the logits of the next one, as the model's own forward returns them.
 
     Raises:

@@ -30,20 +30,20 @@ from transformers import (
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
 from rgtg_logits.reward_model.config import RewardModelConfig, read_config
 from rgtg_logits.reward_model.forward import (
-    BackboneBody,
-    Body,
-    ClassifierBody,
-    LanguageModelBody,
+    BackboneForward,
+    ClassifierForward,
+    Forward,
+    LanguageModelForward,
     token_scores,
     uniform_length,
 )
 from rgtg_logits.reward_model.loading import HUB_ARGUMENTS, check_decoder, check_labels, load_checkpoint
-from rgtg_logits.reward_model.saving import Publishable
+from rgtg_logits.reward_model.saving import SavingMixin
 
 __all__ = ["RewardModel", "RewardModelConfig", "positions"]
 
 
-class RewardModel(Publishable):
+class RewardModel(SavingMixin):
     """A scalar reward for every prefix of a text, read from a causal sequence classifier or from a language model.
 
     Args:
@@ -83,10 +83,10 @@ class RewardModel(Publishable):
         stored = getattr(inner.config, "rgtg", None)
         self.config = config or (RewardModelConfig.from_dict(stored) if stored else RewardModelConfig())
         check_decoder(inner.config, type(inner).__name__)
-        self._body: Body = ClassifierBody(inner) if self.kind == "causal" else LanguageModelBody(inner)
+        self._forward: Forward = ClassifierForward(inner) if self.kind == "causal" else LanguageModelForward(inner)
         if self.kind == "causal":
             check_labels(inner.config, type(inner).__name__)
-        self.backbone = self._body.backbone
+        self.backbone = self._forward.backbone
 
     @classmethod
     def from_pretrained(
@@ -155,18 +155,18 @@ class RewardModel(Publishable):
         return self._classifier.head
 
     @property
-    def _classifier(self) -> ClassifierBody:
-        if not isinstance(self._body, ClassifierBody):
+    def _classifier(self) -> ClassifierForward:
+        if not isinstance(self._forward, ClassifierForward):
             raise RewardModelError(
                 f"Expected a reward model with a scalar head, but this one is of kind {self.kind!r} and reads rewards "
                 "from logits. Use score_tokens(), or hidden_states(), which returns them."
             )
-        return self._body
+        return self._forward
 
     @property
     def device(self) -> torch.device:
         """Where token ids have to be, and where states and rewards come back."""
-        return self._body.device
+        return self._forward.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -185,12 +185,12 @@ class RewardModel(Publishable):
         Raises:
             RewardModelError: If rewards are read by a scalar head.
         """
-        if not isinstance(self._body, LanguageModelBody):
+        if not isinstance(self._forward, LanguageModelForward):
             raise RewardModelError(
                 "Expected a reward model of kind 'vocabulary' or 'log_ratio', but this one reads rewards by a scalar "
                 "head and has no logits. Use vocab_size."
             )
-        return self._body.num_next_tokens
+        return self._forward.num_next_tokens
 
     @property
     def pad_token_id(self) -> int | None:
@@ -247,12 +247,12 @@ class RewardModel(Publishable):
             The state of each token and the cache. A state is what `rewards` reads; of the kinds "vocabulary" and
             "log_ratio", it is the logits of the next token as the model's own forward returns them.
         """
-        return self._body.states(input_ids, attention_mask, position_ids, cache, use_cache=use_cache, last=last)
+        return self._forward.states(input_ids, attention_mask, position_ids, cache, use_cache=use_cache, last=last)
 
     def compiled(self, **options: Any) -> RewardModel:
         """The same model, on the same weights, with a forward compiled by `torch.compile(…, **options)`."""
         twin = copy.copy(self)
-        twin._body = self._body.compiled(**options)
+        twin._forward = self._forward.compiled(**options)
         return twin
 
     def prepacked(self) -> RewardModel:
@@ -265,7 +265,7 @@ class RewardModel(Publishable):
             InvalidArgumentError: If it is not on the CPU, or torch or the processor cannot do it.
         """
         twin = copy.copy(self)
-        twin._body = self._body.prepacked()
+        twin._forward = self._forward.prepacked()
         return twin
 
     @torch.no_grad()
@@ -280,7 +280,7 @@ class RewardModel(Publishable):
         if self.kind == "causal" or type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
             return None
         twin = copy.copy(self)
-        twin._body = BackboneBody(self._inner)
+        twin._forward = BackboneForward(self._inner)
         rows = torch.arange(1, min(9, self.vocab_size), device=self.device)[None]
         wanted, _ = self.hidden_states(rows, None, None)
         got = layer(twin.hidden_states(rows, None, None)[0].to(layer.weight.device))

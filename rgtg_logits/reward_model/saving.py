@@ -35,7 +35,7 @@ from rgtg_logits.reward_model.config import RewardModelConfig, read_config
 from rgtg_logits.reward_model.loading import HEADS, adapter_kind, check_architecture
 
 
-class Publishable:
+class SavingMixin:
     """What `RewardModel` does to get onto disk and onto the Hub."""
 
     model: nn.Module
@@ -137,7 +137,7 @@ class Publishable:
                     f"Expected to write the files for {repo_id!r} to {place!r} first, but that failed: {error}. "
                     "Nothing was uploaded. Free some space there, or set TMPDIR to a folder on another disk."
                 ) from error
-            return publish(folder, repo_id, options)
+            return push_folder(folder, repo_id, options)
 
     def _keeps_adapter(self, adapter: bool | None) -> bool:
         """Whether the model goes out as it is, which for one without an adapter is the only way."""
@@ -199,7 +199,7 @@ def add_card(card: Path, folder: Path) -> None:
             shutil.copyfile(card.parent / name, folder / name)
 
 
-def publish(folder: Path, repo_id: str, options: PushOptions) -> str:
+def push_folder(folder: Path, repo_id: str, options: PushOptions) -> str:
     """Uploads the checkpoint in a folder in one commit, if it is a reward model that others can load.
 
     Args:
@@ -211,15 +211,15 @@ def publish(folder: Path, repo_id: str, options: PushOptions) -> str:
         The address of the commit or of the pull request.
 
     Raises:
-        CheckpointError: As `check_folder` does.
-        RewardModelError: As `check_folder` does.
+        CheckpointError: As `check_checkpoint` does.
+        RewardModelError: As `check_checkpoint` does.
         HubError: If the Hub refuses or fails, or the connection does.
     """
-    check_folder(folder)
+    check_checkpoint(folder)
     return upload(folder, repo_id, options)
 
 
-def check_folder(folder: Path) -> None:
+def check_checkpoint(folder: Path) -> None:
     """Checks by configuration and headers that a folder holds a reward model; no weight is read.
 
     Raises:

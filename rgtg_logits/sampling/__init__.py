@@ -1,6 +1,6 @@
 """Sampling from a base model: prompts, answers with random numbers of their own, and what judges them."""
 
-from rgtg_logits.sampling.base_model import load_base_model, place
+from rgtg_logits.sampling.base_model import load_base_model, resolve_device
 from rgtg_logits.sampling.data_sets import open_stream
 from rgtg_logits.sampling.judges import Judge, load_reward, reward_function
 from rgtg_logits.sampling.prompts import (
@@ -12,7 +12,7 @@ from rgtg_logits.sampling.prompts import (
     read_prompts,
     usable_prompts,
 )
-from rgtg_logits.sampling.sampler import Answer, Draw, Sampler, possible, uniforms, where_wide
+from rgtg_logits.sampling.sampler import Answer, Draw, Sampler, float64_device, possible, uniforms
 
 __all__ = [
     "Answer",
@@ -23,15 +23,15 @@ __all__ = [
     "Sampler",
     "digest",
     "encode_prompts",
+    "float64_device",
     "listed",
     "load_base_model",
     "load_reward",
     "open_stream",
-    "place",
     "possible",
     "read_prompts",
+    "resolve_device",
     "reward_function",
     "uniforms",
     "usable_prompts",
-    "where_wide",
 ]

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError
 
 
-def place(device: str | None, dtype: str | None) -> tuple[str, str]:
+def resolve_device(device: str | None, dtype: str | None) -> tuple[str, str]:
     """Where a command runs and in which type.
 
     Args:

@@ -50,7 +50,7 @@ def uniforms(key: str, count: int) -> Float64[Tensor, " count"]:
     return ((stream >> 11) & (2**53 - 1)).double() * 2**-53
 
 
-def where_wide(scores: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def float64_device(scores: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Scores on a device that has float64: Apple's accelerators have none."""
     return scores.cpu() if scores.device.type == "mps" else scores
 
@@ -94,7 +94,7 @@ class Draw(LogitsProcessor):
             scores = warper(input_ids, scores)
         ids = possible(scores)
         # In float64, because in float32 the shares of rare tokens vanish in the sum.
-        drawable = where_wide(scores if ids is None else scores.gather(-1, ids))
+        drawable = float64_device(scores if ids is None else scores.gather(-1, ids))
         shares = drawable.softmax(-1, dtype=torch.float64).cumsum(-1)
         if not bool(shares[:, -1].isfinite().all()):
             raise InvalidArgumentError(

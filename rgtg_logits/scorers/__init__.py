@@ -2,7 +2,7 @@
 
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.causal import CausalScorer
-from rgtg_logits.scorers.engine import CachedScorer, ReaderOptions, check_causal
+from rgtg_logits.scorers.engine import CachedScorer, EngineOptions, check_causal
 from rgtg_logits.scorers.log_ratio import LogRatioScorer
 from rgtg_logits.scorers.make import load_scorer, make_scorer
 from rgtg_logits.scorers.reference import ReferenceScorer
@@ -15,8 +15,8 @@ __all__ = [
     "BaseText",
     "CachedScorer",
     "CausalScorer",
+    "EngineOptions",
     "LogRatioScorer",
-    "ReaderOptions",
     "ReferenceScorer",
     "Retokenizer",
     "RetokenizingScorer",

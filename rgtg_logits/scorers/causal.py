@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from rgtg_logits.padding import PADDING
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers.engine import Branches, CachedScorer, Question, ReaderOptions
+from rgtg_logits.scorers.engine import CachedScorer, EngineOptions, ScoreRequest, TokenTree
 
 
 class CausalScorer(CachedScorer):
@@ -30,21 +30,21 @@ class CausalScorer(CachedScorer):
     Args:
         reward_model: The model; its token ids are taken to be those of the rows.
         options: `path` (one of the names above), `speculate`, `on_overflow`, `max_tokens_per_forward`, `compile`,
-            `prepack`; see `ReaderOptions`.
+            `prepack`; see `EngineOptions`.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range.
         RewardModelError: If the model is not causal, or no path is exact on it.
     """
 
-    def __init__(self, reward_model: RewardModel, **options: Unpack[ReaderOptions]) -> None:
+    def __init__(self, reward_model: RewardModel, **options: Unpack[EngineOptions]) -> None:
         super().__init__(reward_model, **options)
 
-    def _question(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> Question:
+    def _question(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> ScoreRequest:
         device = self.reward_model.device
         keys = torch.where(attention_mask.bool(), rows, PADDING).to(device)
         asked, finished = candidates.to(device), ~attention_mask[:, -1].bool().to(device)
-        return Question(keys, Branches(asked), asked, finished, self._values)
+        return ScoreRequest(keys, TokenTree(asked), asked, finished, self._values)
 
     def _values(self, states: Float[Tensor, "rows k state"], _: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
         return self.reward_model.rewards(states)

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
-from rgtg_logits.scorers.engine import ReaderOptions
+from rgtg_logits.scorers.engine import EngineOptions
 from rgtg_logits.scorers.vocabulary import LogProbabilityScorer
 
 
@@ -30,7 +30,7 @@ class LogRatioScorer(Scorer):
     Args:
         policy: A model of kind "log_ratio"; its token ids are taken to be those of the rows.
         reference: The reference model, of the same kind and vocabulary; None for log π alone.
-        options: How to run them; see `ReaderOptions`.
+        options: How to run them; see `EngineOptions`.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range, or the checkpoint names a reference and none is given.
@@ -38,7 +38,7 @@ class LogRatioScorer(Scorer):
     """
 
     def __init__(
-        self, policy: RewardModel, reference: RewardModel | None = None, **options: Unpack[ReaderOptions]
+        self, policy: RewardModel, reference: RewardModel | None = None, **options: Unpack[EngineOptions]
     ) -> None:
         if reference is None and policy.config.reference is not None:
             raise InvalidArgumentError(

@@ -13,12 +13,12 @@ from rgtg_logits.errors import InvalidArgumentError, VocabularyError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.causal import CausalScorer
-from rgtg_logits.scorers.engine import ReaderOptions
+from rgtg_logits.scorers.engine import EngineOptions
 from rgtg_logits.scorers.log_ratio import LogRatioScorer
 from rgtg_logits.scorers.retokenizing import RetokenizingScorer
 from rgtg_logits.scorers.vocabulary import VocabularyScorer
 
-_DEFAULTS = ReaderOptions(on_overflow="error", max_tokens_per_forward=None, compile=False, prepack=False)
+_DEFAULTS = EngineOptions(on_overflow="error", max_tokens_per_forward=None, compile=False, prepack=False)
 """What a processor passes on when the user says nothing."""
 
 
@@ -27,7 +27,7 @@ def make_scorer(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     prompt_format: str | Callable[[str, str], str] | None = None,
-    **options: Unpack[ReaderOptions],
+    **options: Unpack[EngineOptions],
 ) -> Scorer:
     """The scorer for a reward model beside a base model's tokenizer; see `PartialRewardLogitsProcessor`."""
     if isinstance(source, Scorer):

@@ -13,11 +13,11 @@ from typing_extensions import Unpack
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.engine import (
-    Branches,
     CachedScorer,
+    EngineOptions,
     Layout,
-    Question,
-    ReaderOptions,
+    ScoreRequest,
+    TokenTree,
     common_prefix,
     dropped,
     no_text,
@@ -47,7 +47,7 @@ class RetokenizingScorer(CachedScorer):
             unfinished message; turns that the base model's chat template wrote are told apart again. A function of
             prompt and answer text that returns the whole text. Where a prompt ends is told from which rows follow from
             which: a row that continues none seen before is a prompt.
-        options: How to run it; see `ReaderOptions`. With on_overflow="truncate_left" there is room for a candidate of
+        options: How to run it; see `EngineOptions`. With on_overflow="truncate_left" there is room for a candidate of
             64 tokens or a quarter of the context, whichever is less.
 
     Raises:
@@ -62,7 +62,7 @@ class RetokenizingScorer(CachedScorer):
         tokenizer: PreTrainedTokenizerBase,
         *,
         prompt_format: str | Callable[[str, str], str] | None = None,
-        **options: Unpack[ReaderOptions],
+        **options: Unpack[EngineOptions],
     ) -> None:
         if reward_model.tokenizer is None:
             raise InvalidArgumentError(
@@ -111,7 +111,7 @@ class RetokenizingScorer(CachedScorer):
         with self._lock:
             self._prompts.split(_texts(rows[running], attention_mask[running]))
 
-    def _question(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> Question:
+    def _question(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> ScoreRequest:
         texts = _texts(rows, attention_mask)
         ends = self._prompts.split(texts)
         encoded = self._retokenizer.encode(
@@ -123,12 +123,12 @@ class RetokenizingScorer(CachedScorer):
         shared = [_common(row) for row in fitting]
         device = self.reward_model.device
         keys = self._layout.place([row[0][:common] for row, common in zip(fitting, shared, strict=True)])
-        branches = Branches.grow(
+        branches = TokenTree.grow(
             [[tokens[common:] for tokens in row] for row, common in zip(fitting, shared, strict=True)]
         )
         finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
         asked = candidates.to(device)
-        return Question(keys.to(device), branches.to(device), asked, finished, self._values, own_ids=False)
+        return ScoreRequest(keys.to(device), branches.to(device), asked, finished, self._values, own_ids=False)
 
     def _values(self, states: Float[Tensor, "rows k state"], _: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
         return self.reward_model.rewards(states)

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from rgtg_logits.padding import PADDING
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers.engine import Branches, CachedScorer, Question, ReaderOptions
+from rgtg_logits.scorers.engine import CachedScorer, EngineOptions, ScoreRequest, TokenTree
 
 
 class VocabularyScorer(CachedScorer):
@@ -20,14 +20,14 @@ class VocabularyScorer(CachedScorer):
 
     Args:
         reward_model: A model of kind "vocabulary"; its token ids are taken to be those of the rows.
-        options: How to run it; see `ReaderOptions`.
+        options: How to run it; see `EngineOptions`.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range.
         RewardModelError: If the model is not causal, has no logits, or no path is exact on it.
     """
 
-    def __init__(self, reward_model: RewardModel, **options: Unpack[ReaderOptions]) -> None:
+    def __init__(self, reward_model: RewardModel, **options: Unpack[EngineOptions]) -> None:
         parts = self._split(reward_model)
         self._layer: nn.Linear | None = None if parts is None else parts[1]
         super().__init__(reward_model if parts is None else parts[0], **options)
@@ -39,13 +39,13 @@ class VocabularyScorer(CachedScorer):
         # The output layer is a quarter of a small model, and of its rows only those of the candidates are needed.
         return reward_model.split_output_layer()
 
-    def _question(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> Question:
+    def _question(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> ScoreRequest:
         device = self.reward_model.device
         keys = torch.where(attention_mask.bool(), rows, PADDING).to(device)
         finished = ~attention_mask[:, -1].bool().to(device)
         # The last token of a row is the one branch to read. When another follows it, it need not be read again.
-        last = Branches(keys[:, -1:].clamp(min=0))
-        return Question(keys[:, :-1], last, candidates.to(device), finished, self._values)
+        last = TokenTree(keys[:, -1:].clamp(min=0))
+        return ScoreRequest(keys[:, :-1], last, candidates.to(device), finished, self._values)
 
     def _values(self, states: Float[Tensor, "rows 1 state"], asked: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
         last = states[:, 0]

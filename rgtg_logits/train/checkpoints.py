@@ -35,7 +35,7 @@ _CONFIGS = ("config.json", "adapter_config.json")
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "adapter_model*.safetensors", "rgtg.json")
 
 
-class WholeCheckpoints(Trainer):
+class AtomicCheckpointMixin(Trainer):
     """A trainer whose checkpoints and models are there whole or not at all, and which finds the newest whole one."""
 
     _staging: Path | None = None
@@ -121,7 +121,7 @@ class WholeCheckpoints(Trainer):
         # Every process writes a part.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            publish(staging / target.name, target)
+            commit_checkpoint(staging / target.name, target)
             staging.rmdir()
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
@@ -214,7 +214,7 @@ def find_problem(checkpoint: Path) -> str | None:
     return None
 
 
-def publish(written: Path, target: Path) -> None:
+def commit_checkpoint(written: Path, target: Path) -> None:
     """Gives a checkpoint its name once all of it is on the disk; one of that name is replaced."""
     sizes = {path.relative_to(written).as_posix(): path.stat().st_size for path in _files(written)}
     (written / FILE_LIST).write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")

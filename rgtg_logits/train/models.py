@@ -89,7 +89,7 @@ def check_model(model: nn.Module, kind: str, objective: str) -> None:
     )
 
 
-def start_rewards_small(model: nn.Module) -> bool:
+def scale_initial_logits(model: nn.Module) -> bool:
     """Makes the logits of a language model, which are to become rewards, a tenth of what they are.
 
     Its output layer becomes one of its own, where it was tied to the embeddings. That is done once: a model whose

@@ -12,12 +12,12 @@ from torch import nn
 
 from rgtg_logits.errors import HubError, InvalidArgumentError
 from rgtg_logits.hub import CARD, CLIENT_ERRORS, PushOptions, explain
-from rgtg_logits.reward_model import RewardModel, publish
+from rgtg_logits.reward_model import RewardModel, push_folder
 
 logger = logging.getLogger(__name__)
 
 
-class PushesOnce:
+class HubPushMixin:
     """For a trainer: `push_to_hub` is one commit of what others need to load the model."""
 
     args: Any
@@ -140,7 +140,7 @@ def push_saved(folder: str, repo_id: str, options: PushOptions, *, dtype: Any, m
         The address of the commit or of the pull request.
     """
     if not merge:
-        return publish(Path(folder), repo_id, options)
+        return push_folder(Path(folder), repo_id, options)
     return RewardModel.from_pretrained(folder, dtype=dtype).push_to_hub(
         repo_id,
         adapter=False,

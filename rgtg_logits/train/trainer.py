@@ -24,7 +24,7 @@ from trl import RewardConfig, RewardTrainer
 from rgtg_logits.card import CardFacts, write_card
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.hub import ADAPTER_FILE
-from rgtg_logits.train.checkpoints import WholeCheckpoints
+from rgtg_logits.train.checkpoints import AtomicCheckpointMixin
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.data import PairCounts, pair_lengths
 from rgtg_logits.train.evaluation import Measured, correlation, measured, row_figures
@@ -38,19 +38,19 @@ from rgtg_logits.train.models import (
     load_model,
     load_tokenizer,
     output_layer_name,
-    start_rewards_small,
+    scale_initial_logits,
     taken_as_loaded,
 )
 from rgtg_logits.train.objectives import Labelled, Pairs, Reading
 from rgtg_logits.train.packing import SharedPrompts
-from rgtg_logits.train.push import PushesOnce
+from rgtg_logits.train.push import HubPushMixin
 from rgtg_logits.train.reading import RewardReader
 from rgtg_logits.train.rows import Limit, Preparation, add_lengths, check_datasets
 
 logger = logging.getLogger(__name__)
 
 
-class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
+class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
     """Trains a reward model on prefixes or on finished answers, from preference pairs or from answers with a reward.
 
     It is TRL's `RewardTrainer`: the same arguments, data formats, adapters, callbacks, checkpoints and uploads. Rewards
@@ -72,7 +72,7 @@ class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
     - an adapter (`peft_config`) always gets the task type that the kind needs: SEQ_CLS, because otherwise the head is
       neither trained nor saved, or CAUSAL_LM;
     - a model that is given by name may be of any architecture with a causal language model. For the kind "vocabulary",
-      a language model's logits are scaled to start from small rewards, see `start_rewards_small`;
+      a language model's logits are scaled to start from small rewards, see `scale_initial_logits`;
     - checkpoints and models are on disk whole or not at all, whenever the process is killed, and
       `train(resume_from_checkpoint=True)` starts from the beginning where there is no checkpoint yet;
     - checkpoints say what they are: `config.rgtg`, or `rgtg.json` beside an adapter, which has no config of the model;
@@ -130,7 +130,7 @@ class PartialRewardTrainer(PushesOnce, WholeCheckpoints, RewardTrainer):
             logger.warning("quantization_config is not used, because the model is loaded already.")
         kind = args.reward_model.kind
         check_model(model, kind, args.objective)
-        scaled = kind == "vocabulary" and start_rewards_small(model)
+        scaled = kind == "vocabulary" and scale_initial_logits(model)
         peft_config = adapter_config(peft_config, kind, output_layer_name(model) if scaled else None)
         with taken_as_loaded(model, args, here=loaded):
             super().__init__(

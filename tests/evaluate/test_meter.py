@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rgtg_logits import RewardModel, RewardModelConfig
 from rgtg_logits.evaluate import meter as module
-from rgtg_logits.evaluate.meter import Beside, Meter, Stopwatch, count_reads
+from rgtg_logits.evaluate.meter import BaseModelSession, Meter, Stopwatch, count_reads
 from rgtg_logits.sampling.sampler import Draw
 from rgtg_logits.testing import EOS, PAD, TINY, VOCAB_SIZE, tiny_base_model, tiny_reward_model, tiny_vocabulary_model
 
@@ -23,7 +23,7 @@ def test_the_base_model_beside_equals_a_full_forward(model_type):
     width = max(map(len, RAGGED))
     rows = torch.tensor([[PAD] * (width - len(row)) + row for row in RAGGED])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in RAGGED])
-    beside = Beside(RewardModel(model, config=POLICY))
+    beside = BaseModelSession(RewardModel(model, config=POLICY))
     beside.begin(mask)
     # Twelve tokens, so that windows of eight slide; the second row finishes behind the third, and is padded.
     new = torch.randint(2, VOCAB_SIZE, (3, 12), generator=torch.Generator().manual_seed(0))

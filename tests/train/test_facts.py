@@ -16,7 +16,7 @@ from peft import LoraConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rgtg_logits.card import CardFacts, DataFacts, render_card
-from rgtg_logits.card.files import check_folder, read_facts, write_card
+from rgtg_logits.card.files import card_differences, read_facts, write_card
 from rgtg_logits.reward_model.model import RewardModel
 from rgtg_logits.train import PartialRewardTrainer
 from rgtg_logits.train.data import PairCounts, last_tokens, pair_lengths
@@ -67,7 +67,7 @@ def test_the_card_of_a_training_holds_what_was_measured(base: str, pairs: Datase
     assert "![Prefix accuracy by position" in card.content and (folder / "prefix_accuracy.png").stat().st_size > 5000
     assert f"- Hardware: {facts.hardware}\n" in card.content
     assert "```text" not in card.content and "None" not in card.content
-    assert check_folder(folder) == ""
+    assert card_differences(folder) == ""
 
 
 def test_a_person_can_add_facts_to_the_card_of_a_training(base: str, pairs: Dataset, make_config, tmp_path) -> None:
@@ -77,9 +77,9 @@ def test_a_person_can_add_facts_to_the_card_of_a_training(base: str, pairs: Data
     values = json.loads(file.read_text())
     file.write_text(json.dumps({**values, "language": ["en"], "notes": ["Prefers short films."]}))
 
-    assert "+Prefers short films." in check_folder(file.parent)
+    assert "+Prefers short films." in card_differences(file.parent)
     write_card(file.parent, read_facts(file.parent))
-    assert check_folder(file.parent) == ""
+    assert card_differences(file.parent) == ""
     assert ModelCard.load(file.parent / "README.md").data.language == ["en"]
 
 

@@ -11,21 +11,21 @@ from typing_extensions import Unpack
 
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
-from rgtg_logits.scorers.engine.options import ReaderOptions
-from rgtg_logits.scorers.engine.scoring_engine import CachedReader, Question
+from rgtg_logits.scorers.engine.options import EngineOptions
+from rgtg_logits.scorers.engine.scoring_engine import ScoreRequest, ScoringEngine
 
 
 class CachedScorer(Scorer):
-    """A scorer whose every step is one question to a `CachedReader`.
+    """A scorer whose every step is one question to a `ScoringEngine`.
 
     One object may serve several threads: they take turns, and each finds its own rows again, at the price of the cache.
     """
 
-    def __init__(self, reward_model: RewardModel, *, trees: bool = False, **options: Unpack[ReaderOptions]) -> None:
+    def __init__(self, reward_model: RewardModel, *, trees: bool = False, **options: Unpack[EngineOptions]) -> None:
         self.reward_model = reward_model
         self.vocab_size = reward_model.vocab_size
         self.pad_token_id = reward_model.pad_token_id
-        self._reader = CachedReader(reward_model, trees=trees, **options)
+        self._reader = ScoringEngine(reward_model, trees=trees, **options)
         self._lock = RLock()
 
     @property
@@ -66,5 +66,5 @@ class CachedScorer(Scorer):
         rows: Int[Tensor, "batch length"],
         attention_mask: Int[Tensor, "batch length"],
         candidates: Int[Tensor, "batch k"],
-    ) -> Question:
+    ) -> ScoreRequest:
         """What to ask the model."""

@@ -7,12 +7,12 @@ from typing import TypedDict
 from transformers import CompileConfig
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.scorers.engine.strategies import PASSES
+from rgtg_logits.scorers.engine.strategies import STRATEGIES
 
 OVERFLOWS = ("error", "truncate_left")
 
 
-class ReaderOptions(TypedDict, total=False):
+class EngineOptions(TypedDict, total=False):
     """How a scorer runs its reward model.
 
     Attributes:
@@ -46,13 +46,13 @@ class ReaderOptions(TypedDict, total=False):
 def check_options(
     path: str, on_overflow: str, max_tokens_per_forward: int | None, compile: bool | CompileConfig, prepack: bool
 ) -> None:
-    """Refuses what `ReaderOptions` does not allow.
+    """Refuses what `EngineOptions` does not allow.
 
     Raises:
         InvalidArgumentError: If an option is out of its range, or two exclude each other.
     """
-    if path != "auto" and path not in PASSES:
-        raise InvalidArgumentError(f"Expected path to be 'auto' or one of {', '.join(PASSES)}, but got {path!r}.")
+    if path != "auto" and path not in STRATEGIES:
+        raise InvalidArgumentError(f"Expected path to be 'auto' or one of {', '.join(STRATEGIES)}, but got {path!r}.")
     if on_overflow not in OVERFLOWS:
         raise InvalidArgumentError(
             f"Expected on_overflow to be one of {', '.join(OVERFLOWS)}, but got {on_overflow!r}. Use 'error' to be "

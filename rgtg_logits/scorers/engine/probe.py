@@ -20,8 +20,8 @@ from torch import Tensor
 from rgtg_logits.errors import RewardModelError, RGTGError
 from rgtg_logits.padding import PADDING
 from rgtg_logits.reward_model import RewardModel, positions
-from rgtg_logits.scorers.engine.strategies import PASSES, Pass, Step
-from rgtg_logits.scorers.engine.token_tree import Branches
+from rgtg_logits.scorers.engine.strategies import STRATEGIES, Step, Strategy
+from rgtg_logits.scorers.engine.token_tree import TokenTree
 from rgtg_logits.scorers.engine.tracker import PrefixTracker
 
 LENGTH = 13
@@ -38,7 +38,7 @@ REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, Index
 
 
 @torch.no_grad()
-def choose_pass(reward_model: RewardModel, *, trees: bool = False) -> str:
+def choose_strategy(reward_model: RewardModel, *, trees: bool = False) -> str:
     """Names the cheapest exact pass.
 
     Args:
@@ -80,7 +80,7 @@ def _cheapest(reward_model: RewardModel, names: list[str], batches: list[Tensor]
     findings = {}
     for name in names:
         try:
-            found = [probe(reward_model, PASSES[name](reward_model), rows, trees=trees) for rows in batches]
+            found = [probe(reward_model, STRATEGIES[name](reward_model), rows, trees=trees) for rows in batches]
         except torch.OutOfMemoryError:
             raise
         except REFUSALS as refusal:
@@ -130,7 +130,7 @@ def check_head(reward_model: RewardModel, row: Int[Tensor, " length"]) -> None:
 
 
 def probe(
-    reward_model: RewardModel, chosen: Pass, rows: Int[Tensor, "2 length"], *, trees: bool = False
+    reward_model: RewardModel, chosen: Strategy, rows: Int[Tensor, "2 length"], *, trees: bool = False
 ) -> tuple[float, float]:
     """The relative error of a pass over its questions, and how much of it rounding explains.
 
@@ -160,7 +160,7 @@ def probe(
 
 def _questions(
     rows: Int[Tensor, "2 length"], vocab_size: int, trees: bool
-) -> Iterator[tuple[Tensor, Branches, Tensor | None]]:
+) -> Iterator[tuple[Tensor, TokenTree, Tensor | None]]:
     """Rows one after the other, what may follow them, and which branch was drawn."""
     text = rows.clone()
     text[1, :3] = PADDING
@@ -168,13 +168,13 @@ def _questions(
     drawn = torch.tensor([1, 0], device=rows.device)
     longer = torch.cat([text, other.gather(1, drawn[:, None])], dim=1)
     odd = torch.cat([longer.flip(0), other[:, :2]], dim=1)
-    yield text, Branches(other), None
-    yield longer, Branches(other), drawn
-    yield odd, Branches(other.flip(1)), None
-    yield longer[:, :-2].flip(0), Branches(other), None
+    yield text, TokenTree(other), None
+    yield longer, TokenTree(other), drawn
+    yield odd, TokenTree(other.flip(1)), None
+    yield longer[:, :-2].flip(0), TokenTree(other), None
     if trees:
         one, two, three = other[0].tolist()
-        tree = Branches.grow([[[one], [one, two, one], [three, two]], [[two, three], [two, one], [one]]])
+        tree = TokenTree.grow([[[one], [one, two, one], [three, two]], [[two, three], [two, one], [one]]])
         tree = tree.to(rows.device)
         torn = torch.cat([longer[:, :-2], other[:, :2]], dim=1)
         torn[0, -2] = PADDING
@@ -236,7 +236,7 @@ def _suitable(reward_model: RewardModel) -> list[str]:
         mask = "siblings_mixed"
     else:
         mask = "siblings_sliding"
-    return [mask, *(name for name in PASSES if not name.startswith("siblings"))]
+    return [mask, *(name for name in STRATEGIES if not name.startswith("siblings"))]
 
 
 def _plain(reward_model: RewardModel, row: Int[Tensor, " length"]) -> Float[Tensor, "length hidden"]:

@@ -25,15 +25,15 @@ from rgtg_logits.errors import (
 from rgtg_logits.padding import PADDING
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.engine.options import check_options
-from rgtg_logits.scorers.engine.probe import choose_pass
-from rgtg_logits.scorers.engine.strategies import PASSES, Pass, Step
-from rgtg_logits.scorers.engine.token_tree import Branches
+from rgtg_logits.scorers.engine.probe import choose_strategy
+from rgtg_logits.scorers.engine.strategies import STRATEGIES, Step, Strategy
+from rgtg_logits.scorers.engine.token_tree import TokenTree
 from rgtg_logits.scorers.engine.tracker import Plan, PrefixTracker
 from rgtg_logits.scorers.engine.truncation import cut_left
 
 
 @dataclass(frozen=True)
-class Question:
+class ScoreRequest:
     """What a scorer wants to know.
 
     Attributes:
@@ -46,7 +46,7 @@ class Question:
     """
 
     keys: Int[Tensor, "batch length"]
-    branches: Branches
+    branches: TokenTree
     asked: Int[Tensor, "batch k"]
     finished: Tensor
     values: Callable[[Float[Tensor, "rows branches state"], Int[Tensor, "rows k"]], Float[Tensor, "rows k"]]
@@ -65,19 +65,19 @@ class _Last:
         steady: Whether every row continued its own, and none stood for another.
     """
 
-    question: Question
+    question: ScoreRequest
     running: Int[Tensor, " running"] | None
     candidates: Int[Tensor, "running k"] | None
     longest: int
     steady: bool
 
 
-class CachedReader:
+class ScoringEngine:
     """Answers questions about rows with one forward over [what is new of the rows | branches].
 
     Args:
         reward_model: The model.
-        path: See `ReaderOptions`, for this and the other options.
+        path: See `EngineOptions`, for this and the other options.
         speculate: Whether to take the ordinary step before looking at the rows.
         on_overflow: "error" or "truncate_left".
         max_tokens_per_forward: Most tokens in one forward.
@@ -104,10 +104,10 @@ class CachedReader:
     ) -> None:
         check_options(path, on_overflow, max_tokens_per_forward, compile, prepack)
         self.reward_model = reward_model.prepacked() if prepack else reward_model
-        self.path = choose_pass(reward_model, trees=trees) if path == "auto" else path
+        self.path = choose_strategy(reward_model, trees=trees) if path == "auto" else path
         self.on_overflow = on_overflow
         compiled = _compiled(reward_model, compile)
-        self._pass: Pass = PASSES[self.path](self.reward_model, max_tokens_per_forward, compiled)
+        self._strategy: Strategy = STRATEGIES[self.path](self.reward_model, max_tokens_per_forward, compiled)
         self._speculates = reward_model.device.type != "cpu" if speculate is None else speculate
         self._uniform = reward_model.uniform_length or sys.maxsize
         self._tracker = PrefixTracker()
@@ -119,14 +119,14 @@ class CachedReader:
     def reset(self) -> None:
         """Forgets all rows and frees the cache."""
         self._tracker.forget()
-        self._pass.restart()
+        self._strategy.restart()
         self._last = None
 
     def cache_bytes(self) -> int:
         """Memory that the cache of the last rows holds."""
-        return self._pass.cache_bytes()
+        return self._strategy.cache_bytes()
 
-    def read(self, question: Question) -> Float[Tensor, "batch k"]:
+    def read(self, question: ScoreRequest) -> Float[Tensor, "batch k"]:
         """Rewards (float32, on the model's device); 0 in finished rows.
 
         An accelerator is waited for once in an ordinary step, at its end, and twice when rows change places.
@@ -148,7 +148,7 @@ class CachedReader:
             self.reset()
             raise
 
-    def _guess(self, question: Question) -> Tensor | None:
+    def _guess(self, question: ScoreRequest) -> Tensor | None:
         """Speculates: takes the ordinary step before knowing that it is one, and looks afterwards.
 
         The ordinary step: every row is as it was plus one of the candidates it was last asked about. To look first
@@ -157,7 +157,7 @@ class CachedReader:
         """
         last, keys = self._last, question.keys
         limit = min(self._uniform, self.reward_model.max_length or self._uniform)
-        if not self._speculates or not self._pass.can_take_back or not question.branches.single:
+        if not self._speculates or not self._strategy.can_take_back or not question.branches.single:
             return None
         if last is None or not last.steady or last.candidates is None:
             return None
@@ -169,14 +169,14 @@ class CachedReader:
         asked, tokens = ours.asked.clamp(max=known), ours.branches.tokens.clamp(max=known)
         drawn = ours.keys[:, -1:] == last.candidates.to(keys.device)
         plan = Plan(None, length)
-        step = Step(plan, ours.keys, Branches(tokens), extends=True, drawn=drawn.int().argmax(-1))
-        rewards = question.values(self._pass.run(step), asked)
+        step = Step(plan, ours.keys, TokenTree(tokens), extends=True, drawn=drawn.int().argmax(-1))
+        rewards = question.values(self._strategy.run(step), asked)
         ordinary = (keys[:, :-1] == last.question.keys).all() & drawn.any(-1).all()
         ordinary &= (ours.asked == asked).all() & (ours.branches.tokens == tokens).all()
         ordinary &= (question.finished == last.question.finished).all()
         guessed, finite = torch.stack([ordinary, rewards.isfinite().all()]).tolist()
         if not guessed:
-            self._pass.take_back(length)
+            self._strategy.take_back(length)
             self._last = replace(last, candidates=None)
             return None
         if not finite:
@@ -185,7 +185,7 @@ class CachedReader:
         self._last = _Last(question, last.running, tokens, last.longest + 1, steady=True)
         return _whole(rewards, len(keys), last.running, None)
 
-    def _answer(self, question: Question) -> Tensor:
+    def _answer(self, question: ScoreRequest) -> Tensor:
         """Looks at the rows, plans, and takes whatever step follows."""
         seen, device = _pick(question, None, device="cpu"), question.keys.device
         self._check(seen)
@@ -201,7 +201,7 @@ class CachedReader:
         extends = plan.keep == self._tracker.length
         drawn = self._drawn(plan, ours.keys, extends) if ours.branches.single else None
         step = Step(plan, ours.keys.to(device), ours.branches.to(device), extends=extends, drawn=drawn)
-        rewards = question.values(self._pass.run(step), ours.asked.to(device))
+        rewards = question.values(self._strategy.run(step), ours.asked.to(device))
         if not rewards.isfinite().all():
             raise self._not_finite(step, ours, computed)
         self._tracker.remember(ours.keys)
@@ -210,11 +210,11 @@ class CachedReader:
         self._last = _Last(question, running, candidates, longest, steady)
         return _whole(rewards, len(seen.keys), running, copies)
 
-    def _uncached(self, ours: Question, device: torch.device, computed: Tensor | None) -> Tensor:
+    def _uncached(self, ours: ScoreRequest, device: torch.device, computed: Tensor | None) -> Tensor:
         """Each text by itself: longer than what the model reads in one and the same way, no cache holds for it."""
         self.reset()
         step = Step(Plan(None, 0), ours.keys.to(device), ours.branches.to(device), extends=False)
-        rewards = ours.values(PASSES["recompute"](self.reward_model).run(step), ours.asked.to(device))
+        rewards = ours.values(STRATEGIES["recompute"](self.reward_model).run(step), ours.asked.to(device))
         if not rewards.isfinite().all():
             raise self._not_finite(step, ours, computed)
         return rewards
@@ -227,7 +227,7 @@ class CachedReader:
         same = seen[:, -1:] == (siblings if plan.parents is None else siblings[plan.parents])
         return same.int().argmax(-1).to(self.reward_model.device) if same.any(-1).all() else None
 
-    def _check(self, seen: Question) -> None:
+    def _check(self, seen: ScoreRequest) -> None:
         empty = ((seen.keys == PADDING).all(-1) & seen.finished).nonzero()[:, 0].tolist()
         if empty:
             raise no_text(empty[0])
@@ -241,7 +241,7 @@ class CachedReader:
                 "has its own."
             )
 
-    def _fit(self, ours: Question) -> tuple[Question, int, bool]:
+    def _fit(self, ours: ScoreRequest) -> tuple[ScoreRequest, int, bool]:
         """The rows as far as the model can read them, tokens of the longest, and whether any was cut."""
         limit, lengths = self.reward_model.max_length, (ours.keys != PADDING).sum(-1)
         longest, depth = int(lengths.max()), ours.branches.depth
@@ -267,9 +267,9 @@ class CachedReader:
             )
         self._warned = True
 
-    def _not_finite(self, step: Step, question: Question, running: Tensor | None) -> NonFiniteRewardError:
+    def _not_finite(self, step: Step, question: ScoreRequest, running: Tensor | None) -> NonFiniteRewardError:
         """Looks for the guilty token by itself, because through the shared pass its NaN reaches its siblings."""
-        alone, row, slot, reward = PASSES["recompute"](self.reward_model), 0, 0, float("nan")
+        alone, row, slot, reward = STRATEGIES["recompute"](self.reward_model), 0, 0, float("nan")
         asked = question.asked.to(step.keys.device)
         for row in range(asked.shape[0]):
             one = torch.tensor([row], device=asked.device)
@@ -304,7 +304,7 @@ def no_text(row: int) -> PaddingError:
     )
 
 
-def _computed(seen: Question) -> tuple[Tensor | None, Tensor | None]:
+def _computed(seen: ScoreRequest) -> tuple[Tensor | None, Tensor | None]:
     """The rows to compute (None: all), and for each running row which of those it equals (None: each is its own)."""
     if len(seen.keys) == 1:
         return None, None
@@ -331,7 +331,7 @@ def _copies(rows: Int[Tensor, "batch columns"]) -> tuple[Tensor, Tensor] | None:
     return first[order], order.argsort()[inverse]
 
 
-def _pick(question: Question, rows: Tensor | None, device: str | None = None) -> Question:
+def _pick(question: ScoreRequest, rows: Tensor | None, device: str | None = None) -> ScoreRequest:
     """A question about some of the rows, perhaps on another device."""
     keys, branches, asked, finished = question.keys, question.branches, question.asked, question.finished
     if rows is not None:

@@ -22,9 +22,9 @@ from typing_extensions import override
 from rgtg_logits.padding import PADDING
 from rgtg_logits.reward_model import RewardModel, positions
 from rgtg_logits.scorers.engine.kv_cache import PrefixCache
-from rgtg_logits.scorers.engine.token_tree import Branches
+from rgtg_logits.scorers.engine.token_tree import TokenTree
 from rgtg_logits.scorers.engine.tracker import Plan
-from rgtg_logits.scorers.engine.tree_mask import sibling_mask
+from rgtg_logits.scorers.engine.tree_mask import tree_mask
 
 PIECE = 512
 """On a CPU, more columns than twice this are read in pieces of about as many."""
@@ -44,7 +44,7 @@ class Step:
 
     plan: Plan
     keys: Int[Tensor, "batch length"]
-    branches: Branches
+    branches: TokenTree
     extends: bool
     drawn: Int[Tensor, " batch"] | None = None
 
@@ -59,7 +59,7 @@ class Step:
         return self.keys.clamp(min=0)
 
 
-class Pass(ABC):
+class Strategy(ABC):
     """A way of running the model.
 
     Args:
@@ -106,7 +106,7 @@ class Pass(ABC):
         return [slice(first, min(first + width, end)) for first in range(start, end, max(1, width))]
 
 
-class SiblingPass(Pass):
+class TreeAttention(Strategy):
     """All branches in one forward behind one copy of the prefix, told apart by the attention mask.
 
     The token that is drawn need not be read again: its keys and values still lie behind the prefix, and are exactly
@@ -163,7 +163,7 @@ class SiblingPass(Pass):
         return -(-columns // count)
 
     def _in_place(
-        self, compiled: RewardModel, text: Tensor, branches: Branches, position: Tensor
+        self, compiled: RewardModel, text: Tensor, branches: TokenTree, position: Tensor
     ) -> Float[Tensor, "batch k state"]:
         """The step that reads nothing but branches, in shapes that stay the same, so that it is compiled once."""
         length, nodes = text.shape[1], branches.tokens.shape[1]
@@ -195,9 +195,9 @@ class SiblingPass(Pass):
         return keep + 1
 
     def _mask(
-        self, text: Tensor, branches: Branches, position: Tensor, piece: slice, size: int | None = None
+        self, text: Tensor, branches: TokenTree, position: Tensor, piece: slice, size: int | None = None
     ) -> Tensor | dict[str, Tensor]:
-        build = partial(sibling_mask, text, branches, position, piece, size=size, dtype=self.reward_model.dtype)
+        build = partial(tree_mask, text, branches, position, piece, size=size, dtype=self.reward_model.dtype)
         masks = {}
         if self._full:
             masks["full_attention"] = build(window=None)
@@ -211,14 +211,14 @@ def _packed(slice_: Int[Tensor, "batch some"]) -> Int[Tensor, "batch some"]:
     return slice_.flatten().reshape(slice_.shape)
 
 
-def _ends(nodes: Float[Tensor, "batch nodes state"], branches: Branches) -> Float[Tensor, "batch k state"]:
+def _ends(nodes: Float[Tensor, "batch nodes state"], branches: TokenTree) -> Float[Tensor, "batch k state"]:
     """The states at the ends of the branches."""
     if branches.leaves is None:
         return nodes
     return nodes.gather(1, branches.leaves[..., None].expand(-1, -1, nodes.shape[-1]))
 
 
-class ExpandPass(Pass):
+class ExpandedCache(Strategy):
     """Each branch on its own copy of the cache: exact wherever caching is, at k times the memory traffic.
 
     Args:
@@ -292,7 +292,7 @@ class ExpandPass(Pass):
         return keep
 
 
-class RecomputePass(Pass):
+class Recompute(Strategy):
     """No cache: all branches of a row behind copies of its prefix, without padding."""
 
     @override
@@ -305,7 +305,7 @@ class RecomputePass(Pass):
         states = paths.new_empty(0, dtype=self.reward_model.dtype)
         for row, key in enumerate(step.keys):
             prefix = key[key != PADDING]
-            # Branches of one length at a time, so that no text is longer than it is.
+            # TokenTree of one length at a time, so that no text is longer than it is.
             for length in lengths[row].unique().tolist():
                 chosen = (lengths[row] == length).nonzero()[:, 0]
                 for piece in self._pieces(0, len(chosen), len(prefix) + length):
@@ -322,12 +322,12 @@ class RecomputePass(Pass):
         return states[:, -1]
 
 
-PASSES: dict[str, Callable[..., Pass]] = {
-    "siblings": partial(SiblingPass, full=True, sliding=False),
-    "siblings_sliding": partial(SiblingPass, full=False, sliding=True),
-    "siblings_mixed": partial(SiblingPass, full=True, sliding=True),
-    "expand": partial(ExpandPass, own=False),
-    "expand_own": partial(ExpandPass, own=True),
-    "recompute": RecomputePass,
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
+    "siblings": partial(TreeAttention, full=True, sliding=False),
+    "siblings_sliding": partial(TreeAttention, full=False, sliding=True),
+    "siblings_mixed": partial(TreeAttention, full=True, sliding=True),
+    "expand": partial(ExpandedCache, own=False),
+    "expand_own": partial(ExpandedCache, own=True),
+    "recompute": Recompute,
 }
 """Every pass by its name, cheapest first."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Branches:
+class TokenTree:
     """k continuations of each row as a tree of tokens; the root is the row.
 
     Attributes:
@@ -27,7 +27,7 @@ class Branches:
     above: Bool[Tensor, "batch nodes nodes"] | None = None
 
     @classmethod
-    def grow(cls, continuations: Sequence[Sequence[Sequence[int]]]) -> Branches:
+    def grow(cls, continuations: Sequence[Sequence[Sequence[int]]]) -> TokenTree:
         """Merges the continuations of each row (one token or more each, k in every row) where they begin alike.
 
         Rows with fewer nodes than the largest tree are filled up with tokens that end nothing.
@@ -82,17 +82,17 @@ class Branches:
         parts = (self.tokens, self.parents, self.leaves)
         return torch.cat([part for part in parts if part is not None], dim=1)
 
-    def pick(self, rows: Int[Tensor, " some"]) -> Branches:
+    def pick(self, rows: Int[Tensor, " some"]) -> TokenTree:
         """The branches of some rows."""
         return self._each(lambda part: part[rows])
 
-    def to(self, device: torch.device) -> Branches:
+    def to(self, device: torch.device) -> TokenTree:
         """The same on another device."""
         return self._each(lambda part: part.to(device))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Branches:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TokenTree:
         rest = (None if part is None else change(part) for part in (self.parents, self.leaves, self.above))
-        return Branches(change(self.tokens), *rest)
+        return TokenTree(change(self.tokens), *rest)
 
 
 def _above(parents: Int[Tensor, "batch nodes"]) -> Bool[Tensor, "batch nodes nodes"]:

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rgtg_logits.scorers.engine.token_tree import Branches
+from rgtg_logits.scorers.engine.token_tree import TokenTree
 
 
-def sibling_mask(
+def tree_mask(
     text: Int[Tensor, "batch length"],
-    branches: Branches,
+    branches: TokenTree,
     position: Int[Tensor, "batch slots"],
     queries: slice,
     *,
