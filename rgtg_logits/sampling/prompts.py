@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.sampling.data_sets import builder, open_stream
 from rgtg_logits.scorers import BaseText
+from rgtg_logits.tokenization import encode_prompt
 
 Messages = list[dict[str, Any]]
 
@@ -85,7 +86,7 @@ def encode_prompts(
     prompt_tokens: int | None = None,
     prompt_prefix: str = "",
 ) -> list[Prompt]:
-    """The tokens of each prompt, with what the tokenizer itself puts before a text.
+    """The tokens of each prompt, with what the tokenizer itself puts before a text, and not what it puts after one.
 
     Messages are rendered by the tokenizer's chat template, up to where the answer begins.
 
@@ -106,7 +107,7 @@ def encode_prompts(
             if prompt_tokens is not None:
                 value = _beginning(value, reader, tokenizer, prompt_tokens)
             value = prompt_prefix + value
-            ids = list(tokenizer(value, verbose=False)["input_ids"])
+            ids = encode_prompt(tokenizer, value)
         elif prompt_tokens is not None or prompt_prefix:
             raise InvalidArgumentError(
                 f"Expected texts, because prompt_tokens={prompt_tokens} and prompt_prefix={prompt_prefix!r} change "

@@ -31,6 +31,7 @@ from transformers import (
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.sampling.prompts import Prompt
 from rgtg_logits.scorers import BaseText
+from rgtg_logits.tokenization import text_boundaries
 
 
 class Answer(NamedTuple):
@@ -220,4 +221,4 @@ def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[in
     """The tokens that end an answer, by the model and by its tokenizer."""
     own = model.generation_config.eos_token_id if model.generation_config is not None else None
     listed = own if isinstance(own, list) else [own]
-    return sorted({int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None})
+    return sorted({int(token) for token in (*listed, *text_boundaries(tokenizer).ending_tokens) if token is not None})

@@ -60,6 +60,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rgtg_logits.tokenization import text_boundaries
+
 REPLACEMENT = "\ufffd"
 """What decoders write for bytes that are no character."""
 
@@ -108,12 +110,11 @@ class TextEncoder:
         self, tokenizer: PreTrainedTokenizerBase, *, adds_special_tokens: bool = True, piecewise: bool = True
     ) -> None:
         self._tokenizer, self._adds = tokenizer, adds_special_tokens
-        bare, whole = (self._encode([_ANCHOR], adds)[0] for adds in (False, adds_special_tokens))
-        places = [start for start in range(len(whole) - len(bare) + 1) if whole[start : start + len(bare)] == bare]
-        self._prefix = whole[: places[0]] if places else []
-        self._added_after = len(whole) - len(bare) - len(self._prefix)
-        self._anchor = len(bare)
-        cuts = _cuts(_specification(tokenizer)) if piecewise and places else None
+        boundaries = text_boundaries(tokenizer)
+        self._prefix = list(boundaries.before) if adds_special_tokens else []
+        self._added_after = len(boundaries.after) if adds_special_tokens else 0
+        self._anchor = len(self._encode([_ANCHOR], False)[0])
+        cuts = _cuts(_specification(tokenizer)) if piecewise else None
         self.piecewise = cuts is not None
         self._cut = re.compile(cuts or "(?!)")
         self._piece = lru_cache(maxsize=_REMEMBERED)(self._uncached_piece)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.scorers.text.chat import ChatWriter, ConversationReader
 from rgtg_logits.scorers.text.incremental import REPLACEMENT, RowDecoder, TextEncoder
+from rgtg_logits.tokenization import text_boundaries
 
 PromptFormat = Callable[[str, str], str]
 """Makes the text that a reward model reads from (prompt_text, answer_text)."""
@@ -48,7 +49,7 @@ class BaseText:
 
     Args:
         tokenizer: The base model's tokenizer.
-        eos_token_ids: Tokens that end a text besides the tokenizer's own, as generation configs list them.
+        eos_token_ids: Tokens that end a text besides those of its tokenizer, as generation configs list them.
         piecewise: Whether to decode piece by piece where that is proven to be the same; see `_pieces`.
     """
 
@@ -58,8 +59,7 @@ class BaseText:
         self._decoder = RowDecoder(tokenizer, piecewise=piecewise)
         # Models may know more ids than their tokenizer. Its length is not the limit, because its ids may leave gaps.
         self._size = max(tokenizer.get_vocab().values()) + 1
-        own = tokenizer.eos_token_id
-        self._ends = {*eos_token_ids, *([] if own is None else [own])}
+        self._ends = {*eos_token_ids, *text_boundaries(tokenizer).ending_tokens}
 
     def ends(self, token: int) -> bool:
         """Whether a token ends the text."""
@@ -114,8 +114,8 @@ class Retokenizer:
 
     Every list of tokens is that of tokenising the whole text from scratch. The text of a candidate is that of prompt,
     answer and candidate (see `BaseText`), so a candidate that is a special token, or the beginning of a character,
-    adds nothing. A candidate that ends the text adds the reward model's end-of-text token, and no other text ends in
-    one that a tokenizer adds by itself.
+    adds nothing. A candidate that ends the text closes it as a finished text of the reward model is
+    closed (see `tokenization.encode_finished`), and no other text ends in a token that a tokenizer adds by itself.
 
     Args:
         tokenizer: The base model's tokenizer.
@@ -145,7 +145,7 @@ class Retokenizer:
         self._format = _checked_format(prompt_format)
         self._chat = (ConversationReader(tokenizer), ChatWriter(own)) if prompt_format == "chat" else None
         self._encoder = TextEncoder(own, adds_special_tokens=self._chat is None, piecewise=piecewise)
-        self._end = own.eos_token_id if self._chat is None else None
+        self._boundaries = text_boundaries(own)
 
     def encode(
         self, prompts: list[list[int]], answers: list[list[int]], candidates: list[list[int]]
@@ -199,7 +199,7 @@ class Retokenizer:
         return {draft: self._closed(tokens[draft.text]) if draft.closed else tokens[draft.text] for draft in drafts}
 
     def _closed(self, tokens: list[int]) -> list[int]:
-        return tokens if self._end is None or tokens[-1:] == [self._end] else [*tokens, self._end]
+        return tokens if self._chat is not None else self._boundaries.close(tokens)
 
 
 def _checked_format(prompt_format: object) -> PromptFormat | None:
