@@ -87,8 +87,8 @@ def encode_finished(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return boundaries.close(_encode_open(tokenizer, text, boundaries))
 
 
-def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of tokens that two texts begin with alike."""
+def common_prefix_length(first: Sequence[int] | str, second: Sequence[int] | str) -> int:
+    """Number of tokens, or of characters, that two texts begin with alike."""
     # No loop in Python, because prompts are long and compared at every step.
     differs = map(ne, first, second)
     for first_difference in compress(count(), differs):

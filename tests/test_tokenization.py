@@ -13,7 +13,7 @@ from rgtg_logits.demo import run_demo
 from rgtg_logits.sampling import Sampler
 from rgtg_logits.sampling.judges import RewardModelJudge
 from rgtg_logits.sampling.prompts import encode_prompts
-from rgtg_logits.scorers import BaseText
+from rgtg_logits.scorers import Detokenizer
 from rgtg_logits.testing import EOS, tiny_base_model, tiny_reward_model, tiny_tokenizer
 from rgtg_logits.tokenization import (
     TextBoundaries,
@@ -229,7 +229,7 @@ def test_answers_end_with_the_token_that_closes_texts(name, tokenizer):
     """A base model has learnt to end texts with it."""
     end = TOKENIZERS[name][3][0]
     assert set(Sampler(tiny_base_model(vocab_size=len(tokenizer)), tokenizer, max_new_tokens=2).ends) == {EOS, end}
-    assert BaseText(tokenizer).ends(end) and BaseText(tokenizer).ends(EOS)
+    assert Detokenizer(tokenizer).is_end(end) and Detokenizer(tokenizer).is_end(EOS)
 
 
 @pytest.fixture

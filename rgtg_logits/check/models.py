@@ -273,7 +273,7 @@ class ModelPair:
     def _chat_lengths(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         """How many tokens the reward model reads of each prompt, put as it wants them."""
         nothing: list[list[int]] = [[] for _ in prompts]
-        return [len(row.own) for row in self._writer.encode([list(prompt) for prompt in prompts], nothing, nothing)]
+        return [len(row.prefix) for row in self._writer.encode([list(prompt) for prompt in prompts], nothing, nothing)]
 
 
 def _model(name: str, model: nn.Module, where: str) -> Finding:

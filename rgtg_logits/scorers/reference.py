@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
-from rgtg_logits.scorers.text import BaseText, Retokenizer
+from rgtg_logits.scorers.text import Detokenizer, Retokenizer
 from rgtg_logits.tokenization import encode_finished, encode_prompt
 
 
@@ -86,17 +86,17 @@ class _WholeTexts:
                 "Expected a reward model of kind 'causal' with its tokenizer, because it has to read text, but it has "
                 f"{missing}. Leave tokenizer out, or pass RewardModel(model, tokenizer)."
             )
-        self._base, self._own = BaseText(tokenizer, piecewise=False), own
+        self._base, self._own = Detokenizer(tokenizer, incremental=False), own
         # A text without any token still has to be read at something.
         starts = (own.bos_token_id, reward_model.text_config.bos_token_id, own.eos_token_id, reward_model.pad_token_id)
         self._anchor = next((token for token in starts if token is not None), 0)
 
     def tokens(self, prefix: list[int], candidate: int) -> list[int]:
         """The tokens of the text; if the candidate ends it, of the text so far and its end."""
-        if self._base.ends(candidate):
-            tokens = encode_finished(self._own, self._base.read(prefix)[0])
+        if self._base.is_end(candidate):
+            tokens = encode_finished(self._own, self._base.decode(prefix))
         else:
-            tokens = encode_prompt(self._own, self._base.read([*prefix, candidate])[0])
+            tokens = encode_prompt(self._own, self._base.decode([*prefix, candidate]))
         return tokens or [self._anchor]
 
 
@@ -111,7 +111,7 @@ class _FormattedTexts(_WholeTexts):
         prompts: Sequence[Sequence[int]],
     ) -> None:
         super().__init__(reward_model, tokenizer)
-        self._writer = Retokenizer(tokenizer, self._own, prompt_format, piecewise=False)
+        self._writer = Retokenizer(tokenizer, self._own, prompt_format, incremental=False)
         self._prompts = sorted(map(list, prompts), key=len, reverse=True)
 
     def tokens(self, prefix: list[int], candidate: int) -> list[int]:
