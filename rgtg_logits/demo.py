@@ -21,6 +21,7 @@ from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.sampling import load_base_model, resolve_device
 from rgtg_logits.scorers import Scorer
+from rgtg_logits.tokenization import encode_prompt
 from rgtg_logits.trace import Trace
 
 SHIPPED = Path(__file__).resolve().parent.parent / "model_cards"
@@ -132,8 +133,9 @@ class _Pair:
 
     def compare(self, prompt: str, new_tokens: int, seed: int, trace: Trace | None = None) -> DemoResult:
         """Continues a prompt twice."""
-        encoded = self.tokenizer(_opened(prompt, self.tokenizer), return_tensors="pt")
-        inputs = {name: encoded[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
+        ids = encode_prompt(self.tokenizer, _opened(prompt, self.tokenizer))
+        input_ids = torch.tensor([ids], device=self.model.device)
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
         processor = PartialRewardLogitsProcessor(
             self.scorer, beta=self.beta, top_k=self.top_k, tokenizer=self.tokenizer, trace=trace,
             # The opening token may be the padding token, so the mask has to say that it is text.
@@ -195,7 +197,7 @@ def _shipped(name: str) -> str:
 def _opened(prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """The prompt behind the token that opens every text, if the tokenizer has one and does not add it by itself."""
     opening = tokenizer.bos_token
-    if opening is None or tokenizer(prompt)["input_ids"][0] == tokenizer.bos_token_id:
+    if opening is None or encode_prompt(tokenizer, prompt)[:1] == [tokenizer.bos_token_id]:
         return prompt
     return f"{opening}{prompt}"
 

@@ -20,6 +20,7 @@ from rgtg_logits.guidance import RESTS, gathered, guide, guide_and_keep, normali
 from rgtg_logits.padding import text_mask
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers import Scorer, make_scorer
+from rgtg_logits.tokenization import encode_prompt
 from rgtg_logits.trace import Trace
 
 
@@ -268,7 +269,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase | None, texts: list[str]) -> tupl
             "Expected token ids as the prompt, because the processor was made without a tokenizer, but got text. "
             "Pass tokenizer= to PartialRewardLogitsProcessor, or the ids to for_prompt."
         )
-    rows = [tokenizer(text)["input_ids"] for text in texts]
+    rows = [encode_prompt(tokenizer, text) for text in texts]
     width = max(len(row) for row in rows)
     # What stands in the place of padding does not matter: the mask says so.
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])

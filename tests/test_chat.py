@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.scorers.text.chat import ChatWriter, ConversationReader
+from rgtg_logits.scorers.text.chat import ChatPromptParser, ChatRenderer
 from rgtg_logits.scorers.text.retokenizer import Retokenizer
 from rgtg_logits.testing import EOS, tiny_tokenizer
 
@@ -93,22 +93,22 @@ def prompt_of(tokenizer, messages, **options):
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-READERS = {
-    (name, kind): ConversationReader(with_template(name, kind))
+PARSERS = {
+    (name, kind): ChatPromptParser(with_template(name, kind))
     for name in TEMPLATES
     for kind in ("llama3", "llama2", "gpt2")
 }
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(sorted(READERS)), st.lists(CONTENTS, min_size=1, max_size=5), CONTENTS, st.booleans())
+@given(st.sampled_from(sorted(PARSERS)), st.lists(CONTENTS, min_size=1, max_size=5), CONTENTS, st.booleans())
 def test_messages_are_recovered(key, contents, system, has_system):
-    reader, (name, _) = READERS[key], key
+    parser, (name, _) = PARSERS[key], key
     contents = contents[: len(contents) - 1 + len(contents) % 2]
     given_messages = conversation(*contents, system=system if has_system and name not in WITHOUT_SYSTEM else None)
-    prompt = prompt_of(reader._tokenizer, given_messages)
-    found = reader.read(prompt)
-    assert found.begun == ""
+    prompt = prompt_of(parser._tokenizer, given_messages)
+    found = parser.parse(prompt)
+    assert found.prefill == ""
     trimmed = [{**message, "content": message["content"].strip()} for message in given_messages]
     if name in TRIMS:
         # Llama 2 trims what follows the system message and that message not at all; the template cannot tell.
@@ -117,13 +117,13 @@ def test_messages_are_recovered(key, contents, system, has_system):
         assert [message["role"] for message in found.messages] == [message["role"] for message in given_messages]
     else:
         assert found.messages == given_messages
-    assert prompt_of(reader._tokenizer, found.messages) == prompt
+    assert prompt_of(parser._tokenizer, found.messages) == prompt
 
 
 def test_a_system_prompt_of_the_template_is_no_message():
-    reader = ConversationReader(with_template("qwen"))
+    parser = ChatPromptParser(with_template("qwen"))
     for messages in (conversation("hi"), conversation("hi", system="Be rude.")):
-        assert reader.read(prompt_of(reader._tokenizer, messages)).messages == messages
+        assert parser.parse(prompt_of(parser._tokenizer, messages)).messages == messages
 
 
 @pytest.mark.parametrize("name", ["llama3", "gemma", "llama2"])
@@ -132,25 +132,32 @@ def test_a_second_token_that_begins_the_text_changes_nothing(name):
     text = tokenizer.apply_chat_template(conversation("hi"), tokenize=False, add_generation_prompt=True)
     tokens = tokenizer(text)["input_ids"]
     assert tokens[:2] == [tokenizer.bos_token_id] * 2
-    assert ConversationReader(tokenizer).read(tuple(tokens)).messages == conversation("hi")
+    assert ChatPromptParser(tokenizer).parse(tuple(tokens)).messages == conversation("hi")
 
 
 def test_an_answer_that_the_prompt_begins():
-    reader = ConversationReader(with_template("qwen3"))
-    tokenizer = reader._tokenizer
+    parser = ChatPromptParser(with_template("qwen3"))
+    tokenizer = parser._tokenizer
     prompt = prompt_of(tokenizer, conversation("hi"), enable_thinking=False)
-    found = reader.read(prompt)
-    assert (found.messages, found.begun) == (conversation("hi"), "<think>\n\n</think>\n\n")
-    started = reader.read((*prompt_of(tokenizer, conversation("hi")), *tokenizer("Well, ")["input_ids"]))
-    assert (started.messages, started.answer("yes")) == (conversation("hi"), "Well, yes")
+    found = parser.parse(prompt)
+    assert (found.messages, found.prefill) == (conversation("hi"), "<think>\n\n</think>\n\n")
+    started = parser.parse((*prompt_of(tokenizer, conversation("hi")), *tokenizer("Well, ")["input_ids"]))
+    assert (started.messages, started.answer_content("yes")) == (conversation("hi"), "Well, yes")
 
 
 def test_white_space_that_the_template_puts_before_answers_is_no_content():
-    reader = ConversationReader(with_template("llama2", "llama2"))
-    found = reader.read(prompt_of(reader._tokenizer, conversation("hi", "ho", "hu")))
-    assert (found.lead, found.answer(" Yes"), found.answer(""), found.answer("No")) == (" ", "Yes", "", "No")
+    parser = ChatPromptParser(with_template("llama2", "llama2"))
+    found = parser.parse(prompt_of(parser._tokenizer, conversation("hi", "ho", "hu")))
     assert (
-        ConversationReader(with_template("chatml")).read(prompt_of(with_template("chatml"), conversation("a"))).lead
+        found.answer_indent,
+        found.answer_content(" Yes"),
+        found.answer_content(""),
+        found.answer_content("No"),
+    ) == (" ", "Yes", "", "No")
+    assert (
+        ChatPromptParser(with_template("chatml"))
+        .parse(prompt_of(with_template("chatml"), conversation("a")))
+        .answer_indent
         == ""
     )
 
@@ -159,7 +166,7 @@ def test_white_space_that_the_template_puts_before_answers_is_no_content():
 def test_a_prompt_without_delimiters_is_one_message(name):
     tokenizer = tiny_tokenizer(kind="llama3", chat_template=TEMPLATES.get(name))
     tokens = tuple(tokenizer("The film\n was")["input_ids"])
-    assert ConversationReader(tokenizer).read(tokens).messages == conversation("The film\n was")
+    assert ChatPromptParser(tokenizer).parse(tokens).messages == conversation("The film\n was")
 
 
 @pytest.mark.parametrize(
@@ -174,11 +181,11 @@ def test_a_prompt_without_delimiters_is_one_message(name):
     ],
 )
 def test_a_prompt_that_is_almost_a_chat_is_refused(text):
-    reader = ConversationReader(with_template("chatml"))
+    parser = ChatPromptParser(with_template("chatml"))
     with pytest.raises(
         InvalidArgumentError, match=r"Expected a prompt that the base .* but got '.*Pass prompt_format= a"
     ):
-        reader.read(tuple(reader._tokenizer(text)["input_ids"]))
+        parser.parse(tuple(parser._tokenizer(text)["input_ids"]))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +196,7 @@ def test_a_base_template_without_delimiters(template):
     with pytest.raises(
         InvalidArgumentError, match="Expected the base model's chat template to write .* with delimiters"
     ):
-        ConversationReader(tiny_tokenizer(chat_template=template))
+        ChatPromptParser(tiny_tokenizer(chat_template=template))
 
 
 ANSWERS = st.text(st.sampled_from("ab é中\n.<|im_end>"), max_size=8)
@@ -198,10 +205,10 @@ ANSWERS = st.text(st.sampled_from("ab é中\n.<|im_end>"), max_size=8)
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(TEMPLATES)), st.lists(CONTENTS, min_size=1, max_size=3), ANSWERS)
 def test_an_open_answer_is_where_the_closed_one_is(name, contents, answer):
-    tokenizer = WRITERS[name]._tokenizer
+    tokenizer = RENDERERS[name]._tokenizer
     messages = conversation(*contents[: len(contents) - 1 + len(contents) % 2])
-    closed = WRITERS[name].write(messages, answer, finished=True)
-    left_open = WRITERS[name].write(messages, answer, finished=False)
+    closed = RENDERERS[name].render(messages, answer, finished=True)
+    left_open = RENDERERS[name].render(messages, answer, finished=False)
     assert closed == tokenizer.apply_chat_template(
         [*messages, {"role": "assistant", "content": answer}], tokenize=False
     )
@@ -209,14 +216,14 @@ def test_an_open_answer_is_where_the_closed_one_is(name, contents, answer):
     said = answer.lstrip("\n" if name == "qwen3" else None) if trims_before else answer
     assert left_open.endswith(said)
     assert closed.startswith(left_open.rstrip() if name in TRIMS else left_open)
-    assert left_open.removesuffix(said) == WRITERS[name].write(messages, "", finished=False)
+    assert left_open.removesuffix(said) == RENDERERS[name].render(messages, "", finished=False)
 
 
-WRITERS = {name: ChatWriter(with_template(name)) for name in TEMPLATES}
+RENDERERS = {name: ChatRenderer(with_template(name)) for name in TEMPLATES}
 
 
 def test_thoughts_are_treated_as_the_template_treats_them():
-    left_open = WRITERS["qwen3"].write(conversation("hi"), "<think>\nhm\n</think>\n\nYes", finished=False)
+    left_open = RENDERERS["qwen3"].render(conversation("hi"), "<think>\nhm\n</think>\n\nYes", finished=False)
     assert left_open.endswith("<|im_start|>assistant\n<think>\nhm\n</think>\n\nYes")
 
 
@@ -228,14 +235,14 @@ def test_a_reward_model_without_a_chat_template():
 def test_a_reward_model_whose_template_leaves_answers_out():
     tokenizer = tiny_tokenizer(chat_template="{{ messages[0]['content'] }}")
     with pytest.raises(InvalidArgumentError, match="write the assistant's last message once, but it writes it 0 times"):
-        ChatWriter(tokenizer)
+        ChatRenderer(tokenizer)
 
 
 def test_a_reward_model_whose_template_refuses_the_roles():
     with pytest.raises(
         InvalidArgumentError, match="to take messages of system, user, assistant, but it says: System role"
     ):
-        WRITERS["gemma"].write(conversation("hi", system="Be rude."), "", finished=False)
+        RENDERERS["gemma"].render(conversation("hi", system="Be rude."), "", finished=False)
 
 
 @pytest.mark.parametrize("base_name", ["llama2", "qwen"])
@@ -249,6 +256,6 @@ def test_chats_are_tokenised_without_further_special_tokens(base_name):
     closed = own.apply_chat_template([*messages, {"role": "assistant", "content": "Yes"}], tokenize=False)
     assert encoded.candidates[0] == own(closed, add_special_tokens=False)["input_ids"]
     left_open = closed.removesuffix("<|im_end|>")
-    assert encoded.own == own(left_open, add_special_tokens=False)["input_ids"]
+    assert encoded.prefix == own(left_open, add_special_tokens=False)["input_ids"]
     more = base.decode([*answer, answer[0]]).removeprefix("Yes")
     assert encoded.candidates[1] == own(left_open + more, add_special_tokens=False)["input_ids"]

@@ -60,15 +60,15 @@ class _ByParts:
     """Tokenises the row, and each candidate's text by itself."""
 
     def __init__(self, whole, own):
-        self.base, self.own = whole.base, own
+        self.base, self.own = whole.detokenizer, own
 
     def encode(self, prompts, answers, candidates):
         encoded = []
         for prompt, answer, tokens in zip(prompts, answers, candidates, strict=True):
-            text, longer = self.base.read_candidates([*prompt, *answer], tokens)
+            text, longer = self.base.decode_candidates([*prompt, *answer], tokens)
             row = self.own(text)["input_ids"]
             parts = [self.own(more[len(text) :])["input_ids"] for more in longer]
-            ends = [[self.own.eos_token_id] * self.base.ends(token) for token in tokens]
+            ends = [[self.own.eos_token_id] * self.base.is_end(token) for token in tokens]
             encoded.append(EncodedRow(row, [[*row, *part, *end] for part, end in zip(parts, ends, strict=True)]))
         return encoded
 

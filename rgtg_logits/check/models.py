@@ -14,6 +14,7 @@ from rgtg_logits.check.findings import Finding
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers import Retokenizer
+from rgtg_logits.tokenization import differing_tokens, encode_prompt
 
 OBJECTIVES = {
     "partial_bt": ("ok", "partial_bt: every prefix of a pair"),
@@ -71,8 +72,8 @@ class ModelPair:
     @cached_property
     def differing_tokens(self) -> int:
         """How many tokens of the base model have another id among the reward model's, or none."""
-        own = self._own_vocabulary
-        return sum(own.get(token) != index for token, index in self.tokenizer.get_vocab().items())
+        rm_tokenizer = self.reward_model.tokenizer
+        return 0 if rm_tokenizer is None else differing_tokens(self.tokenizer, rm_tokenizer)
 
     @property
     def reads_text(self) -> bool:
@@ -105,7 +106,7 @@ class ModelPair:
             chat = [{"role": "user", "content": prompt}]
             found = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
             return list(found["input_ids"])
-        ids, opening = list(self.tokenizer(prompt)["input_ids"]), self.tokenizer.bos_token_id
+        ids, opening = encode_prompt(self.tokenizer, prompt), self.tokenizer.bos_token_id
         return ids if opening is None or ids[:1] == [opening] else [opening, *ids]
 
     def room(self, prompts: Sequence[Sequence[int]]) -> int | None:
@@ -272,7 +273,7 @@ class ModelPair:
     def _chat_lengths(self, prompts: Sequence[Sequence[int]]) -> list[int]:
         """How many tokens the reward model reads of each prompt, put as it wants them."""
         nothing: list[list[int]] = [[] for _ in prompts]
-        return [len(row.own) for row in self._writer.encode([list(prompt) for prompt in prompts], nothing, nothing)]
+        return [len(row.prefix) for row in self._writer.encode([list(prompt) for prompt in prompts], nothing, nothing)]
 
 
 def _model(name: str, model: nn.Module, where: str) -> Finding:

@@ -15,6 +15,7 @@ import torch
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.sampling import open_stream
+from rgtg_logits.tokenization import common_prefix_length, encode_finished
 
 PERCENTS = (10, 25, 50, 75, 100)
 """Where answers are cut."""
@@ -107,8 +108,7 @@ def prefix_accuracy(reward_model: RewardModel, rows: Iterable[Mapping[str, Any]]
 
 def _wins(reward_model: RewardModel, chosen: Sequence[int], rejected: Sequence[int]) -> list[float]:
     """For each percentage, 1 where the chosen prefix wins, 0 where it loses, 0.5 for a tie."""
-    shorter = min(len(chosen), len(rejected))
-    start = next((index for index in range(shorter) if chosen[index] != rejected[index]), shorter)
+    start = common_prefix_length(chosen, rejected)
     good, bad = (reward_model.score_tokens(torch.tensor([text]))[0].tolist() for text in (chosen, rejected))
     pairs = [
         (good[_last(len(chosen), start, percent)], bad[_last(len(rejected), start, percent)]) for percent in PERCENTS
@@ -132,8 +132,7 @@ def _tokens(reward_model: RewardModel, row: Mapping[str, Any], column: str) -> l
             "Pass tokenizer= to RewardModel."
         )
     if isinstance(answer, str) and isinstance(prompt, str):
-        end = tokenizer.eos_token or ""
-        return list(tokenizer(prompt + answer + ("" if answer.endswith(end) else end))["input_ids"])
+        return encode_finished(tokenizer, prompt + answer)
     if tokenizer.chat_template is None or isinstance(answer, str):
         raise InvalidArgumentError(
             "Expected prompt, chosen and rejected as texts, or as lists of messages for a tokenizer with a chat "

@@ -22,6 +22,7 @@ from rgtg_logits.scorers import (
     WeightedScorer,
     load_scorer,
 )
+from rgtg_logits.tokenization import differing_tokens
 
 Part = CachedScorer | LogRatioScorer
 """A scorer that reads reward models."""
@@ -128,8 +129,7 @@ def load_models(
         return MethodModels(base, None, guide, rank)
     drawing, own = load_base_model(method.model, device, dtype)
     ours, other = (RewardModel(model, config=RewardModelConfig(kind="log_ratio")) for model in (base, drawing))
-    theirs = own.get_vocab()
-    differing = sum(theirs.get(token) != index for token, index in tokenizer.get_vocab().items())
+    differing = differing_tokens(tokenizer, own)
     if differing or ours.num_next_tokens != other.num_next_tokens:
         raise VocabularyError(
             f"Expected the model {method.model!r} of the method {method.name!r} to have the base model's "

@@ -39,6 +39,7 @@ from rgtg_logits.reward_model.forward import (
 )
 from rgtg_logits.reward_model.loading import HUB_ARGUMENTS, check_decoder, check_labels, load_checkpoint
 from rgtg_logits.reward_model.saving import SavingMixin
+from rgtg_logits.tokenization import encode_finished
 
 __all__ = ["RewardModel", "RewardModelConfig", "positions"]
 
@@ -326,9 +327,9 @@ class RewardModel(SavingMixin):
     ) -> Float[Tensor, " batch"]:
         """The rewards of finished texts.
 
-        Each text is prompt + response, tokenised in one go and closed with the end-of-text token, as in training; its
-        reward is the last one of `score_tokens`. With "log_ratio" that sums over the prompt too, so it compares
-        responses to one prompt.
+        Each text is prompt + response, tokenised in one go and closed with one end of text, as in training (see
+        `tokenization.encode_finished`); its reward is the last one of `score_tokens`. With "log_ratio" that sums over
+        the prompt too, so it compares responses to one prompt.
 
         Raises:
             InvalidArgumentError: If the lists differ in length, or the model came without a tokenizer.
@@ -342,11 +343,10 @@ class RewardModel(SavingMixin):
             raise InvalidArgumentError(
                 f"Expected one response for each prompt, but got {len(prompts)} prompts and {len(responses)} responses."
             )
-        eos = self.tokenizer.eos_token_id
-        rows: list[list[int]] = []
-        for prompt, response in zip(prompts, responses, strict=True):
-            ids = list(self.tokenizer(prompt + response)["input_ids"])
-            rows.append(ids if eos is None or ids[-1:] == [eos] else [*ids, eos])
+        rows = [
+            encode_finished(self.tokenizer, prompt + response)
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
         scores = [self._score_finished(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
         return torch.cat(scores) if scores else torch.empty(0)
 

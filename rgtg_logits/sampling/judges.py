@@ -25,6 +25,7 @@ from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardMode
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.sampling.prompts import Prompt
 from rgtg_logits.scorers import RewardFunction, check_causal, checked_rewards
+from rgtg_logits.tokenization import encode_finished
 
 Judge = Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
 """Gives the reward of each (prompt, answer), perhaps not finite; None where the text is longer than it can read."""
@@ -132,8 +133,7 @@ class RewardModelJudge:
     def _tokens(self, prompt: Prompt, answer: str) -> list[int]:
         tokenizer: Any = self._tokenizer
         if isinstance(prompt.value, str):
-            ids, end = list(tokenizer(prompt.value + answer, verbose=False)["input_ids"]), tokenizer.eos_token_id
-            return ids if end is None or ids[-1:] == [end] else [*ids, end]
+            return encode_finished(tokenizer, prompt.value + answer)
         if tokenizer.chat_template is None:
             raise RewardModelError(
                 "Expected a reward model with a chat template, because the prompts are messages, but its tokenizer has "

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.sampling.data_sets import builder, open_stream
-from rgtg_logits.scorers import BaseText
+from rgtg_logits.scorers import Detokenizer
+from rgtg_logits.tokenization import encode_prompt
 
 Messages = list[dict[str, Any]]
 
@@ -85,7 +86,7 @@ def encode_prompts(
     prompt_tokens: int | None = None,
     prompt_prefix: str = "",
 ) -> list[Prompt]:
-    """The tokens of each prompt, with what the tokenizer itself puts before a text.
+    """The tokens of each prompt, with what the tokenizer itself puts before a text, and not what it puts after one.
 
     Messages are rendered by the tokenizer's chat template, up to where the answer begins.
 
@@ -99,14 +100,15 @@ def encode_prompts(
         InvalidArgumentError: If messages meet a tokenizer without a chat template, or are to be changed, or the
             template refuses them.
     """
-    reader, encoded = BaseText(tokenizer), []
+    detokenizer = Detokenizer(tokenizer)
+    encoded = []
     for index, prompt in enumerate(prompts):
         value = prompt
         if isinstance(value, str):
             if prompt_tokens is not None:
-                value = _beginning(value, reader, tokenizer, prompt_tokens)
+                value = _beginning(value, detokenizer, tokenizer, prompt_tokens)
             value = prompt_prefix + value
-            ids = list(tokenizer(value, verbose=False)["input_ids"])
+            ids = encode_prompt(tokenizer, value)
         elif prompt_tokens is not None or prompt_prefix:
             raise InvalidArgumentError(
                 f"Expected texts, because prompt_tokens={prompt_tokens} and prompt_prefix={prompt_prefix!r} change "
@@ -114,7 +116,7 @@ def encode_prompts(
             )
         else:
             ids = _render(value, tokenizer, index) if value else []
-        encoded.append(Prompt(index, value, reader.read(ids)[0], ids))
+        encoded.append(Prompt(index, value, detokenizer.decode(ids), ids))
     return encoded
 
 
@@ -192,9 +194,9 @@ def _prompt(value: object, name: str, column: str, number: int) -> str | Message
     )
 
 
-def _beginning(text: str, reader: BaseText, tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:
+def _beginning(text: str, detokenizer: Detokenizer, tokenizer: PreTrainedTokenizerBase, tokens: int) -> str:
     ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    return text if len(ids) <= tokens else reader.read(ids[:tokens])[0]
+    return text if len(ids) <= tokens else detokenizer.decode(ids[:tokens])
 
 
 def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, index: int) -> list[int]:

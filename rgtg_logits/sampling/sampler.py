@@ -30,7 +30,8 @@ from transformers import (
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.sampling.prompts import Prompt
-from rgtg_logits.scorers import BaseText
+from rgtg_logits.scorers import Detokenizer
+from rgtg_logits.tokenization import text_boundaries
 
 
 class Answer(NamedTuple):
@@ -144,7 +145,7 @@ class Sampler:
         self.ends = _ends(model, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad = next(iter(self.ends), 0) if pad is None else int(pad)
-        self._text = BaseText(tokenizer, self.ends)
+        self._detokenizer = Detokenizer(tokenizer, self.ends)
         model.generation_config = GenerationConfig(eos_token_id=self.ends or None, pad_token_id=self.pad)
         self._warpers: list[LogitsProcessor] = []
         if temperature != 1:
@@ -203,7 +204,7 @@ class Sampler:
     def answer(self, prompt: Prompt, new: Sequence[int]) -> Answer:
         """What new tokens say."""
         said = self.said(new)
-        text = self._text.answer(prompt.text, self._text.read([*prompt.ids, *said])[0])
+        text = self._detokenizer.answer(prompt.text, self._detokenizer.decode([*prompt.ids, *said]))
         return Answer(text, truncated=len(said) == len(new))
 
     def said(self, new: Sequence[int]) -> list[int]:
@@ -220,4 +221,4 @@ def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[in
     """The tokens that end an answer, by the model and by its tokenizer."""
     own = model.generation_config.eos_token_id if model.generation_config is not None else None
     listed = own if isinstance(own, list) else [own]
-    return sorted({int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None})
+    return sorted({int(token) for token in (*listed, *text_boundaries(tokenizer).ending_tokens) if token is not None})

@@ -7,14 +7,14 @@ from rgtg_logits.scorers.log_ratio import LogRatioScorer
 from rgtg_logits.scorers.make import load_scorer, make_scorer
 from rgtg_logits.scorers.reference import ReferenceScorer
 from rgtg_logits.scorers.retokenizing import RetokenizingScorer
-from rgtg_logits.scorers.text import BaseText, Retokenizer
+from rgtg_logits.scorers.text import Detokenizer, Retokenizer
 from rgtg_logits.scorers.vocabulary import VocabularyScorer
 from rgtg_logits.scorers.weighted import RewardFunction, WeightedScorer, checked_rewards
 
 __all__ = [
-    "BaseText",
     "CachedScorer",
     "CausalScorer",
+    "Detokenizer",
     "EngineOptions",
     "LogRatioScorer",
     "ReferenceScorer",

@@ -17,6 +17,7 @@ from rgtg_logits.scorers.engine import EngineOptions
 from rgtg_logits.scorers.log_ratio import LogRatioScorer
 from rgtg_logits.scorers.retokenizing import RetokenizingScorer
 from rgtg_logits.scorers.vocabulary import VocabularyScorer
+from rgtg_logits.tokenization import differing_tokens
 
 _DEFAULTS = EngineOptions(on_overflow="error", max_tokens_per_forward=None, compile=False, prepack=False)
 """What a processor passes on when the user says nothing."""
@@ -84,8 +85,7 @@ def _differing(tokenizer: PreTrainedTokenizerBase | None, reward_model: RewardMo
     """How many tokens of the base model have another id in the reward model, or none."""
     if tokenizer is None or reward_model.tokenizer is None:
         return 0
-    base, own = tokenizer.get_vocab(), reward_model.tokenizer.get_vocab()
-    return sum(own.get(token) != index for token, index in base.items())
+    return differing_tokens(tokenizer, reward_model.tokenizer)
 
 
 def _needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
-from rgtg_logits.scorers.text import BaseText, Retokenizer
+from rgtg_logits.scorers.text import Detokenizer, Retokenizer
+from rgtg_logits.tokenization import encode_finished, encode_prompt
 
 
 class ReferenceScorer(Scorer):
@@ -85,20 +86,17 @@ class _WholeTexts:
                 "Expected a reward model of kind 'causal' with its tokenizer, because it has to read text, but it has "
                 f"{missing}. Leave tokenizer out, or pass RewardModel(model, tokenizer)."
             )
-        self._base, self._own = BaseText(tokenizer, piecewise=False), own
-        self._added_after = _added_after(own)
+        self._base, self._own = Detokenizer(tokenizer, incremental=False), own
         # A text without any token still has to be read at something.
         starts = (own.bos_token_id, reward_model.text_config.bos_token_id, own.eos_token_id, reward_model.pad_token_id)
         self._anchor = next((token for token in starts if token is not None), 0)
 
     def tokens(self, prefix: list[int], candidate: int) -> list[int]:
         """The tokens of the text; if the candidate ends it, of the text so far and its end."""
-        ends, end = self._base.ends(candidate), self._own.eos_token_id
-        text = self._base.read(prefix if ends else [*prefix, candidate])[0]
-        tokens = list(self._own(text, verbose=False)["input_ids"])
-        tokens = tokens[: len(tokens) - self._added_after]
-        if ends and end is not None and tokens[-1:] != [end]:
-            tokens.append(end)
+        if self._base.is_end(candidate):
+            tokens = encode_finished(self._own, self._base.decode(prefix))
+        else:
+            tokens = encode_prompt(self._own, self._base.decode([*prefix, candidate]))
         return tokens or [self._anchor]
 
 
@@ -113,7 +111,7 @@ class _FormattedTexts(_WholeTexts):
         prompts: Sequence[Sequence[int]],
     ) -> None:
         super().__init__(reward_model, tokenizer)
-        self._writer = Retokenizer(tokenizer, self._own, prompt_format, piecewise=False)
+        self._writer = Retokenizer(tokenizer, self._own, prompt_format, incremental=False)
         self._prompts = sorted(map(list, prompts), key=len, reverse=True)
 
     def tokens(self, prefix: list[int], candidate: int) -> list[int]:
@@ -126,10 +124,3 @@ class _FormattedTexts(_WholeTexts):
             )
         (row,) = self._writer.encode([prefix[:end]], [prefix[end:]], [[candidate]])
         return row.candidates[0] or [self._anchor]
-
-
-def _added_after(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens a tokenizer adds behind a text by itself, which would end a text that goes on."""
-    bare, whole = (tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (False, True))
-    ends = (end for end in range(len(whole), -1, -1) if whole[max(0, end - len(bare)) : end] == bare)
-    return len(whole) - next(ends, len(whole))

@@ -1,4 +1,4 @@
-"""Rewards from a causal reward model that reads text, because its tokens are not those of the base model."""
+"""The scorer for reward models with another vocabulary: the reward model reads the text of each candidate."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from rgtg_logits.scorers.engine import (
     Layout,
     ScoreRequest,
     TokenTree,
-    common_prefix,
     dropped,
     no_text,
 )
 from rgtg_logits.scorers.text import EncodedRow, PromptMemory, Retokenizer
+from rgtg_logits.tokenization import common_prefix_length
 
 SLACK = 64
-"""Tokens of its context that a reward model keeps free for a candidate when the beginning of a text is left out."""
+"""Tokens of the reward model's context that truncation keeps free for a candidate."""
 
 
 class RetokenizingScorer(CachedScorer):
-    """Scores candidates by a reward model with another tokenizer: it reads their text.
+    """Scores candidates by a reward model with another tokenizer, which reads their text.
 
     Every candidate's whole text (prompt, answer so far, candidate) is tokenised by the reward model's tokenizer as if
-    alone, which is exact where tokens merge across the candidate's boundary. A candidate's reward is that of the text
-    as far as it is text: one that ends in half a character counts as the text before it, one that is a special token
-    as no text, and the base model's end-of-text token as the reward model's.
+    alone, which is exact where tokens merge across the candidate's boundary. A candidate that ends in half a character
+    counts as the text before that character, a special token as no text, and a token that ends the base model's text
+    as the end of a finished text of the reward model.
 
     The tokens that all candidates of a row share are read once and cached; their different endings go through in the
-    same forward as a tree. A step costs one forward over a few tokens more than `CausalScorer` reads.
+    same forward by tree attention. A step costs one forward over a few tokens more than `CausalScorer` reads.
 
     Args:
         reward_model: A model of kind "causal" with its tokenizer.
         tokenizer: The base model's tokenizer.
         prompt_format: How prompt and answer are put for the reward model. None: one after the other, as the base model
             wrote them, special tokens left out. "chat": by the reward model's chat template, the answer as the last,
-            unfinished message; turns that the base model's chat template wrote are told apart again. A function of
-            prompt and answer text that returns the whole text. Where a prompt ends is told from which rows follow from
-            which: a row that continues none seen before is a prompt.
-        options: How to run it; see `EngineOptions`. With on_overflow="truncate_left" there is room for a candidate of
-            64 tokens or a quarter of the context, whichever is less.
+            unfinished message; the turns of a prompt that the base model's chat template rendered are parsed first. A
+            function of prompt and answer text: the whole text that it returns. Prompts are found by which rows continue
+            which: a row that continues no earlier one is a prompt; see `PromptMemory`.
+        options: How to run the reward model; see `EngineOptions`. With on_overflow="truncate_left" there is room for a
+            candidate of 64 tokens or a quarter of the context, whichever is less.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range, the reward model came without a tokenizer, or a chat
@@ -109,11 +109,11 @@ class RetokenizingScorer(CachedScorer):
         """Remembers where the rows' prompts end."""
         running = attention_mask[:, -1].nonzero()[:, 0]
         with self._lock:
-            self._prompts.split(_texts(rows[running], attention_mask[running]))
+            self._prompts.prompt_lengths(_texts(rows[running], attention_mask[running]))
 
     def _question(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> ScoreRequest:
         texts = _texts(rows, attention_mask)
-        ends = self._prompts.split(texts)
+        ends = self._prompts.prompt_lengths(texts)
         encoded = self._retokenizer.encode(
             [text[:end] for text, end in zip(texts, ends, strict=True)],
             [text[end:] for text, end in zip(texts, ends, strict=True)],
@@ -134,18 +134,18 @@ class RetokenizingScorer(CachedScorer):
         return self.reward_model.rewards(states)
 
     def _fit(self, row: EncodedRow) -> list[list[int]]:
-        """The candidates' tokens, without a beginning that the model cannot read."""
+        """The candidates' tokens, without the beginning that does not fit into the model's context."""
         limit = self.reward_model.max_length
         # A text without any token (a start token and half a character, say) still has to be read at something.
         candidates = [tokens or [self._anchor] for tokens in row.candidates]
         if limit is None or not self._truncates:
             return candidates
         # By the length of the row alone, because a candidate's reward must not depend on its siblings.
-        drop = dropped(len(row.own) + min(SLACK, limit // 4), limit)
+        drop = dropped(len(row.prefix) + min(SLACK, limit // 4), limit)
         if drop == 0:
             return candidates
         self._reader.warn_of_overflow(limit)
-        start = int(row.own[0] == self._reader.bos)
+        start = int(row.prefix[0] == self._reader.bos)
         return [[*tokens[:start], *tokens[start + drop :]] for tokens in candidates]
 
 
@@ -155,7 +155,7 @@ def _texts(rows: Tensor, attention_mask: Tensor) -> list[list[int]]:
 
 
 def _common(candidates: list[list[int]]) -> int:
-    """How many tokens all candidates begin with, short of the last token of any: each has one to be read at."""
-    # What the first and the last in order share, all share.
-    shared = common_prefix(min(candidates), max(candidates))
+    """Number of tokens that all candidates begin with, short of the last token of any, at which its reward is read."""
+    # The first and the last in lexicographic order share the least.
+    shared = common_prefix_length(min(candidates), max(candidates))
     return min(shared, min(map(len, candidates)) - 1)

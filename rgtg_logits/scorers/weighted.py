@@ -1,4 +1,4 @@
-"""Several rewards at once: the weighted sum of scorers, and of functions that judge text."""
+"""The weighted sum of several rewards: of scorers, and of functions that judge text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rgtg_logits.errors import InvalidArgumentError, NonFiniteRewardError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.make import make_scorer
-from rgtg_logits.scorers.text import BaseText, PromptMemory
+from rgtg_logits.scorers.text import Detokenizer, PromptMemory
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float] | Tensor]
 """Gives the rewards of (prompts, responses), one number for each pair, higher is better."""
@@ -28,21 +28,21 @@ _MODELS = (RewardModel, nn.Module, str, os.PathLike)
 class WeightedScorer(Scorer):
     """The weighted sum of several rewards of the same text.
 
-    Each distinct scorer runs once per step, also if it is listed twice. Each function is called once per step with all
+    Each distinct scorer runs once per step, even if it is listed twice. Each function is called once per step with all
     distinct pairs of a prompt and a response of all unfinished rows: a response is the answer so far and one candidate,
-    special tokens left out, so that a candidate that ends the text is judged by the answer so far. Where prompts end is
-    told by what was shown before, see `PromptMemory`; texts are those of `BaseText`. Threads take turns.
+    special tokens left out, so that a candidate that ends the text is judged by the answer so far. A `PromptMemory`
+    finds out where prompts end; texts are those of a `Detokenizer`. Safe to call from several threads.
 
     Args:
         scorers: Reward models, Hub ids, folders, scorers, and functions on text `(prompts: list[str], responses:
             list[str]) -> rewards`. A reward model gets the scorer that the processor would give it.
-        weights: Factor of each reward: 0 leaves a reward out of the sum, a negative one turns it around. Rewards of
+        weights: Factor of each reward: 0 leaves a reward out of the sum, a negative one reverses it. Rewards of
             different models have different units, so the weights need not sum to 1.
-        tokenizer: The base model's tokenizer; functions need it, and reward models with other tokens.
+        tokenizer: The base model's tokenizer; needed by functions, and by reward models with another vocabulary.
 
     Raises:
-        InvalidArgumentError: If there is nothing to sum, weights are missing or not finite, an entry is nothing known,
-            a function comes without tokenizer, or the scorers do not agree on which token pads.
+        InvalidArgumentError: If there is nothing to sum, weights are missing or not finite, an entry is none of the
+            above, a function comes without tokenizer, or the scorers do not agree on which token pads.
         CheckpointError: If a Hub id or folder cannot be loaded.
         RewardModelError: If a reward model cannot give rewards of prefixes.
 
@@ -63,21 +63,21 @@ class WeightedScorer(Scorer):
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         _check(scorers, weights, tokenizer)
-        distinct: list[Any] = []
-        for source in scorers:
-            if source not in distinct:
-                distinct.append(source)
-        self._weights = [
-            sum(weight for other, weight in zip(scorers, weights, strict=True) if other == source)
-            for source in distinct
-        ]
-        self._judges: list[Scorer | RewardFunction] = [_judge(source, tokenizer) for source in distinct]
-        self._text = None if tokenizer is None else BaseText(tokenizer)
-        self._memory = PromptMemory()
+        self._sources: list[Scorer | RewardFunction] = []
+        self._weights: list[float] = []
+        for source, weight in _distinct(scorers, weights):
+            self._sources.append(make_scorer(source, tokenizer) if isinstance(source, _MODELS) else source)
+            self._weights.append(weight)
+        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
+        self._prompt_memory = PromptMemory()
         self._lock = threading.RLock()
-        known = [judge for judge in self._judges if isinstance(judge, Scorer)]
-        self.vocab_size = min((scorer.vocab_size for scorer in known if scorer.vocab_size is not None), default=None)
-        self.pad_token_id = _pad_token(known, tokenizer)
+        vocab_sizes = [scorer.vocab_size for scorer in self._scorers if scorer.vocab_size is not None]
+        self.vocab_size = min(vocab_sizes, default=None)
+        self.pad_token_id = _pad_token(self._scorers, tokenizer)
+
+    @property
+    def _scorers(self) -> list[Scorer]:
+        return [source for source in self._sources if isinstance(source, Scorer)]
 
     def score(
         self,
@@ -92,13 +92,13 @@ class WeightedScorer(Scorer):
             NonFiniteRewardError: If a reward, or the sum, is NaN or infinite.
         """
         with self._lock:
-            texts = self._texts(rows, attention_mask, candidates)
-            rewards = [
-                judge.score(rows, attention_mask, candidates).to(candidates.device).float()
-                if isinstance(judge, Scorer)
-                else texts.rewards(judge, candidates)
-                for judge in self._judges
-            ]
+            pairs = self._pairs(rows, attention_mask, candidates)
+            rewards = []
+            for source in self._sources:
+                if isinstance(source, Scorer):
+                    rewards.append(source.score(rows, attention_mask, candidates).to(candidates.device).float())
+                else:
+                    rewards.append(pairs.rewards(source, candidates))
             total = torch.zeros(candidates.shape, device=candidates.device)
             for weight, reward in zip(self._weights, rewards, strict=True):
                 total += weight * reward
@@ -107,84 +107,86 @@ class WeightedScorer(Scorer):
             return total
 
     def observe(self, rows: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]) -> None:
-        """Lets the scorers know, and remembers where prompts end."""
+        """Shows the rows to the scorers, and remembers where prompts end."""
         with self._lock:
-            for judge in self._judges:
-                if isinstance(judge, Scorer):
-                    judge.observe(rows, attention_mask)
-            running = attention_mask[:, -1].nonzero()[:, 0].tolist()
-            self._memory.split([rows[row][attention_mask[row].bool()].tolist() for row in running])
+            for scorer in self._scorers:
+                scorer.observe(rows, attention_mask)
+            self._prompt_memory.prompt_lengths(list(_unfinished_rows(rows, attention_mask).values()))
 
-    def _texts(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> _Texts:
-        """The distinct pairs of this step; none if no function asks for them."""
-        texts = _Texts()
-        if self._text is None or all(isinstance(judge, Scorer) for judge in self._judges):
-            return texts
-        running = attention_mask[:, -1].nonzero()[:, 0].tolist()
-        prefixes = [rows[row][attention_mask[row].bool()].tolist() for row in running]
-        lengths = self._memory.split(prefixes)
-        for row, prefix, length in zip(running, prefixes, lengths, strict=True):
-            prompt = self._text.read(prefix[:length])[0]
-            _, with_candidates = self._text.read_candidates(prefix, candidates[row].tolist())
-            texts.add(row, prompt, [self._text.answer(prompt, text) for text in with_candidates])
-        return texts
+    def _pairs(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> _Pairs:
+        """The distinct pairs of this step; none if no function needs them."""
+        pairs = _Pairs()
+        if self._detokenizer is None or len(self._scorers) == len(self._sources):
+            return pairs
+        prefixes = _unfinished_rows(rows, attention_mask)
+        prompt_lengths = self._prompt_memory.prompt_lengths(list(prefixes.values()))
+        for (row, prefix), length in zip(prefixes.items(), prompt_lengths, strict=True):
+            prompt = self._detokenizer.decode(prefix[:length])
+            _, texts = self._detokenizer.decode_candidates(prefix, candidates[row].tolist())
+            pairs.add(row, prompt, [self._detokenizer.answer(prompt, text) for text in texts])
+        return pairs
 
     def _not_finite(self, total: Tensor, rewards: list[Tensor], candidates: Tensor) -> NonFiniteRewardError:
-        """Looks for the guilty one."""
-        judged = zip((*self._judges, None), (*rewards, total), strict=True)
-        judge, reward = next(pair for pair in judged if not pair[1].isfinite().all())
-        row, slot = (~reward.isfinite()).nonzero()[0].tolist()
-        by = "the weighted sum" if judge is None else _name(judge)
+        """The error that names the first reward that is not finite, or else the sum."""
+        name = "the weighted sum"
+        values = total
+        for source, reward in zip(self._sources, rewards, strict=True):
+            if not reward.isfinite().all():
+                name = _name(source)
+                values = reward
+                break
+        row, slot = (~values.isfinite()).nonzero()[0].tolist()
         return NonFiniteRewardError(
             f"Expected finite rewards, but the reward of row {row} with token {int(candidates[row, slot])} is "
-            f"{float(reward[row, slot])}, by {by}. Let it return finite numbers for every text, the empty one "
+            f"{float(values[row, slot])}, by {name}. Let it return finite numbers for every text, the empty one "
             "included, and use smaller weights if only the sum is infinite."
         )
 
 
-class _Texts:
-    """The distinct pairs of prompt and response that the candidates of a step make.
+class _Pairs:
+    """The distinct pairs of prompt and response in the candidates of a step.
 
     Attributes:
-        pairs: Every pair once, and its place.
-        places: For each unfinished row, the places of its candidates' pairs.
+        indices: Index of every pair.
+        by_row: For each unfinished row, the index of each candidate's pair.
     """
 
     def __init__(self) -> None:
-        self.pairs: dict[tuple[str, str], int] = {}
-        self.places: dict[int, list[int]] = {}
+        self.indices: dict[tuple[str, str], int] = {}
+        self.by_row: dict[int, list[int]] = {}
 
     def add(self, row: int, prompt: str, responses: list[str]) -> None:
         """Adds the candidates of a row."""
-        self.places[row] = [self.pairs.setdefault((prompt, response), len(self.pairs)) for response in responses]
+        self.by_row[row] = [self.indices.setdefault((prompt, response), len(self.indices)) for response in responses]
 
     def rewards(self, function: RewardFunction, candidates: Int[Tensor, "batch k"]) -> Float[Tensor, "batch k"]:
-        """What a function says of each candidate; 0 in finished rows."""
+        """The function's reward of each candidate; 0 in finished rows."""
         rewards = torch.zeros(candidates.shape)
-        if self.pairs:
-            answer = function([prompt for prompt, _ in self.pairs], [response for _, response in self.pairs])
-            of_pairs = checked_rewards(answer, len(self.pairs), _name(function))
-            for row, places in self.places.items():
-                rewards[row] = of_pairs[places]
+        if self.indices:
+            prompts = [prompt for prompt, _ in self.indices]
+            responses = [response for _, response in self.indices]
+            pair_rewards = checked_rewards(function(prompts, responses), len(self.indices), _name(function))
+            for row, indices in self.by_row.items():
+                rewards[row] = pair_rewards[indices]
         return rewards.to(candidates.device)
 
 
-def checked_rewards(answer: object, expected: int, name: str) -> Float[Tensor, " pairs"]:
-    """What a function on text returned, as a tensor on the CPU; not every number need be finite.
+def checked_rewards(returned: object, expected: int, name: str) -> Float[Tensor, " pairs"]:
+    """Checks the return value of a reward function, and makes it a tensor on the CPU. Not every number need be finite.
 
     Args:
-        answer: What it returned.
-        expected: Number of pairs of prompt and response that it was given.
-        name: What it is called in errors.
+        returned: The return value.
+        expected: Number of pairs of prompt and response that the function was given.
+        name: The function's name in errors.
 
     Raises:
         InvalidArgumentError: If it is not one number for each pair.
     """
     try:
-        rewards = torch.as_tensor(answer, dtype=torch.float32).detach().cpu()
+        rewards = torch.as_tensor(returned, dtype=torch.float32).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidArgumentError(
-            f"Expected {name} to return a sequence of {expected} numbers, but got {type(answer).__name__}: {error}. "
+            f"Expected {name} to return a sequence of {expected} numbers, but got {type(returned).__name__}: {error}. "
             "Return one float for each pair of prompt and response."
         ) from error
     if rewards.shape != (expected,):
@@ -221,23 +223,39 @@ def _check(scorers: Sequence[Any], weights: Sequence[float], tokenizer: PreTrain
             )
 
 
-def _judge(source: Any, tokenizer: PreTrainedTokenizerBase | None) -> Scorer | RewardFunction:
-    return make_scorer(source, tokenizer) if isinstance(source, _MODELS) else source
+def _distinct(sources: Sequence[Any], weights: Sequence[float]) -> list[tuple[Any, float]]:
+    """Each distinct source with the sum of its weights."""
+    # Lists, because a user's callables need not be hashable.
+    distinct: list[Any] = []
+    totals: list[float] = []
+    for source, weight in zip(sources, weights, strict=True):
+        if source in distinct:
+            totals[distinct.index(source)] += weight
+        else:
+            distinct.append(source)
+            totals.append(weight)
+    return list(zip(distinct, totals, strict=True))
+
+
+def _unfinished_rows(rows: Tensor, attention_mask: Tensor) -> dict[int, list[int]]:
+    """The tokens of each unfinished row, without padding, by the row's index."""
+    unfinished = attention_mask[:, -1].nonzero()[:, 0].tolist()
+    return {row: rows[row][attention_mask[row].bool()].tolist() for row in unfinished}
 
 
 def _pad_token(scorers: list[Scorer], tokenizer: PreTrainedTokenizerBase | None) -> int | None:
     """The base model's pad token, as its tokenizer says, or else as the scorers agree."""
     if tokenizer is not None and tokenizer.pad_token_id is not None:
         return int(tokenizer.pad_token_id)
-    known = {scorer.pad_token_id for scorer in scorers if scorer.pad_token_id is not None}
-    if len(known) > 1:
+    pad_tokens = {scorer.pad_token_id for scorer in scorers if scorer.pad_token_id is not None}
+    if len(pad_tokens) > 1:
         raise InvalidArgumentError(
-            f"Expected the scorers to agree on which token pads the base model's rows, but they name {sorted(known)}. "
-            "Pass tokenizer= (the base model's, with a pad token) to WeightedScorer, whose pad token is then taken, or "
-            "set pad_token_id of each scorer to the base model's."
+            "Expected the scorers to agree on which token pads the base model's rows, but they name "
+            f"{sorted(pad_tokens)}. Pass tokenizer= (the base model's, with a pad token) to WeightedScorer, whose pad "
+            "token is then taken, or set pad_token_id of each scorer to the base model's."
         )
-    return next(iter(known), None)
+    return pad_tokens.pop() if pad_tokens else None
 
 
-def _name(judge: object) -> str:
-    return str(getattr(judge, "__qualname__", type(judge).__name__))
+def _name(source: object) -> str:
+    return str(getattr(source, "__qualname__", type(source).__name__))

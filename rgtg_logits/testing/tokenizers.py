@@ -35,6 +35,7 @@ def tiny_tokenizer(
     kind: str = "gpt2",
     adds_bos: bool = False,
     adds_eos: bool = False,
+    closed_by: str | None = None,
     chat_template: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """A tokenizer trained on a few sentences; pads on the left.
@@ -45,12 +46,15 @@ def tiny_tokenizer(
         kind: One of `TOKENIZER_KINDS`.
         adds_bos: Whether it begins texts with "<|begin|>" by itself.
         adds_eos: Whether it ends texts with "<|endoftext|>" by itself.
+        closed_by: The special token that it ends texts with by itself, if any, which need not be "<|endoftext|>".
         chat_template: Its chat template.
     """
     tokenizer = TOKENIZER_KINDS[kind](texts or TEXTS, vocab_size)
     tokenizer.add_special_tokens(SPECIAL)
-    if adds_bos or adds_eos:
-        single = [*(["<|begin|>"] if adds_bos else []), "$A", *(["<|endoftext|>"] if adds_eos else [])]
+    opened_by = "<|begin|>" if adds_bos else None
+    closed_by = "<|endoftext|>" if adds_eos else closed_by
+    if opened_by or closed_by:
+        single = [token for token in (opened_by, "$A", closed_by) if token is not None]
         special = [(token, tokenizer.token_to_id(token)) for token in single if token != "$A"]
         tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
     return PreTrainedTokenizerFast(

@@ -13,14 +13,15 @@ from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import DataCollatorMixin
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.train.rows import common_prefix
+from rgtg_logits.tokenization import common_prefix_length, encode_finished, encode_prompt
 
 
 def answer_tokens(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
     """Tokenises a prompt and its answer in one go, as preference pairs are.
 
-    A text is closed by the end-of-text token, a conversation by its template. The answer begins at the first token that
-    is not the one of the prompt alone, because the prompt's last letters may share a token with the answer's first.
+    A text is closed by `tokenization.encode_finished`, a conversation by its template. The answer begins at the first
+    token that is not the one of the prompt alone, because the prompt's last letters may share a token with the answer's
+    first.
 
     Args:
         row: `completion` or `text`, and perhaps `prompt`: texts, or lists of messages, with `tools` and
@@ -44,15 +45,13 @@ def answer_tokens(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) ->
             f"and {type(answer).__name__}. Write both in the same way."
         )
     ids, given = (_texts if isinstance(answer, str) else _conversations)(row, prompt, answer, tokenizer)
-    return ids, min(common_prefix(ids, given), len(ids) - 1)
+    return ids, min(common_prefix_length(ids, given), len(ids) - 1)
 
 
 def _texts(
     row: Mapping[str, Any], prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], list[int]]:
-    ids = list(tokenizer(prompt + answer)["input_ids"])
-    closed = ids if ids[-1:] == [tokenizer.eos_token_id] else [*ids, tokenizer.eos_token_id]
-    return closed, list(tokenizer(prompt)["input_ids"])
+    return encode_finished(tokenizer, prompt + answer), encode_prompt(tokenizer, prompt)
 
 
 def _conversations(

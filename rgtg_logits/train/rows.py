@@ -6,13 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from numbers import Real
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.tokenization import common_prefix_length, encode_finished
 from rgtg_logits.train.data import REASONS, PairCounts
 from rgtg_logits.train.objectives import OBJECTIVES, Objective
 
@@ -91,17 +92,19 @@ class Preparation:
         self._objective, self._name, self._limit, self._num_proc = objective, name, limit, num_proc
         self._found: Counter[str] = Counter()
 
-    def pairs(self, dataset: Any, tokenized: Callable[[Any], Any]) -> Any:
+    def pairs(self, dataset: Any, tokenizer: PreTrainedTokenizerBase, tokenized: Callable[[Any], Any]) -> Any:
         """Preference pairs as `chosen_ids`, `rejected_ids` and perhaps `margin`.
 
         Args:
             dataset: Texts, messages or tokens.
-            tokenized: Turns texts and messages into tokens, and leaves tokens as they are.
+            tokenizer: The reward model's, for texts.
+            tokenized: Turns messages into tokens, and leaves tokens as they are.
         """
         columns = check_columns(dataset, self._objective, self._name)
         if {"chosen", "rejected"} <= set(columns) and "chosen_ids" not in columns:
             dataset = self._without_problems(dataset)
             dataset = _without_repeated_prompt(dataset)
+            dataset = self._encoded_texts(dataset, tokenizer)
         return self._shaped(tokenized(dataset), _shape_pair, {"limit": self._limit})
 
     def labelled(self, dataset: Any, tokenized: Callable[[Mapping[str, Any]], tuple[list[int], int]]) -> Any:
@@ -127,6 +130,14 @@ class Preparation:
             return dataset.filter(_is_whole)
         options = {"remove_columns": dataset.column_names, **self._options(dataset, "Checking")}
         return self._kept(dataset, dataset.map(_problem_of, **options)[REASON])
+
+    def _encoded_texts(self, dataset: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """Adds the tokens of pairs of texts; messages are left to TRL."""
+        row: Mapping[str, Any] = next(iter(dataset), {})
+        if not isinstance(row.get("chosen"), str):
+            return dataset
+        options = self._options(dataset, "Tokenizing")
+        return dataset.map(_encode_pair, fn_kwargs={"tokenizer": tokenizer}, **options)
 
     def _shaped(self, dataset: Any, shape: Callable[..., Any], arguments: dict[str, Any], **options: Any) -> Any:
         """Cuts rows, and leaves out those that cannot be used."""
@@ -192,11 +203,6 @@ def add_lengths(dataset: Dataset, column: str, num_proc: int | None = None) -> D
     return dataset.map(_length, fn_kwargs={"column": column}, num_proc=num_proc)
 
 
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
 def has_text(answer: Any) -> bool:
     """Whether there is an answer: text, or messages of which the last one says anything."""
     if isinstance(answer, list):
@@ -253,6 +259,12 @@ def _without_repeated_prompt(dataset: Any) -> Any:
     return dataset.remove_columns("prompt") if repeated else dataset
 
 
+def _encode_pair(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """The tokens of two finished texts, where TRL (1.16) would add a second end to what a tokenizer closes itself."""
+    prompt = row.get("prompt", "")
+    return {f"{name}_ids": encode_finished(tokenizer, prompt + row[name]) for name in ("chosen", "rejected")}
+
+
 def _shape_pair(row: Mapping[str, Any], limit: Limit) -> dict[str, Any]:
     texts = [list(row[column] or []) for column in ("chosen_ids", "rejected_ids")]
     reason, cut = "", False
@@ -266,7 +278,7 @@ def _shape_pair(row: Mapping[str, Any], limit: Limit) -> dict[str, Any]:
         reason = "too_long"
     else:
         cut = limit.exceeded(texts)
-        texts, _ = limit.cut(texts, common_prefix(*texts))
+        texts, _ = limit.cut(texts, common_prefix_length(*texts))
         reason = "identical" if texts[0] == texts[1] else ""
     return {"chosen_ids": texts[0], "rejected_ids": texts[1], REASON: reason, CUT: cut and not reason}
 

@@ -182,7 +182,9 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
             unlimited = copy.copy(args)
             unlimited.max_length = None
             tokenize = super()._prepare_dataset
-            dataset = preparation.pairs(dataset, lambda rows: tokenize(rows, processing_class, unlimited, dataset_name))
+            dataset = preparation.pairs(
+                dataset, processing_class, lambda rows: tokenize(rows, processing_class, unlimited, dataset_name)
+            )
         counts = preparation.counts(dataset)
         # The trainer (transformers 5.23) would look for the lengths of a column "input_ids", which pairs do not have.
         # transformers 4.57 has no such argument.

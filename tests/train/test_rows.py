@@ -12,10 +12,11 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.testing import tiny_tokenizer
+from rgtg_logits.tokenization import common_prefix_length
 from rgtg_logits.train import PartialRewardTrainer
 from rgtg_logits.train.data import PairCounts
 from rgtg_logits.train.labelled import LabelledCollator, answer_tokens
-from rgtg_logits.train.rows import Limit, common_prefix
+from rgtg_logits.train.rows import Limit
 
 TEMPLATE = (
     "{% if tools %}{{ tools | length }} {% endif %}"
@@ -104,7 +105,7 @@ def test_long_rows_in_training_and_evaluation(base: str, make_config, objective:
     if objective == "value":
         assert (len(longest["input_ids"]), longest["start"]) == (40, 30)
     elif objective == "partial_bt":
-        assert common_prefix(longest["chosen_ids"], longest["rejected_ids"]) == 30
+        assert common_prefix_length(longest["chosen_ids"], longest["rejected_ids"]) == 30
         assert len(longest["chosen_ids"]) == 40
     trainer.train()
     trainer.evaluate()
@@ -124,7 +125,7 @@ def test_the_tokens_of_an_answer(tokenizer) -> None:
 def test_an_answer_may_share_a_token_with_the_prompt(tokenizer) -> None:
     ids, start = answer_tokens({"prompt": "the film was go", "completion": "od"}, tokenizer)
     assert ids == [*tokenizer("the film was good")["input_ids"], tokenizer.eos_token_id]
-    assert start == common_prefix(ids, tokenizer("the film was go")["input_ids"])
+    assert start == common_prefix_length(ids, tokenizer("the film was go")["input_ids"])
     assert start < len(tokenizer("the film was go")["input_ids"])
 
 
@@ -220,7 +221,7 @@ def test_transcripts(base: str, make_config, tokenizer) -> None:
     ]
     trainer = train(base, make_config(), rows)
     row = trainer.train_dataset[0]
-    start = common_prefix(row["chosen_ids"], row["rejected_ids"])
+    start = common_prefix_length(row["chosen_ids"], row["rejected_ids"])
     assert tokenizer.decode(row["chosen_ids"][:start]) == "\n\nHuman: a film 0?\n\nAssistant: the"
     assert tokenizer.decode(row["chosen_ids"]) == rows[0]["chosen"] + tokenizer.eos_token
 

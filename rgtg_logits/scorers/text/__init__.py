@@ -1,6 +1,6 @@
-"""From the base model's tokens to text, and from text to the reward model's tokens."""
+"""Text between two tokenizers: the base model's tokens as text, and that text as the reward model's tokens."""
 
 from rgtg_logits.scorers.text.prompt_memory import PromptMemory
-from rgtg_logits.scorers.text.retokenizer import BaseText, EncodedRow, PromptFormat, Retokenizer
+from rgtg_logits.scorers.text.retokenizer import Detokenizer, EncodedRow, PromptFormat, Retokenizer
 
-__all__ = ["BaseText", "EncodedRow", "PromptFormat", "PromptMemory", "Retokenizer"]
+__all__ = ["Detokenizer", "EncodedRow", "PromptFormat", "PromptMemory", "Retokenizer"]

@@ -1,9 +1,9 @@
-"""Conversations: read from a prompt that a chat template rendered, and written in another template.
+"""Conversations: parsed from a prompt that one chat template rendered, and rendered by another chat template.
 
-A chat template is a program; it cannot be inverted by looking at it. Here it is asked: conversations with known
-contents are rendered, what stands between the contents are the delimiters, and a prompt that has them in this order
-gives its contents away. The messages found are rendered again, and only if that is the prompt itself, to the letter,
-are they believed.
+A chat template is a program, and programs cannot be inverted by looking at them. So the template is run: conversations
+with known contents are rendered, the texts between the contents are the delimiters, and a prompt that has them in this
+order gives its contents away. The messages that were found are rendered again, and are accepted only if the result is
+the prompt, to the letter.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import cycle, islice
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -21,124 +20,136 @@ from rgtg_logits.scorers.text.incremental import special_tokens
 
 Messages = list[dict[str, str]]
 
-_MARK = "zq9endofthetextsofarqz"
-"""Shows where in a rendered chat the answer ends."""
+_ANSWER_END = "zq9endofthetextsofarqz"
+"""Marks in a rendered chat where the answer ends."""
 
 _REMEDY = "Pass prompt_format= a function that makes the reward model's text from (prompt_text, answer_text)."
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a prompt says.
+    """The conversation in a prompt.
 
     Attributes:
-        messages: What was said before the answer.
-        begun: How the prompt begins the answer already; mostly "".
-        lead: White space that the template puts before an answer and the model therefore generates itself.
+        messages: The messages before the answer.
+        prefill: The beginning of the answer, where the prompt holds one already; mostly "".
+        answer_indent: White space that the template puts before an answer, and that the model therefore generates
+            itself.
     """
 
     messages: Messages
-    begun: str = ""
-    lead: str = ""
+    prefill: str = ""
+    answer_indent: str = ""
 
-    def answer(self, generated: str) -> str:
+    def answer_content(self, generated: str) -> str:
         """The content of the assistant's message so far."""
-        text = self.begun + generated
-        return "" if self.lead.startswith(text) else text.removeprefix(self.lead)
+        text = self.prefill + generated
+        return "" if self.answer_indent.startswith(text) else text.removeprefix(self.answer_indent)
 
 
-class ConversationReader:
+class ChatPromptParser:
     """Recovers the messages of prompts that a tokenizer's chat template rendered.
 
-    Understood are an optional system message followed by user and assistant in turn, ended by the generation prompt,
-    and perhaps by the beginning of the answer. A system prompt that the template adds by itself is no message. Tokens
-    that begin a text, and white space after them, are not compared, because a rendered chat that is tokenised once more
-    as text has two of them.
+    It understands an optional system message followed by user and assistant in turn, ended by the generation prompt and
+    perhaps by the beginning of the answer. A system prompt that the template adds by itself is no message. Tokens that
+    begin a text, and white space after them, are not compared, because a rendered chat that is tokenised once more as
+    text has two of them.
 
     Args:
         tokenizer: The base model's tokenizer. Without a chat template every prompt is one message of the user, and so
             is a prompt without any of the template's delimiters.
+
+    Raises:
+        InvalidArgumentError: If the chat template writes no delimiters between contents.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._special = set(special_tokens(tokenizer).values())
+        self._special_tokens = set(special_tokens(tokenizer).values())
         self._markers: list[str] = []
         if tokenizer.chat_template is not None:
-            self._markers = self._learn()
-        self.read = lru_cache(maxsize=1024)(self._read)
-        """Cached, because every step asks about the same prompts."""
+            self._markers = self._learn_markers()
+        self.parse = lru_cache(maxsize=1024)(self._parse)
+        """Cached, because every step is about the same prompts."""
 
-    def _read(self, prompt: tuple[int, ...]) -> Conversation:
+    def _parse(self, prompt: tuple[int, ...]) -> Conversation:
         """The conversation in a prompt.
 
         Raises:
             InvalidArgumentError: If the prompt has delimiters of the chat template but is not what the template makes
                 of any conversation.
         """
-        text = self._raw(prompt)
+        text = self._decode(prompt)
         if not self._looks_like_chat(text):
             plain = self._tokenizer.decode(list(prompt), skip_special_tokens=True, clean_up_tokenization_spaces=False)
             return Conversation([{"role": "user", "content": plain.rstrip("\ufffd")}])
-        answers = text.count(self._markers[0])
-        for turns in range(answers + 1, 0, -1):
-            for system in (False, True):
-                found = self._match(text, _roles(turns, system))
-                if found is not None:
-                    return found
+        num_answers = text.count(self._markers[0])
+        for num_turns in range(num_answers + 1, 0, -1):
+            for has_system in (False, True):
+                conversation = self._parse_as(text, _roles(num_turns, has_system))
+                if conversation is not None:
+                    return conversation
         raise InvalidArgumentError(
             "Expected a prompt that the base model's chat template renders from messages of system, user and assistant "
             f"in turn with add_generation_prompt=True, but got {_shortened(text)}. {_REMEDY}"
         )
 
-    def _learn(self) -> list[str]:
-        """What the template writes between contents, that of an answer first."""
-        plain, full = (self._delimiters(_roles(2, system)) for system in (False, True))
-        if plain is None or not all(delimiter.strip() for delimiter in plain[1:-1]):
+    def _learn_markers(self) -> list[str]:
+        """The delimiters that the template writes between contents, the one before an answer first."""
+        without_system = self._delimiters(_roles(2, False))
+        with_system = self._delimiters(_roles(2, True)) or []
+        if without_system is None or not all(delimiter.strip() for delimiter in without_system[1:-1]):
             raise InvalidArgumentError(
                 "Expected the base model's chat template to write the contents of user and assistant with delimiters "
                 f"between them, but it does not, so prompts cannot be read. {_REMEDY}"
             )
-        markers = [*plain[1:], plain[0], *(full or [])]
-        return list(dict.fromkeys(marker.strip() for marker in markers if marker.strip()))
+        delimiters = [*without_system[1:], without_system[0], *with_system]
+        markers = [delimiter.strip() for delimiter in delimiters if delimiter.strip()]
+        return list(dict.fromkeys(markers))
 
     def _looks_like_chat(self, text: str) -> bool:
-        special = [token for token in self._special if any(token in marker for marker in self._markers)]
-        return any(mark in text for mark in (*self._markers, *special))
+        # A special token that delimiters contain shows a chat even where no delimiter is whole.
+        delimiting = [token for token in self._special_tokens if any(token in marker for marker in self._markers)]
+        return any(marker in text for marker in (*self._markers, *delimiting))
 
-    def _match(self, text: str, roles: Sequence[str]) -> Conversation | None:
+    def _parse_as(self, text: str, roles: Sequence[str]) -> Conversation | None:
         """The conversation of these roles that renders to the text, if there is one."""
         delimiters = self._delimiters(roles)
-        contents = None if delimiters is None else _between(text, delimiters)
+        contents = None if delimiters is None else _split_contents(text, delimiters)
         if delimiters is None or contents is None:
             return None
-        if any(mark in content for content in contents for mark in (*self._markers, *self._special)):
+        for content in contents:
+            if any(marker in content for marker in (*self._markers, *self._special_tokens)):
+                return None
+        *message_contents, prefill = contents
+        messages = [{"role": role, "content": content} for role, content in zip(roles, message_contents, strict=True)]
+        if self._render(messages) != text.removesuffix(prefill):
             return None
-        messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
-        begun = contents[-1]
-        if self._view(messages) != text.removesuffix(begun):
-            return None
-        return Conversation(messages, begun, self._lead(roles, delimiters[-1]))
+        return Conversation(messages, prefill, self._answer_indent(roles, delimiters[-1]))
 
-    def _lead(self, roles: Sequence[str], generation_prompt: str) -> str:
-        answered = self._delimiters([*roles, "assistant"], generation_prompt=False)
-        lead = "" if answered is None else answered[-2].removeprefix(generation_prompt)
-        return lead if lead.isspace() and answered and answered[-2] != lead else ""
+    def _answer_indent(self, roles: Sequence[str], generation_prompt: str) -> str:
+        """The white space between the generation prompt and an answer; "" if there is none, or anything else."""
+        delimiters = self._delimiters([*roles, "assistant"], generation_prompt=False)
+        if delimiters is None:
+            return ""
+        before_answer = delimiters[-2]
+        indent = before_answer.removeprefix(generation_prompt)
+        return indent if indent.isspace() and indent != before_answer else ""
 
     def _delimiters(self, roles: Sequence[str], *, generation_prompt: bool = True) -> list[str] | None:
-        """What stands before, between and after the contents of such messages; None if the template refuses them."""
+        """The texts before, between and after the contents of such messages; None if the template refuses them."""
         contents = [f"zq{index}qz" for index in range(len(roles))]
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
-        rest = self._view(messages, generation_prompt=generation_prompt)
+        remaining = self._render(messages, generation_prompt=generation_prompt)
         delimiters = []
         for content in contents:
-            if rest is None or rest.count(content) != 1:
+            if remaining is None or remaining.count(content) != 1:
                 return None
-            delimiter, _, rest = rest.partition(content)
+            delimiter, _, remaining = remaining.partition(content)
             delimiters.append(delimiter)
-        return None if rest is None else [*delimiters, rest]
+        return None if remaining is None else [*delimiters, remaining]
 
-    def _view(self, messages: Messages, *, generation_prompt: bool = True) -> str | None:
+    def _render(self, messages: Messages, *, generation_prompt: bool = True) -> str | None:
         """A rendered chat as it looks when its tokens are decoded; None if the template refuses the messages."""
         try:
             text = self._tokenizer.apply_chat_template(
@@ -146,28 +157,29 @@ class ConversationReader:
             )
         except TemplateError:
             return None
-        return self._raw(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return self._decode(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _raw(self, tokens: Sequence[int]) -> str:
+    def _decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special tokens included, but for those that begin a text."""
         text = self._tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        begin = self._tokenizer.bos_token
-        while begin and text.startswith(begin):
-            text = text.removeprefix(begin)
+        bos = self._tokenizer.bos_token
+        while bos and text.startswith(bos):
+            text = text.removeprefix(bos)
         return text.lstrip(" ")
 
 
-class ChatWriter:
+class ChatRenderer:
     """Renders a conversation and the answer so far by a reward model's chat template.
 
-    The answer of an unfinished text is the template's own rendering up to where the answer ends, so whatever the
-    template does to a content (white space trimmed at its beginning, thoughts left out) is done. White space at the
-    end of an unfinished answer stays, because it is in the middle of the finished one.
+    The answer of an unfinished text is the template's own rendering up to where the answer ends, so that everything the
+    template does to a content (white space trimmed at its beginning, thoughts left out) is done. White space at the end
+    of an unfinished answer stays, because it is in the middle of the finished one.
 
     Args:
         tokenizer: The reward model's tokenizer.
 
     Raises:
-        InvalidArgumentError: If it has no chat template, or one that does not write what an assistant says.
+        InvalidArgumentError: If it has no chat template, or one that does not write the assistant's message.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -177,57 +189,85 @@ class ChatWriter:
                 'Expected a reward model with a chat template for prompt_format="chat", but its tokenizer has none. '
                 + _REMEDY
             )
-        self.write([{"role": "user", "content": "zq0qz"}], "", finished=False)
+        self.render([{"role": "user", "content": "zq0qz"}], "", finished=False)
 
-    def write(self, messages: Messages, answer: str, *, finished: bool) -> str:
+    def render(self, messages: Messages, answer: str, *, finished: bool) -> str:
         """The text that the reward model reads; only that of a finished answer is closed.
 
         Raises:
             InvalidArgumentError: If the template refuses the messages, or leaves the answer out.
         """
         if finished:
-            return self._render(messages, answer)
-        text = self._render(messages, answer + _MARK)
-        if text.count(_MARK) != 1:
+            return self._apply_template(messages, answer)
+        text = self._apply_template(messages, answer + _ANSWER_END)
+        if text.count(_ANSWER_END) != 1:
             raise InvalidArgumentError(
                 "Expected the reward model's chat template to write the assistant's last message once, but it writes "
-                f"it {text.count(_MARK)} times: {_shortened(text)}. {_REMEDY}"
+                f"it {text.count(_ANSWER_END)} times: {_shortened(text)}. {_REMEDY}"
             )
-        return text.partition(_MARK)[0]
+        return text.partition(_ANSWER_END)[0]
 
-    def _render(self, messages: Messages, answer: str) -> str:
+    def _apply_template(self, messages: Messages, answer: str) -> str:
+        with_answer = [*messages, {"role": "assistant", "content": answer}]
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    [*messages, {"role": "assistant", "content": answer}], tokenize=False
-                )
-            )
+            return str(self._tokenizer.apply_chat_template(with_answer, tokenize=False))
         except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
+            roles = ", ".join(message["role"] for message in with_answer)
             raise InvalidArgumentError(
-                f"Expected the reward model's chat template to take messages of {roles}, assistant, but it says: "
-                f"{error}. {_REMEDY}"
+                f"Expected the reward model's chat template to take messages of {roles}, but it says: {error}. "
+                f"{_REMEDY}"
             ) from error
 
 
-def _roles(turns: int, system: bool) -> list[str]:
-    return ["system"] * system + list(islice(cycle(("user", "assistant")), 2 * turns - 1))
+class ChatFormat:
+    """Puts the conversation in a prompt, and the answer so far, into the reward model's chat template.
+
+    Args:
+        base_tokenizer: The base model's tokenizer, whose chat template rendered the prompt.
+        rm_tokenizer: The reward model's tokenizer.
+
+    Raises:
+        InvalidArgumentError: See `ChatPromptParser` and `ChatRenderer`.
+    """
+
+    def __init__(self, base_tokenizer: PreTrainedTokenizerBase, rm_tokenizer: PreTrainedTokenizerBase) -> None:
+        self._parser = ChatPromptParser(base_tokenizer)
+        self._renderer = ChatRenderer(rm_tokenizer)
+
+    def format(self, prompt: Sequence[int], generated: str, *, finished: bool) -> str:
+        """The text that the reward model reads.
+
+        Args:
+            prompt: The base model's tokens of the prompt.
+            generated: The text that follows the prompt.
+            finished: Whether the answer is finished, so that the template closes it.
+        """
+        conversation = self._parser.parse(tuple(prompt))
+        answer = conversation.answer_content(generated)
+        return self._renderer.render(conversation.messages, answer, finished=finished)
 
 
-def _between(text: str, delimiters: Sequence[str]) -> list[str] | None:
-    """The contents between the delimiters, and what follows the last one; None if they are not there."""
-    head, *following = delimiters
-    if not text.startswith(head):
+def _roles(num_turns: int, has_system: bool) -> list[str]:
+    """Roles of a conversation in which the user has the last of so many turns."""
+    answered_turns = ["user", "assistant"] * (num_turns - 1)
+    return [*(["system"] if has_system else []), *answered_turns, "user"]
+
+
+def _split_contents(text: str, delimiters: Sequence[str]) -> list[str] | None:
+    """The contents between the delimiters, and what follows the last one; None if the text lacks a delimiter."""
+    first, *following = delimiters
+    if not text.startswith(first):
         return None
-    contents, rest = [], text.removeprefix(head)
+    contents = []
+    remaining = text.removeprefix(first)
     for delimiter in following:
         if not delimiter.strip():
             return None
-        content, found, rest = rest.partition(delimiter)
-        if not found:
+        content, separator, remaining = remaining.partition(delimiter)
+        if not separator:
             return None
         contents.append(content)
-    return [*contents, rest]
+    return [*contents, remaining]
 
 
 def _shortened(text: str) -> str:

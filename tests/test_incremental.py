@@ -1,4 +1,4 @@
-"""Piece by piece is the whole: tokens and texts from remembered pieces equal those taken at once."""
+"""Incremental tokenisation and detokenisation give the tokens and the text of the whole, taken at once."""
 
 import json
 from functools import cache
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rgtg_logits.scorers.text import incremental as _pieces
-from rgtg_logits.scorers.text.incremental import RowDecoder, TextEncoder
+from rgtg_logits.scorers.text import incremental
+from rgtg_logits.scorers.text.incremental import IncrementalDetokenizer, IncrementalTokenizer
 from rgtg_logits.scorers.text.retokenizer import Retokenizer
 from rgtg_logits.testing import EOS, TOKENIZER_KINDS, tiny_tokenizer
 
@@ -76,7 +76,7 @@ REFUSED = {
     "normalized": lambda: changed("llama2", [AddedToken("<m>", normalized=True)]),
     "lowercase": lambda: changed(normalizer=normalizers.Lowercase()),
     "whitespace": lambda: changed(normalizer=normalizers.Sequence([normalizers.NFC(), normalizers.Strip()])),
-    "no_pieces": lambda: changed(pre_tokenizer=pre_tokenizers.ByteLevel(use_regex=False)),
+    "no_pre_tokens": lambda: changed(pre_tokenizer=pre_tokenizers.ByteLevel(use_regex=False)),
     "lookbehind": lambda: changed(pre_tokenizer=split(r"(?<=a) \p{L}+|\s+|\S+")),
     "words_and_space": lambda: changed(pre_tokenizer=split(r"\p{L}+ ?|\s+")),
     "no_white_space": lambda: changed(pre_tokenizer=split(r" ?\p{L}+")),
@@ -94,18 +94,18 @@ REFUSED = {
 @cache
 def encoders(name):
     tokenizer = CUTTABLE[name]()
-    return TextEncoder(tokenizer), TextEncoder(tokenizer, piecewise=False)
+    return IncrementalTokenizer(tokenizer), IncrementalTokenizer(tokenizer, incremental=False)
 
 
 @pytest.mark.parametrize("name", CUTTABLE)
 def test_tokenizers_that_are_cut(name):
-    assert encoders(name)[0].piecewise
-    assert not encoders(name)[1].piecewise
+    assert encoders(name)[0].incremental
+    assert not encoders(name)[1].incremental
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_tokenizers_that_are_not_cut(name):
-    assert not TextEncoder(REFUSED[name]()).piecewise
+    assert not IncrementalTokenizer(REFUSED[name]()).incremental
 
 
 WORDS = st.one_of(
@@ -125,12 +125,14 @@ TEXTS = st.lists(st.tuples(WORDS, st.sampled_from([" ", "", "  ", "\n", "   "]))
 
 
 @pytest.fixture(
-    scope="module", params=[(1, 1), (16, 4), (_pieces._CHARACTERS, _pieces._TOKENS)], ids=["tiny", "small", "usual"]
+    scope="module",
+    params=[(1, 1), (16, 4), (incremental._SEGMENT_CHARACTERS, incremental._SEGMENT_TOKENS)],
+    ids=["tiny", "small", "usual"],
 )
-def pieces(request):
+def segments(request):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_pieces, "_CHARACTERS", request.param[0])
-        patch.setattr(_pieces, "_TOKENS", request.param[1])
+        patch.setattr(incremental, "_SEGMENT_CHARACTERS", request.param[0])
+        patch.setattr(incremental, "_SEGMENT_TOKENS", request.param[1])
         yield
 
 
@@ -138,38 +140,38 @@ def pieces(request):
 @given(
     st.sampled_from(sorted(CUTTABLE)), st.lists(st.tuples(TEXTS, st.lists(TEXTS, max_size=3)), min_size=1, max_size=3)
 )
-def test_tokens_of_pieces_are_tokens_of_the_whole(pieces, name, drawn):
-    piecewise, whole = encoders(name)
+def test_tokens_of_segments_are_tokens_of_the_whole(segments, name, drawn):
+    stepwise, whole = encoders(name)
     texts = [text + ending for text, endings in drawn for ending in ("", *endings)]
-    assert piecewise.encode(texts) == whole.encode(texts)
+    assert stepwise.encode(texts) == whole.encode(texts)
 
 
 @cache
 def decoders(kind):
     tokenizer = tiny_tokenizer(kind=kind, vocab_size=420)
-    return tokenizer, RowDecoder(tokenizer), RowDecoder(tokenizer, piecewise=False)
+    return tokenizer, IncrementalDetokenizer(tokenizer), IncrementalDetokenizer(tokenizer, incremental=False)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(TOKENIZER_KINDS)), st.lists(st.integers(0, 440), max_size=90), TEXTS, st.integers(0, 90))
-def test_texts_of_pieces_are_texts_of_the_whole(pieces, kind, tokens, text, place):
-    tokenizer, piecewise, whole = decoders(kind)
-    assert piecewise.piecewise
+def test_texts_of_segments_are_texts_of_the_whole(segments, kind, tokens, text, place):
+    tokenizer, stepwise, whole = decoders(kind)
+    assert stepwise.incremental
     row = [*tokens[:place], *tokenizer(text, add_special_tokens=False)["input_ids"], *tokens[place:]]
-    head, count = piecewise.head(row)
-    rest = piecewise.decode_rest(row[count:]) if count else piecewise.decode(row)
-    assert head + rest == whole.decode(row)
+    head, count = stepwise.head(row)
+    tail = stepwise.decode_tail(row[count:]) if count else stepwise.decode(row)
+    assert head + tail == whole.decode(row)
     assert whole.head(row) == ("", 0)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_a_generation_by_pieces_is_one_from_scratch(pieces, data):
+def test_an_incremental_generation_is_one_from_scratch(segments, data):
     kinds = st.sampled_from(sorted(TOKENIZER_KINDS))
     (base, *_), (own, *_) = decoders(data.draw(kinds)), decoders(data.draw(kinds))
     prompt = base(data.draw(TEXTS), add_special_tokens=False)["input_ids"]
     answer = [*base(data.draw(TEXTS), add_special_tokens=False)["input_ids"], *data.draw(st.lists(st.integers(0, 440)))]
-    fast, slow = (Retokenizer(base, own, piecewise=piecewise) for piecewise in (True, False))
+    fast, slow = (Retokenizer(base, own, incremental=is_incremental) for is_incremental in (True, False))
     for length in range(0, len(answer), max(1, len(answer) // 5)):
         candidates = [EOS, *data.draw(st.lists(st.integers(0, 440), max_size=5)), *answer[length : length + 1]]
         step = [prompt], [answer[:length]], [candidates]
@@ -180,12 +182,12 @@ def test_a_long_prompt_is_remembered():
     """Guards the tests above: with nothing remembered they would compare the whole with itself."""
     tokenizer, decoder, _ = decoders("gpt2")
     row = tokenizer("the film was good, and the end was bad. " * 20)["input_ids"]
-    assert decoder.head(row)[1] > len(row) - _pieces._TOKENS
-    encoder = TextEncoder(tokenizer)
+    assert decoder.head(row)[1] > len(row) - incremental._SEGMENT_TOKENS
+    encoder = IncrementalTokenizer(tokenizer)
     encoder.encode([tokenizer.decode(row)])
-    assert encoder._piece.cache_info().currsize >= 3
+    assert encoder._segment.cache_info().currsize >= 3
     encoder.encode([tokenizer.decode(row) + " and"])
-    assert encoder._piece.cache_info().hits >= 3
+    assert encoder._segment.cache_info().hits >= 3
 
 
 def test_rows_without_a_place_to_cut():

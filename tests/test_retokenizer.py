@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.scorers.text.retokenizer import BaseText, Retokenizer
+from rgtg_logits.scorers.text.retokenizer import Detokenizer, Retokenizer
 from rgtg_logits.testing import EOS, PAD, TOKENIZER_KINDS, tiny_tokenizer
 
 SENTENCES = [
@@ -85,7 +85,7 @@ def test_tokens_are_those_of_the_whole_text_from_scratch(data):
     encoded = Retokenizer(base, own).encode(prompts, answers, candidates)
     for prompt, answer, row in zip(prompts, answers, encoded, strict=True):
         so_far = slow_text(base, prompt + answer)
-        assert row.own == row.candidates[1] == slow_tokens(own, so_far, adds_eos)
+        assert row.prefix == row.candidates[1] == slow_tokens(own, so_far, adds_eos)
         assert row.candidates[0] == slow_tokens(own, so_far, adds_eos, closed=True)
         for token, ids in zip(candidates[0][1:], row.candidates[1:], strict=True):
             closed = token == EOS
@@ -100,8 +100,8 @@ def test_tokenizers_that_run_in_python(row, text, candidates):
     python, fast = ByT5Tokenizer(), tokenizer("llama3")
     answer = fast(text)["input_ids"]
     encoded = Retokenizer(fast, python).encode([row], [answer], [candidates])[0]
-    own, *texts = BaseText(fast).read([*row, *answer], candidates)
-    assert encoded.own == slow_tokens(python, own, adds_eos=True)
+    own, texts = Detokenizer(fast).decode_candidates([*row, *answer], candidates)
+    assert encoded.prefix == slow_tokens(python, own, adds_eos=True)
     assert encoded.candidates == [
         slow_tokens(python, own if token == EOS else text, adds_eos=True, closed=token == EOS)
         for token, text in zip(candidates, texts, strict=True)
@@ -109,8 +109,8 @@ def test_tokenizers_that_run_in_python(row, text, candidates):
     row = [token for token in row if token > 2] + python(text)["input_ids"][:-1]
     encoded = Retokenizer(python, fast).encode([[]], [row], [[500, 1]])[0]
     so_far = bytes(token - 3 for token in row if 3 <= token < 259).decode(errors="ignore")
-    assert encoded.own == encoded.candidates[0] == fast(so_far)["input_ids"]
-    assert encoded.candidates[1] == [*encoded.own, EOS]
+    assert encoded.prefix == encoded.candidates[0] == fast(so_far)["input_ids"]
+    assert encoded.candidates[1] == [*encoded.prefix, EOS]
 
 
 @settings(max_examples=200, deadline=None)
@@ -118,18 +118,18 @@ def test_tokenizers_that_run_in_python(row, text, candidates):
 def test_texts_of_byte_level_rows_are_their_bytes(data):
     base = tokenizer(data.draw(st.sampled_from(["gpt2", "llama3", "qwen2"])))
     rows = [as_tokens(data.draw(ROWS), base) for _ in range(3)]
-    assert [BaseText(base).read(row)[0] for row in rows] == [byte_text(base, row) for row in rows]
+    assert [Detokenizer(base).decode(row) for row in rows] == [byte_text(base, row) for row in rows]
 
 
 @pytest.mark.parametrize("kind", TOKENIZER_KINDS)
 def test_prompt_and_answer_make_the_whole_text_wherever_a_row_is_cut(kind):
     base = tokenizer(kind)
-    reader = BaseText(base)
+    reader = Detokenizer(base)
     for sentence in SENTENCES:
         row = base(sentence, add_special_tokens=False)["input_ids"]
-        whole = reader.read(row)[0]
+        whole = reader.decode(row)
         for cut in range(1, len(row)):
-            prompt = reader.read(row[:cut])[0]
+            prompt = reader.decode(row[:cut])
             assert prompt + reader.answer(prompt, whole) == whole
 
 
@@ -151,9 +151,11 @@ def test_half_a_character_adds_nothing_and_takes_nothing_away(kind):
     base, own = tokenizer(kind), tokenizer("llama3")
     row = [byte_token(base, kind, byte) for byte in "a 中é".encode()]
     halves = [byte_token(base, kind, byte) for byte in "中".encode()[:2]]
-    assert BaseText(base).read(row, halves[:1]) + BaseText(base).read([*row, *halves]) == ["a 中é"] * 3
+    detokenizer = Detokenizer(base)
+    assert detokenizer.decode_candidates(row, halves[:1]) == ("a 中é", ["a 中é"])
+    assert detokenizer.decode([*row, *halves]) == "a 中é"
     encoded = Retokenizer(base, own).encode([row], [halves[:1]], [halves[1:]])[0]
-    assert encoded.own == encoded.candidates[0] == own("a 中é")["input_ids"]
+    assert encoded.prefix == encoded.candidates[0] == own("a 中é")["input_ids"]
 
 
 def byte_token(base, kind, byte):
@@ -166,21 +168,21 @@ def test_every_end_of_text_token_counts_and_other_special_tokens_say_nothing():
     base, own = tokenizer("gpt2"), tokenizer("llama3", adds_bos=True)
     prompt, answer = (base(text)["input_ids"] for text in ("the film", " was good"))
     encoded = Retokenizer(base, own, eos_token_ids=[4]).encode([prompt], [answer], [[EOS, 4, 3, PAD, 10_000]])[0]
-    assert encoded.own == own("the film was good")["input_ids"]
-    assert encoded.candidates == [[*encoded.own, EOS]] * 2 + [encoded.own] * 3
+    assert encoded.prefix == own("the film was good")["input_ids"]
+    assert encoded.candidates == [[*encoded.prefix, EOS]] * 2 + [encoded.prefix] * 3
 
 
 def test_a_reward_model_without_an_end_of_text_token_reads_the_text_so_far():
     own = tiny_tokenizer(kind="llama3")
     own.eos_token = None
     encoded = Retokenizer(tokenizer("gpt2"), own).encode([[70]], [[71]], [[EOS]])[0]
-    assert encoded.candidates == [encoded.own]
+    assert encoded.candidates == [encoded.prefix]
 
 
 def test_no_rows_and_rows_without_text():
     retokenizer = Retokenizer(tokenizer("gpt2"), tokenizer("llama2"))
     assert retokenizer.encode([], [], []) == []
-    assert retokenizer.encode([[PAD]], [[]], [[PAD, EOS]])[0].own == []
+    assert retokenizer.encode([[PAD]], [[]], [[PAD, EOS]])[0].prefix == []
     assert retokenizer.encode([[PAD]], [[]], [[PAD, EOS]])[0].candidates == [[], [EOS]]
 
 
@@ -191,7 +193,7 @@ def test_a_format_of_the_users_own():
     encoded = retokenizer.encode([prompt], [answer], [[EOS, *base.convert_tokens_to_ids(["▁the"])]])[0]
     closed = own("Q: Was it good?\nA: Yes")["input_ids"]
     assert closed[-1] == EOS
-    assert encoded.own == closed[:-1]
+    assert encoded.prefix == closed[:-1]
     assert encoded.candidates == [closed, own("Q: Was it good?\nA: Yes the")["input_ids"][:-1]]
 
 

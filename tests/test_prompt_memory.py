@@ -29,7 +29,7 @@ class Splitting(LogitsProcessor):
         repeat = len(input_ids) // len(self.prompts)
         texts = [row[next((i for i, token in enumerate(row) if token != PAD), 0) :] for row in input_ids.tolist()]
         expected = [len(prompt) for prompt in self.prompts for _ in range(repeat)]
-        assert self.memory.split(texts) == expected
+        assert self.memory.prompt_lengths(texts) == expected
         self.calls += 1
         return scores
 
@@ -77,42 +77,42 @@ def test_a_conversation_that_goes_on_is_a_new_prompt(base):
 
 def test_a_prompt_that_is_another_plus_one_token_in_one_batch():
     memory = PromptMemory()
-    assert memory.split([[5, 8], [5, 8, 9]]) == [2, 3]
-    assert memory.split([[5, 8, 9], [5, 8, 9, 4]]) == [2, 3]
+    assert memory.prompt_lengths([[5, 8], [5, 8, 9]]) == [2, 3]
+    assert memory.prompt_lengths([[5, 8, 9], [5, 8, 9, 4]]) == [2, 3]
 
 
 def test_the_same_prompts_again_of_which_one_is_another_plus_one_token():
     memory = PromptMemory()
     for _ in range(3):
-        assert memory.split([[5, 8], [5, 8, 9]]) == [2, 3]
-        assert memory.split([[5, 8, 9], [5, 8, 9, 4]]) == [2, 3]
-        assert memory.split([[5, 8, 9, 4], [5, 8, 9, 4, 6]]) == [2, 3]
+        assert memory.prompt_lengths([[5, 8], [5, 8, 9]]) == [2, 3]
+        assert memory.prompt_lengths([[5, 8, 9], [5, 8, 9, 4]]) == [2, 3]
+        assert memory.prompt_lengths([[5, 8, 9, 4], [5, 8, 9, 4, 6]]) == [2, 3]
 
 
 def test_the_ambiguous_case_is_taken_for_a_continuation():
     memory = PromptMemory()
-    memory.split([[5, 8]])
-    assert memory.split([[5, 8, 9]]) == [2]
-    assert memory.split([[5, 8, 9, 4, 6]]) == [5]
+    memory.prompt_lengths([[5, 8]])
+    assert memory.prompt_lengths([[5, 8, 9]]) == [2]
+    assert memory.prompt_lengths([[5, 8, 9, 4, 6]]) == [5]
 
 
 def test_tokens_are_not_confused_with_others_that_have_the_same_bytes():
     memory = PromptMemory()
-    assert memory.split([[1]]) == [1]
-    assert memory.split([[1 << 32, 0]]) == [2]
-    assert memory.split([[1, 0]]) == [1]
+    assert memory.prompt_lengths([[1]]) == [1]
+    assert memory.prompt_lengths([[1 << 32, 0]]) == [2]
+    assert memory.prompt_lengths([[1, 0]]) == [1]
 
 
 def test_what_was_not_seen_for_long_is_forgotten_and_the_last_rows_never():
     memory = PromptMemory(capacity=3)
-    memory.split([[1, 1]])
-    memory.split([[2, 2]])
-    memory.split([[1, 1, 5]])
-    assert memory.split([[3, 3]]) == [2]
-    assert memory.split([[2, 2, 5]]) == [3], "the prompt [2, 2] was forgotten"
+    memory.prompt_lengths([[1, 1]])
+    memory.prompt_lengths([[2, 2]])
+    memory.prompt_lengths([[1, 1, 5]])
+    assert memory.prompt_lengths([[3, 3]]) == [2]
+    assert memory.prompt_lengths([[2, 2, 5]]) == [3], "the prompt [2, 2] was forgotten"
     rows = [[token, token] for token in range(10, 20)]
-    assert memory.split(rows) == [2] * 10
-    assert memory.split([[*row, 5] for row in rows]) == [2] * 10
+    assert memory.prompt_lengths(rows) == [2] * 10
+    assert memory.prompt_lengths([[*row, 5] for row in rows]) == [2] * 10
 
 
 def test_a_capacity_of_nothing():
@@ -135,6 +135,6 @@ def test_random_histories_of_prompts(data):
         running[number] = [(prompt, len(prompt))]
         for _ in range(data.draw(st.integers(1, 5))):
             shown = data.draw(st.lists(st.sampled_from(running[number]), min_size=1, max_size=4))
-            assert memory.split([row for row, _ in shown]) == [length for _, length in shown]
+            assert memory.prompt_lengths([row for row, _ in shown]) == [length for _, length in shown]
             seen = [([*row, data.draw(st.integers(0, 3))], length) for row, length in shown]
             running[number] = shown + seen

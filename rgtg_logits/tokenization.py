@@ -1,0 +1,107 @@
+"""From texts to token ids: one definition of a prompt, of a finished text, and of what ends it.
+
+Training, scoring, judging, checking and sampling all encode their texts here, so that a reward model is asked about
+exactly the tokens that it was trained on. Chats are not encoded here: a chat template writes all special tokens itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress, count
+from operator import ne
+
+from transformers import PreTrainedTokenizerBase
+
+_PROBE = "a"
+"""Any text does to see what a tokenizer adds around it."""
+
+
+@dataclass(frozen=True)
+class TextBoundaries:
+    """The special tokens at the boundaries of a text.
+
+    Attributes:
+        before: Tokens that the tokenizer puts before every text, such as a start token.
+        after: Tokens that the tokenizer puts after every text. Most decoders add none.
+        eos_token_id: The tokenizer's end-of-text token, if it has one.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    eos_token_id: int | None
+
+    @property
+    def end(self) -> tuple[int, ...]:
+        """The tokens that end a finished text; none if the tokenizer has nothing to end it with.
+
+        What the tokenizer puts after every text is its end, also where that is another token than `eos_token`, because
+        a model has met texts that end this way. Otherwise the end is `eos_token`, as TRL appends it.
+        """
+        if self.after or self.eos_token_id is None:
+            return self.after
+        return (self.eos_token_id,)
+
+    @property
+    def ending_tokens(self) -> set[int]:
+        """The tokens that end an answer when a model generates them."""
+        return {*self.end[:1], *(() if self.eos_token_id is None else (self.eos_token_id,))}
+
+    def close(self, ids: list[int]) -> list[int]:
+        """Adds the end to the tokens of a text; an end that the text spells out itself is not repeated."""
+        spelled_out = {*self.after, self.eos_token_id}
+        length = len(ids)
+        while length and ids[length - 1] in spelled_out:
+            length -= 1
+        return [*ids[:length], *self.end]
+
+
+def text_boundaries(tokenizer: PreTrainedTokenizerBase) -> TextBoundaries:
+    """The tokens that a tokenizer puts around texts by itself, found by encoding a text with and without them.
+
+    It takes two tokenisations of one letter, some 50 µs, and is not remembered, because a tokenizer's settings change.
+    """
+    bare = tokenizer(_PROBE, add_special_tokens=False, verbose=False)["input_ids"]
+    whole = tokenizer(_PROBE, verbose=False)["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        stop = start + len(bare)
+        if whole[start:stop] == bare:
+            return TextBoundaries(tuple(whole[:start]), tuple(whole[stop:]), tokenizer.eos_token_id)
+    return TextBoundaries((), (), tokenizer.eos_token_id)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Encodes a text that goes on: with what the tokenizer puts before a text, and without what it puts after one.
+
+    Nothing is to be generated behind the end of a text, and an unfinished text has no end yet.
+    """
+    return _encode_open(tokenizer, text, text_boundaries(tokenizer))
+
+
+def encode_finished(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Encodes a finished text: as `encode_prompt` does, with exactly one end behind it; see `TextBoundaries.end`.
+
+    Prompt and answer belong into one text, because letters of both may share a token.
+    """
+    boundaries = text_boundaries(tokenizer)
+    return boundaries.close(_encode_open(tokenizer, text, boundaries))
+
+
+def common_prefix_length(first: Sequence[int] | str, second: Sequence[int] | str) -> int:
+    """Number of tokens, or of characters, that two texts begin with alike."""
+    # No loop in Python, because prompts are long and compared at every step.
+    differs = map(ne, first, second)
+    for first_difference in compress(count(), differs):
+        return first_difference
+    return min(len(first), len(second))
+
+
+def differing_tokens(base_tokenizer: PreTrainedTokenizerBase, rm_tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number of tokens of the base model that have another id in the reward model's vocabulary, or none."""
+    rm_vocabulary = rm_tokenizer.get_vocab()
+    return sum(rm_vocabulary.get(token) != index for token, index in base_tokenizer.get_vocab().items())
+
+
+def _encode_open(tokenizer: PreTrainedTokenizerBase, text: str, boundaries: TextBoundaries) -> list[int]:
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    return ids[: len(ids) - len(boundaries.after)]
