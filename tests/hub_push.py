@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from packaging.version import Version
+from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, TorchAoConfig
 from typer.testing import CliRunner
 
@@ -103,6 +105,30 @@ def test_nothing_but_the_files_named(hub, model, folder, tmp_path):
     assert hub.log.count("POST /api/validate-yaml") == 2
     if Version(huggingface_hub.__version__) >= Version("2.0"):  # Before, it knows one Hub only.
         ModelCard.load(folder / "README.md").validate()
+
+
+@pytest.fixture
+def headers_read(monkeypatch):
+    """Names of the safetensors files whose headers the library has read so far."""
+    names = []
+
+    def read(file, *arguments):
+        names.append(Path(file).name)
+        return safe_open(file, *arguments)
+
+    for name, module in sys.modules.items():
+        if name.startswith("rgtg_logits") and hasattr(module, "safe_open"):
+            monkeypatch.setattr(module, "safe_open", read)
+    return names
+
+
+def test_a_push_reads_each_header_once(hub, model, folder, headers_read):
+    push_folder(folder, "org/rm", PushOptions())
+    assert headers_read == ["model.safetensors"]
+    headers_read.clear()
+    model.push_to_hub("org/rm", max_shard_size="20KB")
+    assert sorted(headers_read) == sorted(name for name in names(hub) if name.endswith(".safetensors"))
+    assert len(headers_read) == 5
 
 
 def test_a_language_model_and_a_name_without_a_namespace(hub):
