@@ -1,4 +1,4 @@
-"""Cases of test_hub.py: what a push leaves on the Hub, and what one that fails does not."""
+"""Cases of test_hub.py: pushes that succeed, and folders that are refused."""
 
 import json
 import os
@@ -39,7 +39,7 @@ tags: [reward-model]
 
 @pytest.fixture
 def folder(model, tmp_path):
-    """A reward model as a training leaves it, with everything that must not be uploaded."""
+    """The output folder of a training, with everything that must not be uploaded."""
     folder = tmp_path / "out"
     model.save_pretrained(folder)
     (folder / "README.md").write_text(CARD)
@@ -63,7 +63,7 @@ def base_names(model, tmp_path):
     return {file.name for file in (tmp_path / "plain").iterdir()}
 
 
-# What is pushed
+# Files
 
 
 def test_a_push_is_one_commit_and_loads_to_the_last_bit(hub, model, tmp_path):
@@ -230,8 +230,8 @@ def test_an_adapter_on_request_and_never_a_mixture(hub, adapted):
 def test_a_quantised_base_is_not_merged_into(hub, adapted):
     peft = pytest.importorskip("peft")
     quantization = pytest.importorskip("torchao.quantization", reason="needs torchao")
-    ways = {"quantization_config": TorchAoConfig(quantization.Int8WeightOnlyConfig()), "dtype": torch.float32}
-    quantised = adapter_on("base-of-adapter", "org/base", peft, **ways)
+    options = {"quantization_config": TorchAoConfig(quantization.Int8WeightOnlyConfig()), "dtype": torch.float32}
+    quantised = adapter_on("base-of-adapter", "org/base", peft, **options)
     with pytest.warns(UserWarning, match="The adapter is uploaded without its base model, which is quantised"):
         quantised.push_to_hub("org/rm")
     assert "adapter_model.safetensors" in names(hub)

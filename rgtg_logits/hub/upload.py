@@ -113,7 +113,7 @@ class _UploadTransaction:
         try:
             repository = self._request_info(None)
         except GatedRepoError:
-            # A subclass of the next: it exists.
+            # The repository exists, but the client derives this error from the one below.
             raise
         except RepositoryNotFoundError:
             repository = self._create_repository()
