@@ -88,12 +88,14 @@ def measure(worlds: Sequence[World]) -> dict[str, Tensor]:
         base, start = exact.sequence_log_probs(world.policy), exact.value(world)[0]
         tables = {name: rewards(world, w) for name, (_, rewards) in METHODS.items() if rewards is not None}
         for b, beta in enumerate(BETAS[1:], start=1):
-            best = exact.optimal_sequences(world, beta)
+            best = exact.optimal_log_probs(world, beta)
             for name in METHODS:
                 rewards = tables[name] if name in tables else exact.soft_value(world, beta)
-                policy = exact.sequence_log_probs(exact.guided(world, rewards, beta))
+                policy = exact.sequence_log_probs(exact.guided_policy(world, rewards, beta))
                 gain = exact.expected_reward(world, policy) - start
-                found[name][w, b] = torch.stack([exact.kl(best, policy), gain, exact.kl(policy, base)])
+                found[name][w, b] = torch.stack(
+                    [exact.kl_divergence(best, policy), gain, exact.kl_divergence(policy, base)]
+                )
     return found
 
 
@@ -186,7 +188,9 @@ def gains_of_both(worlds: Sequence[World]) -> Tensor:
     for w, world in enumerate(worlds):
         models, start = two_models(world), exact.value(world)[0]
         for b, beta in enumerate(BETAS[1:], start=1):
-            policies = [exact.guided(world, rewards, beta) for rewards in (*models, exact.soft_value(world, beta))]
+            policies = [
+                exact.guided_policy(world, rewards, beta) for rewards in (*models, exact.soft_value(world, beta))
+            ]
             logs = [exact.sequence_log_probs(policy) for policy in policies]
             gains[w, b] = torch.stack([exact.expected_reward(world, log) for log in logs]) - start
     return gains
@@ -251,7 +255,8 @@ def draw_counterexample(path: Path) -> dict[str, float]:
     figure, panel = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     for i, name in enumerate(("soft value", *tables)):
         first = [
-            exact.guided(world, tables.get(name) or exact.soft_value(world, beta), beta)[0].exp()[0] for beta in betas
+            exact.guided_policy(world, tables.get(name) or exact.soft_value(world, beta), beta)[0].exp()[0]
+            for beta in betas
         ]
         panel.plot(betas, first, label=name, **{**STYLES[name], "markevery": (5 * i, 20), "markersize": 5})
     panel.axhline(0.5, color="#888888", linewidth=0.8)

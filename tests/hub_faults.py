@@ -12,8 +12,8 @@ COMMIT = "POST /api/models/.*/commit/"
 
 
 @pytest.fixture(params=["new", "existing", "branch"])
-def place(request, hub):
-    """Where to push: a repository that does not exist, one that does, a branch that does not."""
+def destination(request, hub):
+    """Options of a push to a repository that does not exist, one that does, a branch that does not."""
     if request.param != "new":
         hub.put("org/rm", {"model.safetensors": b"old", "README.md": b"old"})
     return {"revision": "v2"} if request.param == "branch" else {}
@@ -35,17 +35,17 @@ def place(request, hub):
         ({"pattern": "PUT /large", "drop": "request", "times": 9}, "the connection failed or broke off"),
     ],
 )
-def test_a_push_that_fails_changes_nothing(hub, model, place, fault, message):
+def test_a_push_that_fails_changes_nothing(hub, model, destination, fault, message):
     before = hub.state()
     hub.fail(**fault)
     with pytest.raises(HubError, match=rf"Expected to push to 'org/rm' on the Hub, but .*{message}") as caught:
-        model.push_to_hub("org/rm", **place)
+        model.push_to_hub("org/rm", **destination)
     assert caught.value.__cause__ is not None
     assert hub.state() == before
-    # And it goes well when the fault is gone.
+    # The same push succeeds without the fault.
     hub.faults.clear()
-    model.push_to_hub("org/rm", **place)
-    assert hub.titles("org/rm", place.get("revision", "main"))[0] == "Upload reward model"
+    model.push_to_hub("org/rm", **destination)
+    assert hub.titles("org/rm", destination.get("revision", "main"))[0] == "Upload reward model"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_push_that_fails_changes_nothing(hub, model, place, fault, message):
     ],
 )
 @pytest.mark.parametrize("exists", [False, True])
-def test_whoever_may_not_push_changes_nothing(hub, model, repository, token, message, exists):
+def test_a_token_without_permission_changes_nothing(hub, model, repository, token, message, exists):
     if exists:
         hub.put("org/rm", {"model.safetensors": b"old"})
     before = hub.state()
@@ -69,7 +69,7 @@ def test_whoever_may_not_push_changes_nothing(hub, model, repository, token, mes
     assert hub.state() == before
 
 
-def test_somebody_who_is_not_logged_in(hub, model, monkeypatch):
+def test_a_user_who_is_not_logged_in(hub, model, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(HubError, match="but no access token was found. Log in with `hf auth login`, or set HF_TOKEN"):
         model.push_to_hub("rm")
@@ -78,7 +78,7 @@ def test_somebody_who_is_not_logged_in(hub, model, monkeypatch):
     assert hub.repositories == {}
 
 
-def test_a_name_that_is_taken_in_secret(hub, model):
+def test_a_name_that_a_hidden_repository_has(hub, model):
     hub.put("org/rm", {"model.safetensors": b"old"}, private=True)
     before = hub.state()
     hub.fail("GET /api/models/org/rm$", 404, headers={"X-Error-Code": "RepoNotFound"})
@@ -107,7 +107,7 @@ def test_a_commit_whose_answer_is_lost_has_arrived(hub, model):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_creation_whose_answer_is_lost_is_this_pushs_own(hub, model, fails):
+def test_a_creation_whose_answer_is_lost_is_taken_for_done(hub, model, fails):
     hub.fail("POST /api/repos/create", drop="answer")
     hub.fail("POST /api/models/org/rm/branch", drop="answer")
     if fails:
@@ -138,7 +138,7 @@ def test_files_that_cannot_be_prepared(hub, model):
     assert hub.log == []
 
 
-def test_a_lost_answer_that_nobody_can_tell_about(hub, model):
+def test_a_lost_answer_when_the_hub_cannot_be_asked_either(hub, model):
     hub.put("org/rm", {"model.safetensors": b"old"})
     hub.fail(COMMIT, drop="answer")
     hub.fail("GET /api/models/org/rm$", 500, skip=1, times=9)
@@ -158,7 +158,7 @@ def test_somebody_else_pushes_in_between(hub, model):
     assert hub.files("org/rm") == {"model.safetensors": b"theirs"}
 
 
-def test_what_cannot_be_deleted_again_is_told(hub, model):
+def test_a_message_tells_what_could_not_be_deleted(hub, model):
     hub.fail(COMMIT, 403)
     hub.fail("DELETE", 500, times=9)
     with pytest.raises(
@@ -170,7 +170,7 @@ def test_what_cannot_be_deleted_again_is_told(hub, model):
 
 def test_an_interrupt_leaves_nothing(hub, model):
     hub.fail(COMMIT, act=lambda: os.kill(os.getpid(), signal.SIGINT), drop="answer", status=500)
-    # A shell lets the programs that it starts in the background ignore interrupts, and those that they start.
+    # A shell makes programs in the background ignore interrupts, and so do the programs that they start.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):

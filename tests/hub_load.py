@@ -1,4 +1,4 @@
-"""Cases of test_hub.py: what is loaded by a Hub id, and what is not."""
+"""Cases of test_hub.py: loading by a Hub id."""
 
 import errno
 import os
@@ -57,12 +57,12 @@ def equal(one, other):
 
 
 def cached():
-    """All files in the cache of the Hub that hold a part of a repository."""
+    """Names of all blobs in the Hub's cache."""
     cache = Path(os.environ["HF_HOME"], "hub")
     return sorted(path.name for path in cache.rglob("*") if path.is_file() and "blobs" in path.parts)
 
 
-# What is loaded
+# Models
 
 
 def test_by_a_name(hub, rm):
@@ -73,7 +73,7 @@ def test_by_a_name(hub, rm):
     assert not any("optimizer" in line or "checkpoint-1" in line for line in hub.log)
     hub.log.clear()
     assert equal(RewardModel.from_pretrained("org/rm"), rm)
-    assert hub.log == [LISTING], "what is in the cache was asked for again"
+    assert hub.log == [LISTING], "a cached file was requested again"
     assert equal(RewardModel.from_pretrained("org/rm", force_download=True), rm)
     assert sum("GET" in line and "resolve" in line for line in hub.log) == len(cached())
 
@@ -85,7 +85,7 @@ def test_without_this_library(hub, rm):
     classify = pipeline("text-classification", model="org/rm", function_to_apply="none")
     wanted = rm.score_tokens(torch.tensor([rm.tokenizer("the film was")["input_ids"]]))[0, -1]
     assert classify("the film was")[0]["score"] == pytest.approx(float(wanted), abs=1e-4)
-    # And what that put into the cache is enough.
+    # The files that transformers has put into the cache are enough.
     assert equal(RewardModel.from_pretrained("org/rm", local_files_only=True), rm)
     folder = Path(snapshot_download("org/rm"))
     assert {path.name for path in folder.iterdir()} >= set(hub.files("org/rm")) - {"checkpoint-1/config.json"}
@@ -202,7 +202,7 @@ def test_a_download_that_broke_off_leaves_the_version_before(hub, rm, models, tm
     assert equal(RewardModel.from_pretrained("org/rm", local_files_only=True), models[1])
 
 
-# Failures: a clear error, nothing half done, and it goes well when the fault is gone
+# Failures: a clear error, nothing half done, and success when the fault is gone
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_repositories_that_are_refused(hub, models, tmp_path, case, message):
 
 @contextmanager
 def largest_file(size):
-    """No file of this process may grow larger."""
+    """Limits the size of the files that this process writes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

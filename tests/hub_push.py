@@ -1,8 +1,9 @@
-"""Cases of test_hub.py: what a push leaves on the Hub, and what one that fails does not."""
+"""Cases of test_hub.py: pushes that succeed, and folders that are refused."""
 
 import json
 import os
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from packaging.version import Version
+from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, TorchAoConfig
 from typer.testing import CliRunner
 
@@ -37,7 +39,7 @@ tags: [reward-model]
 
 @pytest.fixture
 def folder(model, tmp_path):
-    """A reward model as a training leaves it, with everything that must not be uploaded."""
+    """The output folder of a training, with everything that must not be uploaded."""
     folder = tmp_path / "out"
     model.save_pretrained(folder)
     (folder / "README.md").write_text(CARD)
@@ -61,7 +63,7 @@ def base_names(model, tmp_path):
     return {file.name for file in (tmp_path / "plain").iterdir()}
 
 
-# What is pushed
+# Files
 
 
 def test_a_push_is_one_commit_and_loads_to_the_last_bit(hub, model, tmp_path):
@@ -103,6 +105,30 @@ def test_nothing_but_the_files_named(hub, model, folder, tmp_path):
     assert hub.log.count("POST /api/validate-yaml") == 2
     if Version(huggingface_hub.__version__) >= Version("2.0"):  # Before, it knows one Hub only.
         ModelCard.load(folder / "README.md").validate()
+
+
+@pytest.fixture
+def headers_read(monkeypatch):
+    """Names of the safetensors files whose headers the library has read so far."""
+    names = []
+
+    def read(file, *arguments):
+        names.append(Path(file).name)
+        return safe_open(file, *arguments)
+
+    for name, module in sys.modules.items():
+        if name.startswith("rgtg_logits") and hasattr(module, "safe_open"):
+            monkeypatch.setattr(module, "safe_open", read)
+    return names
+
+
+def test_a_push_reads_each_header_once(hub, model, folder, headers_read):
+    push_folder(folder, "org/rm", PushOptions())
+    assert headers_read == ["model.safetensors"]
+    headers_read.clear()
+    model.push_to_hub("org/rm", max_shard_size="20KB")
+    assert sorted(headers_read) == sorted(name for name in names(hub) if name.endswith(".safetensors"))
+    assert len(headers_read) == 5
 
 
 def test_a_language_model_and_a_name_without_a_namespace(hub):
@@ -204,8 +230,8 @@ def test_an_adapter_on_request_and_never_a_mixture(hub, adapted):
 def test_a_quantised_base_is_not_merged_into(hub, adapted):
     peft = pytest.importorskip("peft")
     quantization = pytest.importorskip("torchao.quantization", reason="needs torchao")
-    ways = {"quantization_config": TorchAoConfig(quantization.Int8WeightOnlyConfig()), "dtype": torch.float32}
-    quantised = adapter_on("base-of-adapter", "org/base", peft, **ways)
+    options = {"quantization_config": TorchAoConfig(quantization.Int8WeightOnlyConfig()), "dtype": torch.float32}
+    quantised = adapter_on("base-of-adapter", "org/base", peft, **options)
     with pytest.warns(UserWarning, match="The adapter is uploaded without its base model, which is quantised"):
         quantised.push_to_hub("org/rm")
     assert "adapter_model.safetensors" in names(hub)

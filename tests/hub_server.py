@@ -1,8 +1,8 @@
 """A Hub on loopback, for the real client.
 
-It answers as https://huggingface.co does, as far as `huggingface_hub` 0.34 to 2.x and transformers ask: create, delete,
-branches, preupload, large files (Git LFS), commits, listings, files with ranges, card metadata, who one is. And it
-fails on demand, by a table of faults.
+It implements the part of the API of https://huggingface.co that `huggingface_hub` 0.34 to 2.x and transformers use:
+create, delete, branches, preupload, large files (Git LFS), commits, listings, files with ranges, card metadata, whoami.
+Faults can be injected into it.
 """
 
 import base64
@@ -20,18 +20,19 @@ from hub_store import ACCOUNTS, DATE, Repository, card_errors, is_large, listing
 
 @dataclass
 class Fault:
-    """What goes wrong with a request whose "METHOD /path" matches.
+    """An injected fault, for requests whose "METHOD /path" matches.
 
     Attributes:
-        pattern: Searched in "METHOD /path".
-        status: Answered instead.
-        headers: Of that answer.
-        drop: Close the connection: "request" when half of its body is read, "answer" when it is done but not answered.
-        cut: Close the connection after so many bytes of the answer's body.
-        change: Serve another file than the listing says.
-        act: Done first, while the client waits.
-        skip: How many matching requests go well first.
-        times: How many then fail.
+        pattern: Regular expression, searched in "METHOD /path".
+        status: HTTP status of the answer.
+        headers: Headers of the answer.
+        drop: When the connection is closed: "request" after half of the request's body has been read, "answer" after
+            the request has been carried out.
+        cut: Bytes of the answer's body after which the connection is closed.
+        change: Changes the contents of the file that is served.
+        act: Called first, while the client waits.
+        skip: Number of matching requests that succeed first.
+        times: Number of matching requests that then fail.
     """
 
     pattern: str
@@ -46,11 +47,11 @@ class Fault:
 
 
 class Dropped(Exception):
-    """The connection is to be closed."""
+    """The connection has to be closed."""
 
 
 class Refused(Exception):
-    """An answer that is an error: status, message, the Hub's code for it, and what else it says."""
+    """An error answer: status, message, the Hub's error code, and further fields."""
 
     def __init__(self, status, message, code=None, **more):
         self.status, self.body = status, {"error": message, **more}
@@ -72,7 +73,7 @@ class HubServer:
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def put(self, name, files, *, ref="main", title="first", private=False, gated=False):
-        """Puts files into a repository, as somebody else's push."""
+        """Commits files to a repository, as a push by somebody else does."""
         repository = self.repositories.setdefault(name, Repository(private, gated))
         return repository.commit(ref, title, files)
 
@@ -86,14 +87,14 @@ class HubServer:
         return [commit.title for commit in self.repositories[name].history(revision)]
 
     def state(self):
-        """Everything that a push could change, to be compared."""
+        """Everything that a push can change, for comparisons."""
         return {
             name: (repository.private, dict(repository.refs), dict(repository.commits))
             for name, repository in self.repositories.items()
         }
 
     def fault_of(self, request):
-        """The fault that hits a request, which is then used up."""
+        """The fault for a request, whose count it reduces."""
         with self.lock:
             self.log.append(request)
             for fault in self.faults:
@@ -106,9 +107,11 @@ class HubServer:
         return Fault("")
 
     def reset(self):
-        """Forgets everything."""
-        for kept in (self.repositories, self.large, self.faults, self.log):
-            kept.clear()
+        """Deletes all data, faults and the log."""
+        self.repositories.clear()
+        self.large.clear()
+        self.faults.clear()
+        self.log.clear()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -120,8 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_request(self):
         address = urlsplit(self.path)
-        self.place, self.query = address.path, parse_qs(address.query, keep_blank_values=True)
-        self.fault = self.hub.fault_of(f"{self.command} {self.place}")
+        self.request_path, self.query = address.path, parse_qs(address.query, keep_blank_values=True)
+        self.fault = self.hub.fault_of(f"{self.command} {self.request_path}")
         try:
             self.body = self.read()
             if self.fault.act:
@@ -169,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    # Who asks for what: each of the following returns the answer's body, and maybe headers and a status
+    # Routes: each of the following returns the answer's body, and optionally headers and a status
 
     def route(self):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -187,16 +190,16 @@ class _Handler(BaseHTTPRequestHandler):
             ("[A-Z]+ /api/(datasets/[^/]+/[^/]+)(?:/([a-z-]+)(?:/([^/]+)(?:/.*)?)?)?", self.model),
             ("[A-Z]+ /((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.resolve),
         ):
-            if match := re.fullmatch(pattern, f"{self.command} {self.place}"):
+            if match := re.fullmatch(pattern, f"{self.command} {self.request_path}"):
                 return act(*(part and unquote(part) for part in match.groups()))
-        raise Refused(404, f"No such route: {self.place}")
+        raise Refused(404, f"No such route: {self.request_path}")
 
     def visible(self, name):
-        """The repository, if it exists for whoever asks."""
+        """The repository, if it exists and the account may see it."""
         repository = self.hub.repositories.get(name)
         if repository is not None and (not repository.private or (self.account and self.account.owns(name))):
             return repository
-        # Nobody is told whether a private repository exists.
+        # The answer does not reveal whether a private repository exists.
         if self.account is None:
             raise Refused(401, "Invalid username or password.", "RepoNotFound")
         raise Refused(404, "Repository not found", "RepoNotFound")
@@ -208,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(403, "You don't have the rights to do this")
 
     def named(self):
-        """What was sent, and the repository that it names."""
+        """The request's JSON, and the name of the repository in it."""
         values = json.loads(self.body)
         name = f"{values.get('organization') or (self.account and self.account.name)}/{values['name']}"
         self.check_writes(name)
@@ -238,23 +241,23 @@ class _Handler(BaseHTTPRequestHandler):
         errors = [{"message": message} for message in card_errors(json.loads(self.body)["content"])]
         return {"errors": errors, "warnings": []}, {}, 400 if errors else 200
 
-    def model(self, name, what, revision):
+    def model(self, name, endpoint, revision):
         repository, revision = self.visible(name), revision or "main"
-        if what == "branch":
+        if endpoint == "branch":
             return self.branch(name, repository, revision)
         commit = repository.at(revision)
         if commit is None:
             raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        if what in (None, "revision"):
+        if endpoint in (None, "revision"):
             return (self.info(name, repository, commit),)
-        if what == "tree":
+        if endpoint == "tree":
             return (list(listing(commit)),)
-        if what == "commits":
+        if endpoint == "commits":
             return ([history_entry(commit) for commit in repository.history(revision)],)
-        if what == "paths-info":
+        if endpoint == "paths-info":
             paths = parse_qs(self.body.decode())["paths"]
             return ([item for item in listing(commit) if item["path"] in paths],)
-        return {"preupload": self.preupload, "commit": self.commit}[what](name, repository, revision)
+        return {"preupload": self.preupload, "commit": self.commit}[endpoint](name, repository, revision)
 
     def info(self, name, repository, commit):
         siblings = [
@@ -264,14 +267,14 @@ class _Handler(BaseHTTPRequestHandler):
             for item in listing(commit)
         ]
         gated = "manual" if repository.gated else False
-        said = {
+        fields = {
             "id": name.removeprefix("datasets/"),
             "sha": commit.sha,
             "private": repository.private,
             "gated": gated,
             "tags": [],
         }
-        return {**said, "siblings": siblings}
+        return {**fields, "siblings": siblings}
 
     def branch(self, name, repository, branch):
         self.check_writes(name)
@@ -288,14 +291,14 @@ class _Handler(BaseHTTPRequestHandler):
     def preupload(self, name, repository, revision):
         if "create_pr" not in self.query:
             self.check_writes(name)
-        there = repository.at(revision).files
+        existing = repository.at(revision).files
         paths = [file["path"] for file in json.loads(self.body)["files"]]
         files = [
             {
                 "path": path,
                 "uploadMode": "lfs" if is_large(path) else "regular",
                 "shouldIgnore": False,
-                "oid": oid(path, there[path]) if path in there else None,
+                "oid": oid(path, existing[path]) if path in existing else None,
             }
             for path in paths
         ]
@@ -314,8 +317,8 @@ class _Handler(BaseHTTPRequestHandler):
         return ({},)
 
     def commit(self, name, repository, revision):
-        pull = "create_pr" in self.query
-        if not pull:
+        is_pull_request = "create_pr" in self.query
+        if not is_pull_request:
             self.check_writes(name)
         lines = [json.loads(line) for line in self.body.splitlines()]
         header, parent = lines[0]["value"], repository.at(revision)
@@ -334,13 +337,14 @@ class _Handler(BaseHTTPRequestHandler):
                 del files[path]
             else:
                 raise Refused(400, f"Unknown operation {line['key']}")
-        ref, said = revision, {"success": True}
-        if pull:
+        ref, answer = revision, {"success": True}
+        if is_pull_request:
             number = 1 + sum(name.startswith("refs/pr/") for name in repository.refs)
-            ref, said["pullRequestUrl"] = f"refs/pr/{number}", f"{self.hub.url}/{name}/discussions/{number}"
+            ref = f"refs/pr/{number}"
+            answer["pullRequestUrl"] = f"{self.hub.url}/{name}/discussions/{number}"
             repository.refs[ref] = parent.sha
         sha = repository.commit(ref, header["summary"], files, header.get("description", ""))
-        return ({**said, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha},)
+        return ({**answer, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha},)
 
     # A file
 
@@ -357,10 +361,10 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{oid(path, content)}"', "X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
         if self.fault.change:
             content = self.fault.change(content)
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if asked is None:
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if byte_range is None:
             return content, headers
-        start, end = int(asked[1]), int(asked[2] or len(content) - 1)
+        start, end = int(byte_range[1]), int(byte_range[2] or len(content) - 1)
         headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
         return content[start : end + 1], headers, 206
 

@@ -1,6 +1,6 @@
 """A pytest plugin (-p hub_session): a Hub on loopback for the whole process.
 
-The client reads its address once, when it is imported, so the process has to be one that has not done so.
+The client reads the address of the Hub once, when it is imported, so it must not have been imported before.
 """
 
 import os
@@ -25,7 +25,7 @@ os.environ.update(
 
 @pytest.fixture
 def hub():
-    """The Hub without any repository, and an empty cache."""
+    """The Hub without repositories, and an empty cache."""
     HUB.reset()
     yield HUB
     shutil.rmtree(HOME / "hub", ignore_errors=True)
@@ -33,7 +33,7 @@ def hub():
 
 @pytest.fixture(scope="session")
 def model():
-    """A reward model of prefixes with its tokenizer."""
+    """A reward model trained on prefixes, with its tokenizer."""
     from rgtg_logits import RewardModel, RewardModelConfig
     from rgtg_logits.testing import tiny_reward_model, tiny_tokenizer
 
@@ -43,7 +43,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch):
-    """Seconds that somebody wanted to wait, and did not."""
+    """Seconds of every wait, none of which takes place."""
     seconds = []
     monkeypatch.setattr(time, "sleep", seconds.append)
     return seconds

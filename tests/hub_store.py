@@ -1,4 +1,4 @@
-"""What a Hub keeps: repositories with commits, branches and pull requests; who may see them; its rules for cards."""
+"""The data of a Hub: repositories with commits, branches and pull requests, accounts, and its rules for cards."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ LICENSES = ("apache-2.0", "mit", "other", "cc-by-4.0", "llama3", "gemma")
 
 @dataclass(frozen=True)
 class Account:
-    """Whom a token belongs to."""
+    """The owner of an access token."""
 
     name: str
     orgs: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Commit:
 
 @dataclass
 class Repository:
-    """Branches and pull requests by name, and the commits that they are at."""
+    """A repository; `refs` maps branches and pull requests to their last commits."""
 
     private: bool = False
     gated: bool = False
@@ -51,7 +51,7 @@ class Repository:
     commits: dict[str, Commit] = field(default_factory=dict)
 
     def commit(self, ref, title, files, description=""):
-        """Adds a commit to a branch, or to a new one."""
+        """Adds a commit to a branch, which is created if it does not exist."""
         parent = self.refs.get(ref)
         sha = secrets.token_hex(20)
         self.commits[sha] = Commit(sha, parent, title, description, dict(files))
@@ -59,11 +59,11 @@ class Repository:
         return sha
 
     def at(self, revision):
-        """The commit of a branch, or the commit itself; None if there is neither."""
+        """The last commit of a branch, or the commit of a hash; None if there is neither."""
         return self.commits.get(self.refs.get(revision, revision))
 
     def history(self, revision):
-        """The commits of a branch, the last first."""
+        """The commits of a branch, the newest first."""
         commit = self.at(revision)
         while commit is not None:
             yield commit
@@ -71,19 +71,19 @@ class Repository:
 
 
 def is_large(path):
-    """Whether the Hub keeps a file beside Git (LFS)."""
+    """Whether the Hub stores a file with Git LFS."""
     return path.endswith((".safetensors", ".bin", ".png"))
 
 
 def oid(path, content):
-    """SHA-256 of a large file, Git's own hash of another one."""
+    """SHA-256 of a large file, Git's own hash of a small one."""
     if is_large(path):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def listing(commit):
-    """The files of a commit as the Hub lists a folder."""
+    """The files of a commit in the format in which the Hub lists a folder."""
     for path, content in sorted(commit.files.items()):
         item = {"type": "file", "path": path, "size": len(content), "oid": oid(path, content)}
         if is_large(path):
@@ -92,7 +92,7 @@ def listing(commit):
 
 
 def card_errors(content):
-    """What the Hub would say of the metadata of a card."""
+    """The Hub's error messages about the metadata of a card."""
     match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     try:
         data = yaml.safe_load(match[1]) if match else {}

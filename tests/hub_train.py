@@ -1,4 +1,4 @@
-"""Cases of test_hub.py: what a training pushes."""
+"""Cases of test_hub.py: pushes after training."""
 
 import json
 
@@ -67,8 +67,9 @@ def test_an_adapter_is_merged_or_not(hub, base, tmp_path):
                 parameter.normal_(std=0.3)
     trainer.push_to_hub()
     assert "model.safetensors" in names(hub) and not any("adapter" in name for name in names(hub))
-    card, own = hub.files("org/rm")["README.md"].decode(), (tmp_path / "out" / "README.md").read_text()
-    assert "base_model_relation: adapter" not in card and "base_model_relation: adapter" in own
+    pushed = hub.files("org/rm")["README.md"].decode()
+    saved = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model_relation: adapter" not in pushed and "base_model_relation: adapter" in saved
     wanted = RewardModel(trainer.model).score_tokens(IDS)
     assert torch.allclose(RewardModel.from_pretrained("org/rm").score_tokens(IDS), wanted, atol=1e-5)
     trainer.push_to_hub("Adapter", adapter=True)
@@ -78,7 +79,7 @@ def test_an_adapter_is_merged_or_not(hub, base, tmp_path):
     assert torch.allclose(RewardModel.from_pretrained("org/rm").score_tokens(IDS), wanted, atol=1e-5)
 
 
-def test_a_token_that_may_not_fails_before_the_training(hub, base, tmp_path):
+def test_a_token_without_permission_fails_before_the_training(hub, base, tmp_path):
     args = PartialRewardConfig(
         str(tmp_path / "out"), push_to_hub=True, hub_model_id="org/rm", hub_token="hf_reader", **QUICK
     )

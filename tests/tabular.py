@@ -1,4 +1,4 @@
-"""Random worlds, and what a world has by prefix as models of transformers and as a scorer, which look it up."""
+"""Random worlds, and tables over the prefixes of a world as models of transformers and as a scorer."""
 
 from dataclasses import fields
 from itertools import product
@@ -22,7 +22,7 @@ ROUNDING = 1e-13
 
 
 def drawn(name):
-    """The random world of a name in `CUTS`, in which the base policy may be cut to two next tokens and renormalised."""
+    """The random world of a name in `CUTS`, whose base policy may be truncated to the two most probable tokens."""
     size, cut = name.rsplit(", ", 1)
     world = World.random(**SIZES[size], seed=len(name))
     return world if cut == "whole" else world.truncated(2)
@@ -33,19 +33,19 @@ def supported(log_probs):
 
 
 def worst(got, wanted, log_probs):
-    """The largest difference of two tables over the prefixes that occur."""
+    """The largest difference of two tables over the prefixes of positive probability."""
     return max(float((a - b)[supported(p)].abs().max()) for a, b, p in zip(got, wanted, log_probs, strict=True))
 
 
 def random_rewards(world, seed=0):
-    """A reward of every prefix, drawn without regard to what becomes of it."""
+    """A random reward of every prefix, independent of the world's rewards."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(world.vocab,) * i for i in range(world.horizon + 1)]
     return tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
 
 
 class TabularConfig(PretrainedConfig):
-    """Behind the world's tokens come one that starts every text, and padding."""
+    """Configuration with two ids after the world's tokens: the start token of every text, and padding."""
 
     model_type = "tabular"
 
@@ -56,15 +56,15 @@ class TabularConfig(PretrainedConfig):
 
 
 class Lookup(nn.Module):
-    """Reads a table with a row for every text and a column for every next token, given rows of token ids.
+    """Looks up, for rows of token ids, a table with a row for every text and a column for every next token.
 
-    Ids that are no tokens of the world are skipped, so that a row may start with padding and a mark.
+    Ids that are no tokens of the world are skipped, so that a row may begin with padding and the start token.
     """
 
     def __init__(self, steps) -> None:
         super().__init__()
         self.vocab = steps[0].shape[-1]
-        # Texts are numbered as a heap is: a step down from text n with token v leads to n · vocab + 1 + v.
+        # Texts are numbered as in a heap: text n followed by token v has the number n · vocab + 1 + v.
         self.register_buffer("table", torch.cat([step.reshape(-1, self.vocab) for step in steps]).float())
 
     def forward(self, rows):
@@ -89,7 +89,7 @@ class TabularLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(logits=logits[:, None])
 
     def prompts(self, texts):
-        """Texts as rows, with the starting token in front, padded on the left; and their mask."""
+        """Texts as rows that begin with the start token, padded on the left; and their attention mask."""
         start, pad = self.config.bos_token_id, self.config.pad_token_id
         width = max(map(len, texts))
         rows = torch.tensor([[pad] * (width - len(text)) + [start, *text] for text in texts])
@@ -109,11 +109,11 @@ class TabularScorer(Scorer):
 
 
 class TabularBackbone(PreTrainedModel):
-    """A decoder with a cache whose state of a token says, as a one-hot vector, which text ends with it.
+    """A decoder with a cache; the state of a token is a one-hot vector of the number of the text that ends with it.
 
-    Token v at place p of a text is worth (v + 1) · (vocab + 1) ** p, the token that starts the text nothing, and a text
-    is numbered by the sum of all that the mask lets its last token see. So a wrong mask, position or cache is another
-    text. Behind the horizon, where no tables are looked up, places start over.
+    The value of token v at position p of a text is (v + 1) · (vocab + 1) ** p, that of the start token 0, and the
+    number of a text is the sum over the tokens that its last token attends to. So a wrong mask, position or cache gives
+    the number of another text. Beyond the horizon, where no table is looked up, positions start over.
     """
 
     config_class = TabularConfig
@@ -147,7 +147,7 @@ class TabularBackbone(PreTrainedModel):
 
 
 def with_cache(output_class, cache, **parts):
-    """An output with its cache under both names: that of transformers from 5.24 on, and the one before."""
+    """An output with its cache under both names: `cache` since transformers 5.24, `past_key_values` before."""
     name = "cache" if "cache" in {field.name for field in fields(output_class)} else "past_key_values"
     output = output_class(**parts, **{name: cache})
     output.cache = cache
@@ -155,7 +155,7 @@ def with_cache(output_class, cache, **parts):
 
 
 def _visible(mask, new, slots):
-    """Which slots each new token sees, by a mask as transformers hands it to attention layers, or by one of rows."""
+    """Slots that each new token attends to, by a 4-D mask of attention layers or by a mask of rows."""
     if mask is not None and mask.dim() == 4:
         return mask[:, 0] == 0
     causal = torch.ones(slots, slots, dtype=torch.bool).tril()[-new:][None]
@@ -163,11 +163,11 @@ def _visible(mask, new, slots):
 
 
 class TabularReader(PreTrainedModel):
-    """What the models have in common whose last layer is a table with a column for every text.
+    """Base class of the models whose last layer is a table with a column for every text.
 
     Args:
         world: The world.
-        columns: What to read behind every text: by its length, a row for each text of that length.
+        columns: The outputs behind every text: by its length, a row for each text of that length.
     """
 
     config_class = TabularConfig
@@ -176,7 +176,7 @@ class TabularReader(PreTrainedModel):
     def __init__(self, world, columns) -> None:
         super().__init__(TabularConfig.of(world, horizon=world.horizon, num_labels=1, tie_word_embeddings=False))
         self.model = TabularBackbone(self.config)
-        # What no text of the world leads to is not 0, because nothing could be seen of a model that is 0 everywhere.
+        # Random where the world has no text, because the probe could see nothing in a model that is 0 everywhere.
         shape = (columns[0].shape[1], (world.vocab + 1) ** world.horizon)
         table = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         for length, rows in enumerate(columns):
@@ -205,7 +205,7 @@ class TabularRewardLM(TabularReader, GenerationMixin):
     Args:
         world: The world.
         steps: Logits by the length of the prefix, as a policy has them.
-        absent: Logit of the tokens that the world does not have, and in the place of -inf, which no layer can give.
+        absent: Logit of the tokens that the world does not have, and in place of -inf, which no layer can return.
     """
 
     def __init__(self, world, steps, absent) -> None:

@@ -1,4 +1,4 @@
-"""What the theory says, by enumeration: each statement over several random worlds, cut to the top-k and uncut."""
+"""The theory, checked by enumeration: each statement in several random worlds, truncated to the top-k and whole."""
 
 import math
 
@@ -15,10 +15,10 @@ from rgtg_logits.exact import (
     conditional_mean,
     expected_reward,
     full_bt,
-    guided,
-    kl,
-    optimal_sequences,
-    optimum,
+    guided_policy,
+    kl_divergence,
+    optimal_log_probs,
+    optimal_policy,
     partial_bt,
     prefix_log_probs,
     prefix_policies,
@@ -36,7 +36,7 @@ def world(request):
     return drawn(request.param)
 
 
-def free_of_constant(entry):
+def centred(entry):
     return entry - entry.mean()
 
 
@@ -49,7 +49,7 @@ def test_a_world_is_a_distribution_over_texts(world):
     texts = {tuple(row[:length]) for row, length, p in zip(
         world.sequences().tolist(), world.lengths().tolist(), probability.flatten().tolist(), strict=True
     ) if p > 0}  # fmt: skip
-    # Each text occurs once: behind its end there is one way to go on.
+    # Each text occurs once: end-of-text tokens are its only continuation.
     assert len(texts) == int((probability > 0).sum())
     if world.eos is not None:
         assert all(world.eos not in text[:-1] for text in texts)
@@ -98,9 +98,9 @@ def test_errors_say_what_to_do(make, message):
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_the_steps_of_the_optimum_multiply_to_the_optimum(world, beta):
-    steps = sequence_log_probs(optimum(world, beta))
-    assert (steps.exp() - optimal_sequences(world, beta).exp()).abs().max() < 1e-14
-    assert total_variation(steps, optimal_sequences(world, beta)) < 1e-14
+    steps = sequence_log_probs(optimal_policy(world, beta))
+    assert (steps.exp() - optimal_log_probs(world, beta).exp()).abs().max() < 1e-14
+    assert total_variation(steps, optimal_log_probs(world, beta)) < 1e-14
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -108,56 +108,56 @@ def test_nothing_is_better_than_the_optimum(world, beta):
     best = soft_value(world, beta)[0]
     log_z = (sequence_log_probs(world.policy) + beta * world.reward).flatten().logsumexp(0)
     assert best.item() == pytest.approx(log_z.item() / beta, abs=ROUNDING)
-    star = optimal_sequences(world, beta)
+    star = optimal_log_probs(world, beta)
     assert rlhf_objective(world, star, beta).item() == pytest.approx(best.item(), abs=ROUNDING)
     for seed in range(3):
-        other = sequence_log_probs(guided(world, random_rewards(world, seed), beta))
+        other = sequence_log_probs(guided_policy(world, random_rewards(world, seed), beta))
         missing = best - rlhf_objective(world, other, beta)
-        assert missing.item() == pytest.approx(kl(other, star).item() / beta, abs=1e-12)
+        assert missing.item() == pytest.approx(kl_divergence(other, star).item() / beta, abs=1e-12)
         assert missing > 1e-6
 
 
 def test_the_soft_value_is_the_log_of_a_mean_of_exponentials(world):
     means = conditional_mean(world.policy, (2.0 * world.reward).exp())
-    found = tuple(mean.log() / 2.0 for mean in means)
-    assert worst(soft_value(world, 2.0), found, prefix_log_probs(world.policy)) < ROUNDING
+    log_means = tuple(mean.log() / 2.0 for mean in means)
+    assert worst(soft_value(world, 2.0), log_means, prefix_log_probs(world.policy)) < ROUNDING
 
 
 # §2: the paper
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_full_sequences_say_nothing_of_prefixes(world, beta):
-    # Any policy over all but the last token can be had from rewards with one and the same loss.
-    target = guided(world, random_rewards(world, 7), 2.0)
+def test_full_sequences_determine_no_rewards_of_prefixes(world, beta):
+    # Rewards with one and the same loss guide to any policy over all but the last token.
+    target = guided_policy(world, random_rewards(world, 7), 2.0)
     ratio = tuple((q - p).masked_fill(~supported(p), 0.0) / beta for q, p in zip(target, world.policy, strict=True))
     rewards = (*((torch.zeros(()).double()), *ratio)[:-1], world.reward)
-    for found, wanted in zip(guided(world, rewards, beta)[:-1], target[:-1], strict=True):
-        assert (found.exp() - wanted.exp()).abs().max() < 1e-14
+    for step, expected in zip(guided_policy(world, rewards, beta)[:-1], target[:-1], strict=True):
+        assert (step.exp() - expected.exp()).abs().max() < 1e-14
     wins = win_weights(world)
     assert bradley_terry_loss(wins, rewards[-1].flatten()) == bradley_terry_loss(wins, world.reward.flatten())
 
 
-def test_two_reward_models_with_one_loss_have_two_fates(world):
-    losses, fates = [], []
+def test_two_reward_models_with_the_same_loss_guide_to_opposite_rewards(world):
+    losses, outcomes = [], []
     for sign in (1.0, -1.0):
-        # Only the last token is guided by what the loss has seen; before it, the best prefixes are sought or the worst.
+        # The loss determines only the guidance of the last token; before it, the best prefixes are chosen or the worst.
         rewards = (*(sign * 50.0 * entry for entry in value(world)[:-1]), world.reward)
         losses.append(bradley_terry_loss(win_weights(world), rewards[-1].flatten()))
-        fates.append(expected_reward(world, sequence_log_probs(guided(world, rewards, 1.0))).item())
+        outcomes.append(expected_reward(world, sequence_log_probs(guided_policy(world, rewards, 1.0))).item())
     base = value(world)[0].item()
     assert losses[0] == losses[1] < math.log(2)
-    assert fates[1] < base < fates[0] and fates[0] - fates[1] > 0.5
+    assert outcomes[1] < base < outcomes[0] and outcomes[0] - outcomes[1] > 0.5
 
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_any_guided_policy_is_a_ratio_of_two_rlhf_policies(world, beta):
     rewards = random_rewards(world)
     by_length = prefix_policies(world, rewards, beta)
-    for step, shorter, longer in zip(guided(world, rewards, beta), by_length[:-1], by_length[1:], strict=True):
+    for step, shorter, longer in zip(guided_policy(world, rewards, beta), by_length[:-1], by_length[1:], strict=True):
         reached = supported(shorter)
         ratio = (longer - shorter[..., None])[reached]
-        # The ratio is not normalised, because the two were normalised over all prefixes of their length.
+        # The ratio is not normalised, because each of the two is normalised over all prefixes of its length.
         ratio = ratio.exp() / ratio.exp().sum(-1, keepdim=True)
         last_token = longer[reached].exp() / longer[reached].exp().sum(-1, keepdim=True)
         assert (ratio - step[reached].exp()).abs().max() < 1e-14
@@ -166,19 +166,19 @@ def test_any_guided_policy_is_a_ratio_of_two_rlhf_policies(world, beta):
 
 def test_partial_bt_at_the_last_length_is_the_reward(world):
     reached = supported(sequence_log_probs(world.policy))
-    wanted = free_of_constant(world.reward[reached])
+    wanted = centred(world.reward[reached])
     for tie_finished in (False, True):
-        found = partial_bt(world, tie_finished=tie_finished)[-1][reached]
+        rewards = partial_bt(world, tie_finished=tie_finished)[-1][reached]
         if not tie_finished or world.eos is None:
-            assert (free_of_constant(found) - wanted).abs().max() < 1e-10
-    assert (free_of_constant(full_bt(world)[reached]) - wanted).abs().max() < 1e-10
+            assert (centred(rewards) - wanted).abs().max() < 1e-10
+    assert (centred(full_bt(world)[reached]) - wanted).abs().max() < 1e-10
 
 
 def test_partial_bt_predicts_how_often_each_prefix_wins(world):
     # The equation of the theory: Σ_b (W[a,b] + W[b,a]) sigmoid(r(a) − r(b)) = Σ_b W[a,b] for every prefix a.
     for i, entry in enumerate(partial_bt(world)):
-        size, rest = world.vocab**i, world.vocab ** (world.horizon - i)
-        wins = win_weights(world).view(size, rest, size, rest).sum((1, 3))
+        prefixes, completions = world.vocab**i, world.vocab ** (world.horizon - i)
+        wins = win_weights(world).view(prefixes, completions, prefixes, completions).sum((1, 3))
         scores = entry.flatten()
         predicted = ((wins + wins.T) * (scores[:, None] - scores).sigmoid()).sum(1)
         assert (predicted - wins.sum(1)).abs().max() < 1e-15
@@ -195,7 +195,7 @@ def test_tied_finished_texts_have_one_reward_at_every_length():
 
 
 def _nudged(world):
-    """The tied optimum with one reward changed a little, at every length where it occurs."""
+    """The tied optimum with a small change to one reward, at every length where it occurs."""
     table = [entry.clone() for entry in partial_bt(world, tie_finished=True)]
     for i in range(2, world.horizon + 1):
         table[i][(1, *(0,) * (i - 1))] += 1e-4
@@ -203,7 +203,7 @@ def _nudged(world):
 
 
 def _comparisons(world, table):
-    """The loss over all comparisons of all pairs, added up pair by pair."""
+    """The sum of the loss over all comparisons of all pairs, pair by pair."""
     wins, lengths, sequences = win_weights(world), world.lengths().tolist(), world.sequences().tolist()
     total = 0.0
     for a, (left, left_length) in enumerate(zip(sequences, lengths, strict=True)):
@@ -219,13 +219,13 @@ def test_partial_bt_with_small_rewards_is_the_expected_reward(world):
     for scale in (1e-2, 1e-3):
         small = World(world.policy, scale * world.reward, world.eos)
         means = tuple((entry - value(world)[0]) for entry in value(world))
-        found = tuple(entry / scale for entry in partial_bt(small))
-        errors.append(worst(found, means, prefix_log_probs(world.policy)))
+        rescaled = tuple(entry / scale for entry in partial_bt(small))
+        errors.append(worst(rescaled, means, prefix_log_probs(world.policy)))
     assert errors[1] < 1e-5
-    assert errors[0] / errors[1] == pytest.approx(100, rel=0.1)  # What is left is of second order.
+    assert errors[0] / errors[1] == pytest.approx(100, rel=0.1)  # The remaining error is of second order.
 
 
-def test_partial_bt_with_large_rewards_sees_who_wins_and_no_more(world):
+def test_partial_bt_with_large_rewards_depends_only_on_who_wins(world):
     scores = []
     for scale in (1e3, 1e4):
         wins = win_weights(World(world.policy, scale * world.reward, world.eos))
@@ -234,9 +234,9 @@ def test_partial_bt_with_large_rewards_sees_who_wins_and_no_more(world):
     assert (scores[1] - scores[0]).abs().max() < 1e-2  # The rewards differ by thousands.
 
 
-def test_partial_bt_of_another_sampler_is_that_sampler_s():
+def test_partial_bt_depends_on_the_sampling_policy():
     world = World.random(3, 3, seed=2)
-    sampler = guided(world, random_rewards(world), 1.0)
+    sampler = guided_policy(world, random_rewards(world), 1.0)
     other = World(sampler, world.reward)
     for got, wanted in zip(partial_bt(world, sampler), partial_bt(other), strict=True):
         assert torch.equal(got, wanted)
@@ -246,20 +246,19 @@ def test_partial_bt_of_another_sampler_is_that_sampler_s():
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_guidance_is_exact_if_and_only_if_the_reward_is_the_soft_value(world, beta):
-    values, star = soft_value(world, beta), optimal_sequences(world, beta)
+    values, star = soft_value(world, beta), optimal_log_probs(world, beta)
     shifts = random_rewards(world)
     shifted = (values[0], *(entry + shift[..., None] for entry, shift in zip(values[1:], shifts[:-1], strict=True)))
-    assert kl(star, sequence_log_probs(guided(world, shifted, beta))).abs() < 1e-13
-    # Rewards that lead to the optimum differ from the soft value by a constant per parent: they are its log-ratio.
-    for best, base, after in zip(optimum(world, beta), world.policy, values[1:], strict=True):
-        difference = (best - base) / beta - after
-        spread = difference.masked_fill(~supported(base), float("-inf")).amax(-1) - difference.masked_fill(
-            ~supported(base), float("inf")
-        ).amin(-1)
-        assert spread.max() < 1e-12
+    assert kl_divergence(star, sequence_log_probs(guided_policy(world, shifted, beta))).abs() < 1e-13
+    # Rewards that guide to the optimum are its log-ratio, which is the soft value up to a constant per parent.
+    for best, base, entry in zip(optimal_policy(world, beta), world.policy, values[1:], strict=True):
+        difference = (best - base) / beta - entry
+        largest = difference.masked_fill(~supported(base), float("-inf")).amax(-1)
+        smallest = difference.masked_fill(~supported(base), float("inf")).amin(-1)
+        assert (largest - smallest).max() < 1e-12
     bent = list(values)
     for token in range(world.vocab):
         if world.policy[0][token] > float("-inf"):
             bent[1] = values[1].clone()
             bent[1][token] += 0.1
-            assert kl(star, sequence_log_probs(guided(world, tuple(bent), beta))) > 1e-6
+            assert kl_divergence(star, sequence_log_probs(guided_policy(world, tuple(bent), beta))) > 1e-6

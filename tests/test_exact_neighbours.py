@@ -1,4 +1,4 @@
-"""What the theory says of other ways to reward prefixes, by enumeration; see `test_exact`."""
+"""The theory of other prefix rewards, checked by enumeration; see `test_exact`."""
 
 import pytest
 import torch
@@ -10,10 +10,10 @@ from rgtg_logits.exact import (
     best_value,
     cumulative,
     dpo_ratio,
-    guided,
-    kl,
-    optimal_sequences,
-    optimum,
+    guided_policy,
+    kl_divergence,
+    optimal_log_probs,
+    optimal_policy,
     partial_bt,
     prefix_log_probs,
     sequence_log_probs,
@@ -28,34 +28,37 @@ def world(request):
     return drawn(request.param)
 
 
-def free_of_constant(entry):
+def centred(entry):
     return entry - entry.mean()
+
+
+def distance(world, rewards, beta):
+    """KL divergence of the guided policy from the optimum, in nats."""
+    guided = sequence_log_probs(guided_policy(world, rewards, beta))
+    return kl_divergence(optimal_log_probs(world, beta), guided)
 
 
 # §3: the neighbours
 
 
 def test_the_expected_reward_is_right_to_first_order(world):
-    gaps = [
-        kl(optimal_sequences(world, beta), sequence_log_probs(guided(world, value(world), beta))).item()
-        for beta in (0.04, 0.02)
-    ]
+    gaps = [distance(world, value(world), beta).item() for beta in (0.04, 0.02)]
     assert gaps[0] / gaps[1] == pytest.approx(16, rel=0.15)
 
 
 def test_regressions_on_the_final_reward_have_their_minimum_where_enumeration_says(world):
     probability, lengths = sequence_log_probs(world.policy).exp().flatten(), world.lengths().double()
     weights = {value: lambda t: 1.0, cumulative: lambda t: 2 * t / (lengths * (lengths + 1))}
-    for found, weight in weights.items():
-        for i, found_entry in enumerate(found(world)):
-            entry = found_entry.clone().requires_grad_()
-            said = entry.flatten()[torch.arange(len(lengths)) // world.vocab ** (world.horizon - i)]
+    for minimiser, weight in weights.items():
+        for i, optimum in enumerate(minimiser(world)):
+            entry = optimum.clone().requires_grad_()
+            rewards = entry.flatten()[torch.arange(len(lengths)) // world.vocab ** (world.horizon - i)]
             # A finished text has no more prefixes.
-            errors = weight(i) * (lengths >= i) * (said - world.reward.flatten()) ** 2
+            errors = weight(i) * (lengths >= i) * (rewards - world.reward.flatten()) ** 2
             (gradient,) = torch.autograd.grad((probability * errors).sum(), entry)
             assert gradient.abs().max() < ROUNDING
-    apart = worst(value(world), cumulative(world), prefix_log_probs(world.policy))
-    assert apart < ROUNDING if world.eos is None else apart > 1e-3
+    difference = worst(value(world), cumulative(world), prefix_log_probs(world.policy))
+    assert difference < ROUNDING if world.eos is None else difference > 1e-3
 
 
 def test_the_best_completion_is_the_limit_of_the_soft_value(world):
@@ -73,16 +76,16 @@ def test_log_probabilities_trained_on_pairs_multiply_to_the_optimum_but_do_not_s
     reached = supported(sequence_log_probs(world.policy))
     assert log_policy[-1][reached].exp().sum().item() == pytest.approx(1, abs=ROUNDING)
     # The reward of a pair is beta_r times their difference.
-    wanted = free_of_constant(world.reward[reached])
-    assert (free_of_constant(beta_r * log_policy[-1][reached]) - wanted).abs().max() < ROUNDING
+    wanted = centred(world.reward[reached])
+    assert (centred(beta_r * log_policy[-1][reached]) - wanted).abs().max() < ROUNDING
     for shorter, longer, step in zip(log_policy[:-1], log_policy[1:], world.policy, strict=True):
         next_tokens = longer.masked_fill(~supported(step), float("-inf"))
         assert (next_tokens.logsumexp(-1) - shorter).abs().max() < ROUNDING
-    star = optimal_sequences(world, beta)
+    star = optimal_log_probs(world, beta)
     product = sequence_log_probs(world.policy) + beta * beta_r * log_policy[-1]
     assert total_variation(product.flatten().log_softmax(0), star.flatten()) < 1e-14
-    sampled = sequence_log_probs(guided(world, log_policy, beta * beta_r))
-    assert kl(star, sampled) > 1e-3
+    sampled = sequence_log_probs(guided_policy(world, log_policy, beta * beta_r))
+    assert kl_divergence(star, sampled) > 1e-3
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -90,12 +93,12 @@ def test_an_exact_dpo_pair_holds_the_soft_value(world, beta):
     values = soft_value(world, beta)
     wanted = tuple(entry - values[0] for entry in values)
     assert worst(dpo_ratio(world, beta), wanted, prefix_log_probs(world.policy)) < 1e-13
-    star = optimal_sequences(world, beta)
-    assert kl(star, sequence_log_probs(guided(world, dpo_ratio(world, beta), beta))).abs() < 1e-13
+    star = optimal_log_probs(world, beta)
+    assert kl_divergence(star, sequence_log_probs(guided_policy(world, dpo_ratio(world, beta), beta))).abs() < 1e-13
 
 
 def right_when_finished(world):
-    """What the theory calls random prefix rewards: at random, but right on full sequences."""
+    """The theory's random prefix rewards: random, but right on full sequences."""
     return (*random_rewards(world)[:-1], world.reward)
 
 
@@ -110,18 +113,21 @@ NEIGHBOURS = {
 
 
 def test_the_neighbours_are_as_far_from_the_optimum_as_the_theory_says():
-    # Texts of equal length. Other worlds were drawn there, so each figure is one mean of 40 worlds among such means.
+    # Texts of equal length. The theory's worlds are other draws, so its figures have a standard error of their own.
     worlds = [World.random(3, 4, seed=seed) for seed in range(80)]
-    found = {}
+    means = {}
     for name, (prefix_rewards, written) in NEIGHBOURS.items():
+        tables = [prefix_rewards(world) for world in worlds]
         distances = torch.tensor([
-            [kl(optimal_sequences(world, beta), sequence_log_probs(guided(world, rewards, beta))) for beta in BETAS]
-            for world, rewards in zip(worlds, map(prefix_rewards, worlds), strict=True)
+            [distance(world, rewards, beta) for beta in BETAS]
+            for world, rewards in zip(worlds, tables, strict=True)
         ])  # fmt: skip
-        found[name] = distances.mean(0)
-        error = distances.std(0) * (1 / 40 + 1 / len(worlds)) ** 0.5 + torch.tensor([0.00005, 0.0005, 0.005])
-        assert ((found[name] - torch.tensor(written)).abs() < 3 * error).all(), (name, found[name], error)
-    weak, _, strong = (sorted(found, key=lambda name, i=i: found[name][i]) for i in range(3))
+        means[name] = distances.mean(0)
+        rounding = torch.tensor([0.00005, 0.0005, 0.005])
+        error = distances.std(0) * (1 / 40 + 1 / len(worlds)) ** 0.5 + rounding
+        assert ((means[name] - torch.tensor(written)).abs() < 3 * error).all(), (name, means[name], error)
+    weak = sorted(means, key=lambda name: means[name][0])
+    strong = sorted(means, key=lambda name: means[name][-1])
     assert weak == ["expected reward", "partial BT", "arm", "best completion", "at random"]
     assert set(strong[:2]) == {"arm", "best completion"} and strong[-1] == "at random"
 
@@ -140,8 +146,8 @@ def test_the_counterexample():
     assert preference(value(world)) == pytest.approx(-2.40, abs=1e-6)
     assert preference(soft_value(world, 1.0)) == pytest.approx(0.72, abs=0.005)
     assert preference(best_value(world)) == 3.0
-    assert optimum(world, 1.0)[0].exp()[0] > 0.5
-    assert guided(world, partial_bt(world), 1.0)[0].exp()[0] < 0.5
+    assert optimal_policy(world, 1.0)[0].exp()[0] > 0.5
+    assert guided_policy(world, partial_bt(world), 1.0)[0].exp()[0] < 0.5
 
 
 # §4: the soft value, learned
@@ -153,25 +159,25 @@ def test_the_linex_loss_has_its_minimum_at_the_soft_value(world, beta):
     for i, (log_probs, entry) in enumerate(zip(prefix_log_probs(world.policy), values, strict=True)):
         reached = supported(log_probs).flatten()
         shape = (world.vocab**i, -1)
-        # A row for each prefix, and in it what may become of it.
-        chances = sequence_log_probs(world.policy).view(shape)[reached].softmax(-1)
-        found = minimum_of_linex(chances, beta * world.reward.view(shape)[reached])
-        assert (found - beta * entry.flatten()[reached]).abs().max() < 1e-6
+        # A row for each prefix, with its completions.
+        probability = sequence_log_probs(world.policy).view(shape)[reached].softmax(-1)
+        minimum = minimum_of_linex(probability, beta * world.reward.view(shape)[reached])
+        assert (minimum - beta * entry.flatten()[reached]).abs().max() < 1e-6
 
 
-def minimum_of_linex(chances, rewards):
-    """The v of every row at which E[exp(r − v) − (r − v) − 1] is least, by nothing but the loss."""
-    found = torch.zeros(len(chances), dtype=torch.float64, requires_grad=True)
+def minimum_of_linex(probability, rewards):
+    """The v of every row that minimises the LINEX loss E[exp(r − v) − (r − v) − 1], found numerically."""
+    minimum = torch.zeros(len(probability), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [found], max_iter=1000, tolerance_grad=1e-12, tolerance_change=0.0, line_search_fn="strong_wolfe"
+        [minimum], max_iter=1000, tolerance_grad=1e-12, tolerance_change=0.0, line_search_fn="strong_wolfe"
     )
 
     def closure():
         optimizer.zero_grad()
-        difference = rewards - found[:, None]
-        loss = (chances * (difference.exp() - difference - 1)).sum()
+        difference = rewards - minimum[:, None]
+        loss = (probability * (difference.exp() - difference - 1)).sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    return found.detach()
+    return minimum.detach()

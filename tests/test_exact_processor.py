@@ -1,8 +1,8 @@
-"""Through generate, on a world as models of transformers: the processor samples from the enumerated policy.
+"""`generate` with the processor samples from the enumerated guided policy.
 
-Base model and reward model are tables. The reward model is one of each kind that the library reads: a sequence
-classifier, a language model whose logits are rewards, and one or two whose log-probabilities are; it is read through
-`RewardModel`, the probe and the cache.
+Base model and reward model are models of transformers that look up tables. There is a reward model of each kind: a
+sequence classifier, a language model whose logits are rewards, and one or two whose log-probabilities are. It is read
+through `RewardModel`, the probe and the cache.
 """
 
 from itertools import product
@@ -16,9 +16,9 @@ from rgtg_logits.exact import (
     World,
     arm,
     dpo_ratio,
-    guided,
-    optimal_sequences,
-    optimum,
+    guided_policy,
+    optimal_log_probs,
+    optimal_policy,
     partial_bt,
     prefix_log_probs,
     sequence_log_probs,
@@ -28,7 +28,7 @@ from rgtg_logits.exact import (
 from rgtg_logits.reward_model.model import RewardModelConfig
 
 NEVER = -1e4
-"""A logit whose probability is 0 in any precision."""
+"""A logit whose probability underflows to 0 in any precision."""
 
 
 def language_model(world, steps, kind):
@@ -38,7 +38,7 @@ def language_model(world, steps, kind):
 
 def pair(world, rewards):
     """A policy whose log-ratio to the base policy is the rewards, but for a constant per parent."""
-    policy = language_model(world, guided(world, rewards, 1.0), "log_ratio")
+    policy = language_model(world, guided_policy(world, rewards, 1.0), "log_ratio")
     return LogRatioScorer(policy, language_model(world, world.policy, "log_ratio"))
 
 
@@ -51,7 +51,7 @@ SCORERS = {
     "log_ratio": lambda w, rewards: LogRatioScorer(language_model(w, rewards[1:], "log_ratio")),
     "log_ratio, pair": pair,
 }
-"""From rewards of all prefixes to what scores candidates by them; all but the first are models of transformers."""
+"""Scorers made from the rewards of all prefixes; all but the first read models of transformers."""
 
 
 @pytest.fixture(params=SCORERS)
@@ -60,20 +60,20 @@ def scorer(request):
 
 
 def close(got, wanted, world):
-    """Checks log-probabilities of next tokens: those of the world, and -inf for the two that it does not have."""
-    # They are float32, and of a sum of rewards and logits of about 10 the last digit is 1e-6.
+    """Checks log-probabilities of next tokens: those of the world, and -inf for the two extra tokens of the model."""
+    # In float32, the last digit of a sum of rewards and logits of about 10 is 1e-6.
     torch.testing.assert_close(got[..., : world.vocab], wanted.float(), rtol=2e-7, atol=1e-6)
     assert (got[..., world.vocab :] == float("-inf")).all()
 
 
 def histories(world):
-    """All prefixes behind which a token is drawn."""
-    every = (prefix for i in range(world.horizon) for prefix in product(range(world.vocab), repeat=i))
-    return [prefix for prefix in every if world.eos not in prefix]
+    """All prefixes that a token is sampled for."""
+    prefixes = (prefix for length in range(world.horizon) for prefix in product(range(world.vocab), repeat=length))
+    return [prefix for prefix in prefixes if world.eos not in prefix]
 
 
 def sample(world, processor, count):
-    """Rows of sampled tokens without the one that starts them, as many as asked for, and the scores of every step."""
+    """`count` rows of sampled tokens without the start token, and the scores of every step."""
     model = TabularLM(world)
     torch.manual_seed(0)
     output = model.generate(
@@ -87,27 +87,27 @@ def sample(world, processor, count):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_cached_way_is_found_by_the_probe(size):
+def test_the_probe_finds_that_the_cache_is_exact(size):
     world = World.random(**SIZES[size], seed=4)
     for name in ("causal", "vocabulary", "log_ratio", "log_ratio, pair"):
         assert SCORERS[name](world, random_rewards(world)).path == "siblings"
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_models_say_of_every_prefix_what_the_table_says(size):
+def test_models_have_the_rewards_of_the_table(size):
     world = World.random(**SIZES[size], seed=4)
     rewards = random_rewards(world)
     rows = torch.nn.functional.pad(world.sequences(), (1, 0), value=world.vocab)
-    found = RewardModel(TabularClassifier(world, rewards)).score_tokens(rows)
+    scores = RewardModel(TabularClassifier(world, rewards)).score_tokens(rows)
     for i, entry in enumerate(rewards):
-        assert torch.equal(found[:, i], entry.flatten()[_prefixes(world, i)].float())
-    found = language_model(world, rewards[1:], "vocabulary").score_tokens(rows)
+        assert torch.equal(scores[:, i], entry.flatten()[_prefix_indices(world, i)].float())
+    scores = language_model(world, rewards[1:], "vocabulary").score_tokens(rows)
     for i, entry in enumerate(rewards[1:], start=1):
-        assert torch.equal(found[:, i], entry.flatten()[_prefixes(world, i)].float())
+        assert torch.equal(scores[:, i], entry.flatten()[_prefix_indices(world, i)].float())
 
 
-def _prefixes(world, length):
-    """Of every sequence, the place of its first tokens in a flattened table."""
+def _prefix_indices(world, length):
+    """Index in a flattened table of the prefix of every sequence."""
     return torch.arange(world.vocab**world.horizon) // world.vocab ** (world.horizon - length)
 
 
@@ -122,23 +122,23 @@ def test_generate_draws_every_token_from_the_guided_policy(size, top_k, scorer):
         logits_processor=[PartialRewardLogitsProcessor(scorer(world, rewards), beta=beta, top_k=top_k)],
         output_scores=True, return_dict_in_generate=True,
     )  # fmt: skip
-    wanted = guided(world.truncated(top_k), rewards, beta)
+    wanted = guided_policy(world.truncated(top_k), rewards, beta)
     for prefix, scores in zip(prefixes, output.scores[0], strict=True):
         close(scores, wanted[len(prefix)][prefix], world)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_histories_in_any_order_and_batch_find_the_guided_policy(size, scorer):
-    # One processor for all: each batch has other rows, of other lengths, than what it remembers.
+    # One processor for all batches: each has other rows, of other lengths, than the cache of the last step.
     world, beta, top_k = World.random(**SIZES[size], seed=5), 1.5, 2
     rewards, model, prefixes = random_rewards(world, 2), TabularLM(world), histories(world)
     processor = PartialRewardLogitsProcessor(scorer(world, rewards), beta=beta, top_k=top_k)
-    wanted = guided(world.truncated(top_k), rewards, beta)
+    wanted = guided_policy(world.truncated(top_k), rewards, beta)
     for batch in torch.randperm(len(prefixes), generator=torch.Generator().manual_seed(0)).split(5):
         chosen = [prefixes[i] for i in batch]
         rows = model.prompts(chosen)
-        found = processor(rows["input_ids"], model(**rows).logits[:, -1])
-        for prefix, scores in zip(chosen, found, strict=True):
+        batch_scores = processor(rows["input_ids"], model(**rows).logits[:, -1])
+        for prefix, scores in zip(chosen, batch_scores, strict=True):
             close(scores, wanted[len(prefix)][prefix], world)
 
 
@@ -149,16 +149,16 @@ def test_every_step_of_generate_draws_from_the_guided_policy(size, top_k, scorer
     cut, rewards = world.truncated(top_k), random_rewards(world, 3)
     processor = PartialRewardLogitsProcessor(scorer(world, rewards), beta=beta, top_k=top_k)
     tokens, steps = sample(world, processor, 400)
-    wanted, seen = guided(cut, rewards, beta), set()
+    wanted, sampled = guided_policy(cut, rewards, beta), set()
     for i, scores in enumerate(steps):
-        before = tokens[:, :i]
-        running = torch.ones(len(tokens)).bool() if world.eos is None else (before != world.eos).all(1)
-        close(scores[running], wanted[i][tuple(before[running].T)].expand(int(running.sum()), -1), world)
-        seen |= set(map(tuple, before[running].tolist()))
+        prefixes = tokens[:, :i]
+        active = torch.ones(len(tokens)).bool() if world.eos is None else (prefixes != world.eos).all(1)
+        close(scores[active], wanted[i][tuple(prefixes[active].T)].expand(int(active.sum()), -1), world)
+        sampled |= set(map(tuple, prefixes[active].tolist()))
     reachable = [
         prefix for prefix in histories(world) if prefix_log_probs(cut.policy)[len(prefix)][prefix] > -torch.inf
     ]
-    assert 0.6 * len(reachable) < len(seen) <= len(reachable)
+    assert 0.6 * len(reachable) < len(sampled) <= len(reachable)
 
 
 OPTIMA = {
@@ -168,7 +168,7 @@ OPTIMA = {
     "log_ratio": arm,
     "log_ratio, pair": dpo_ratio,
 }
-"""What each kind of model may have been trained to; the soft value and the ratio for a strength of 1."""
+"""A possible training optimum of each kind of model; the soft value and the log-ratio are for a strength of 1."""
 
 
 @pytest.mark.parametrize("top_k", [2, 20])
@@ -177,39 +177,40 @@ OPTIMA = {
 def test_samples_of_generate_are_those_of_the_guided_policy(name, size, top_k):
     world, beta = World.random(**SIZES[size], seed=6), 1.0
     cut, optimal = world.truncated(top_k), name in ("vocabulary", "log_ratio, pair")
-    # What is to be optimal for the truncated policy has to be the soft value of that one.
+    # To be optimal for the truncated policy, rewards have to be the soft value of that policy.
     rewards = OPTIMA[name](cut, beta) if optimal else OPTIMA[name](world)
     processor = PartialRewardLogitsProcessor(SCORERS[name](world, rewards), beta=beta, top_k=top_k)
     tokens, _ = sample(world, processor, 20_000)
-    place = (tokens * world.vocab ** torch.arange(world.horizon - 1, -1, -1)).sum(1)
-    seen = place.bincount(minlength=world.reward.numel()).double()
-    wanted = optimal_sequences(cut, beta) if optimal else sequence_log_probs(guided(cut, rewards, beta))
-    assert chi_square_tail(seen, wanted.exp().flatten()) > 1e-4
-    # The test would notice: neither the base policy nor guidance of twice the strength gives these samples.
-    for other in (cut.policy, guided(cut, rewards, 2 * beta)):
-        assert chi_square_tail(seen, sequence_log_probs(other).exp().flatten()) < 1e-9
+    indices = (tokens * world.vocab ** torch.arange(world.horizon - 1, -1, -1)).sum(1)
+    counts = indices.bincount(minlength=world.reward.numel()).double()
+    wanted = optimal_log_probs(cut, beta) if optimal else sequence_log_probs(guided_policy(cut, rewards, beta))
+    assert chi_square_p_value(counts, wanted.exp().flatten()) > 1e-4
+    # The test has the power to reject: neither the base policy nor guidance of twice the strength gives these samples.
+    for other in (cut.policy, guided_policy(cut, rewards, 2 * beta)):
+        assert chi_square_p_value(counts, sequence_log_probs(other).exp().flatten()) < 1e-9
 
 
 @pytest.mark.parametrize("top_k", [2, 20])
 @pytest.mark.parametrize("beta", [0.3, 1.0, 3.0])
 def test_an_exact_dpo_pair_guides_to_the_optimum(beta, top_k):
     world = World.random(**SIZES["ends"], seed=8).truncated(top_k)
-    policy, reference = (language_model(world, steps, "log_ratio") for steps in (optimum(world, beta), world.policy))
-    # The reward is the ratio in nats, whose strength is 1 whatever beta it was trained with.
+    best = optimal_policy(world, beta)
+    policy, reference = (language_model(world, steps, "log_ratio") for steps in (best, world.policy))
+    # The reward is the log-ratio in nats, whose strength is 1 whatever beta it was trained with.
     processor = PartialRewardLogitsProcessor(LogRatioScorer(policy, reference), beta=1.0, top_k=top_k)
     model, prefixes = TabularLM(world), histories(world)
-    rows, best = model.prompts(prefixes), optimum(world, beta)
+    rows = model.prompts(prefixes)
     for prefix, scores in zip(prefixes, processor(rows["input_ids"], model(**rows).logits[:, -1]), strict=True):
         close(scores, best[len(prefix)][prefix], world)
 
 
-def chi_square_tail(seen, probability):
-    """How probable counts at least as far from the expected ones are (Pearson)."""
-    expected = probability * seen.sum()
-    assert seen[expected == 0].sum() == 0
-    # The approximation by a continuous distribution is usual from five expected counts on; rarer ones are put together.
+def chi_square_p_value(counts, probability):
+    """The p-value of Pearson's chi-squared test of counts against probabilities."""
+    expected = probability * counts.sum()
+    assert counts[expected == 0].sum() == 0
+    # The approximation by a continuous distribution needs about five expected counts, so rarer entries are pooled.
     rare = expected < 5
-    seen, expected = (torch.cat([counts[~rare], counts[rare].sum()[None]]) for counts in (seen, expected))
+    counts, expected = (torch.cat([values[~rare], values[rare].sum()[None]]) for values in (counts, expected))
     used = expected > 0
-    statistic = ((seen - expected)[used] ** 2 / expected[used]).sum()
+    statistic = ((counts - expected)[used] ** 2 / expected[used]).sum()
     return torch.special.gammaincc((used.sum().double() - 1) / 2, statistic / 2).item()

@@ -1,7 +1,7 @@
-"""Pushes and loads by Hub id: the real client against a real HTTP server on loopback, in a process of its own.
+"""Pushes and loads by Hub id: the real client against a real HTTP server on loopback.
 
-In one of its own, because the client reads its address once, when it is imported. The cases are in hub_push.py,
-hub_faults.py, hub_load.py and hub_train.py.
+They run in a process of their own because the client reads the address of the Hub once, when it is imported. The cases
+are in hub_push.py, hub_faults.py, hub_load.py and hub_train.py.
 """
 
 import os

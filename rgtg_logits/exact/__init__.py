@@ -1,14 +1,15 @@
-"""Toy worlds small enough to enumerate: what guidance is at its best, and what each objective leads to, exactly.
+"""Tabular worlds small enough to enumerate: optimal guidance, and the optimum of each training objective, exactly.
 
-A `World` has a base policy and a reward for every sequence. From it follow the optimum of KL-regularised RLHF, the
-policy that any rewards of prefixes give, and the prefix rewards that each training objective has with endless data.
-Everything is a pure function of float64 tensors: exact but for rounding, and for worlds of some hundred sequences.
+A `World` has a base policy and a reward for every sequence. From these follow the optimum of KL-regularised RLHF, the
+policy guided by any rewards of prefixes, and the prefix rewards that minimise each training objective on unlimited
+data. All functions are pure functions of float64 tensors: exact up to rounding, for worlds of some hundred sequences.
 
 Example:
     ```python
     world = World.random(vocab=3, horizon=4, eos=0, seed=1)
-    best, guided_by_cd = optimum(world, beta=1.0), guided(world, value(world), beta=1.0)
-    kl(sequence_log_probs(best), sequence_log_probs(guided_by_cd))  # nats
+    best = optimal_policy(world, beta=1.0)
+    guided_by_cd = guided_policy(world, value(world), beta=1.0)
+    kl_divergence(sequence_log_probs(best), sequence_log_probs(guided_by_cd))  # nats
     ```
 """
 
@@ -27,10 +28,10 @@ from rgtg_logits.exact.optima import (
 )
 from rgtg_logits.exact.policies import (
     expected_reward,
-    guided,
-    kl,
-    optimal_sequences,
-    optimum,
+    guided_policy,
+    kl_divergence,
+    optimal_log_probs,
+    optimal_policy,
     prefix_log_probs,
     prefix_policies,
     rlhf_objective,
@@ -52,10 +53,10 @@ __all__ = [
     "dpo_ratio",
     "expected_reward",
     "full_bt",
-    "guided",
-    "kl",
-    "optimal_sequences",
-    "optimum",
+    "guided_policy",
+    "kl_divergence",
+    "optimal_log_probs",
+    "optimal_policy",
     "partial_bt",
     "prefix_log_probs",
     "prefix_policies",

@@ -1,4 +1,4 @@
-"""Policies of a world: the base, the best, and those that rewards of prefixes guide; how good and how far they are."""
+"""Policies of a world: base, optimal and guided; their expected reward, and divergences between them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rgtg_logits.exact.world import Table, World, positive
+from rgtg_logits.exact.world import Table, World, check_beta
 
 
 def prefix_log_probs(policy: Table) -> Table:
-    """Log-probability of every prefix of every length under a tokenwise policy, in nats; -inf where it is 0."""
+    """Log-probability of every prefix of every length under a token-level policy, in nats; -inf where it is 0."""
     table = [torch.zeros((), dtype=torch.float64)]
     for step in policy:
         table.append(table[-1][..., None] + step)
@@ -18,73 +18,76 @@ def prefix_log_probs(policy: Table) -> Table:
 
 
 def sequence_log_probs(policy: Table) -> Float[Tensor, "..."]:
-    """Log-probability of every full sequence under a tokenwise policy, in nats."""
+    """Log-probability of every full sequence under a token-level policy, in nats."""
     return prefix_log_probs(policy)[-1]
 
 
 def soft_value(world: World, beta: float) -> Table:
-    """The soft value S of every prefix, in units of reward: what the best policy makes of it, its KL paid.
+    """The soft value S of every prefix, in units of reward: the value of continuing optimally, less its KL cost.
 
-    S of a full sequence is its reward; before, S(y) = (1/β) log Σ_v π_ref(v|y) exp(β S(yv)), which is the same as
-    (1/β) log E_π_ref[exp(β r) | y] (Levine, arXiv 1805.00909, for the recursion). S of the empty prefix is the largest
-    value that `rlhf_objective` can have, log Z / β.
+    S of a full sequence is its reward; before, S(y) = (1/β) log Σ_v π_ref(v|y) exp(β S(yv)), the soft Bellman equation
+    (Levine, arXiv 1805.00909). It equals (1/β) log E_π_ref[exp(β r) | y]. S of the empty prefix is log Z / β, the
+    maximum of `rlhf_objective`.
 
     Args:
         world: The world.
         beta: Guidance strength in nats per unit of reward, more than 0.
     """
+    check_beta(beta)
+    # Backward induction, from full sequences to the empty prefix.
     table = [world.reward]
     for step in reversed(world.policy):
-        table.append((step + positive(beta) * table[-1]).logsumexp(-1) / beta)
+        table.append((step + beta * table[-1]).logsumexp(-1) / beta)
     return tuple(reversed(table))
 
 
-def optimum(world: World, beta: float) -> Table:
-    """The optimum of KL-regularised RLHF as a tokenwise policy: π*(v|y) = π_ref(v|y) exp(β [S(yv) − S(y)]).
+def optimal_policy(world: World, beta: float) -> Table:
+    """The optimum of KL-regularised RLHF as a token-level policy: π*(v|y) = π_ref(v|y) exp(β [S(yv) − S(y)]).
 
     Arguments as in `soft_value`.
     """
     values = soft_value(world, beta)
-    return tuple(
-        step + beta * (after - before[..., None])
-        for step, before, after in zip(world.policy, values[:-1], values[1:], strict=True)
-    )
+    policy = []
+    for length, step in enumerate(world.policy):
+        advantage = values[length + 1] - values[length][..., None]
+        policy.append(step + beta * advantage)
+    return tuple(policy)
 
 
-def optimal_sequences(world: World, beta: float) -> Float[Tensor, "..."]:
-    """The same optimum as a distribution over sequences, π_ref exp(β r) / Z (arXiv 2205.11275), in log-probabilities.
+def optimal_log_probs(world: World, beta: float) -> Float[Tensor, "..."]:
+    """Log-probability of every full sequence under the same optimum, π_ref exp(β r) / Z (arXiv 2205.11275), in nats.
 
     Arguments as in `soft_value`.
     """
-    return _normalised(sequence_log_probs(world.policy) + positive(beta) * world.reward)
+    check_beta(beta)
+    return _normalise(sequence_log_probs(world.policy) + beta * world.reward)
 
 
-def guided(world: World, rewards: Table, beta: float) -> Table:
-    """The tokenwise policy that rewards of prefixes give: π(v|y) ∝ π_ref(v|y) exp(β g(yv)) (arXiv 2406.07780).
+def guided_policy(world: World, rewards: Table, beta: float) -> Table:
+    """The token-level policy guided by rewards of prefixes: π(v|y) ∝ π_ref(v|y) exp(β g(yv)) (arXiv 2406.07780).
 
-    It is what `PartialRewardLogitsProcessor` samples from, and equals `optimum` if and only if the rewards are the soft
+    `PartialRewardLogitsProcessor` samples from it. It equals `optimal_policy` if and only if the rewards are the soft
     value up to a constant for each prefix y.
 
     Args:
         world: The world.
-        rewards: Reward of every prefix; finite, and fixed up to a constant per parent. That of the empty prefix is not
-            used.
+        rewards: Finite reward of every prefix. A constant added to all children of a prefix has no effect. The entry of
+            the empty prefix is not used.
         beta: Guidance strength in nats per unit of reward; 0 is the base policy.
     """
     return tuple((step + beta * reward).log_softmax(-1) for step, reward in zip(world.policy, rewards[1:], strict=True))
 
 
 def prefix_policies(world: World, rewards: Table, beta: float) -> Table:
-    """The RLHF optimum over prefixes of each length i by itself, π_i ∝ π_ref exp(β g), in log-probabilities.
+    """The RLHF optimum over the prefixes of each length i alone, π_i ∝ π_ref exp(β g), in log-probabilities.
 
-    The guided policy is their ratio, π(v|y) ∝ π_{i+1}(yv) / π_i(y) for y of length i, whatever the rewards are
+    The guided policy is their ratio, π(v|y) ∝ π_{i+1}(yv) / π_i(y) for y of length i, for any rewards
     (arXiv 2406.07780).
 
-    Arguments as in `guided`.
+    Arguments as in `guided_policy`.
     """
-    return tuple(
-        _normalised(base + beta * reward) for base, reward in zip(prefix_log_probs(world.policy), rewards, strict=True)
-    )
+    base_log_probs = prefix_log_probs(world.policy)
+    return tuple(_normalise(base + beta * reward) for base, reward in zip(base_log_probs, rewards, strict=True))
 
 
 def expected_reward(world: World, log_probs: Float[Tensor, "..."]) -> Float[Tensor, ""]:
@@ -93,27 +96,30 @@ def expected_reward(world: World, log_probs: Float[Tensor, "..."]) -> Float[Tens
 
 
 def rlhf_objective(world: World, log_probs: Float[Tensor, "..."], beta: float) -> Float[Tensor, ""]:
-    """What KL-regularised RLHF maximises, in units of reward: expected reward − KL to the base policy / β.
+    """The objective of KL-regularised RLHF, in units of reward: expected reward − KL to the base policy / β.
 
-    It falls short of its largest value by KL(π‖π*) / β.
+    It falls short of its maximum by KL(π‖π*) / β.
 
     Args:
         world: The world.
         log_probs: Log-probability of every sequence.
         beta: Guidance strength in nats per unit of reward, more than 0.
     """
-    return expected_reward(world, log_probs) - kl(log_probs, sequence_log_probs(world.policy)) / positive(beta)
+    check_beta(beta)
+    return expected_reward(world, log_probs) - kl_divergence(log_probs, sequence_log_probs(world.policy)) / beta
 
 
-def kl(log_p: Float[Tensor, "..."], log_q: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """The KL divergence of q from p, Σ p log(p/q), in nats; infinite where p goes and q does not."""
+def kl_divergence(log_p: Float[Tensor, "..."], log_q: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """The Kullback-Leibler divergence KL(p‖q) = Σ p log(p/q), in nats; infinite where q is 0 and p is not."""
+    # 0 log 0 is 0, which floating point does not know.
     return (log_p.exp() * (log_p - log_q)).masked_fill(log_p == float("-inf"), 0.0).sum()
 
 
 def total_variation(log_p: Float[Tensor, "..."], log_q: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Half the sum of the absolute differences of the probabilities: 0 if equal, 1 if disjoint."""
+    """The total variation distance, half the sum of |p − q|: 0 if equal, 1 if disjoint."""
     return 0.5 * (log_p.exp() - log_q.exp()).abs().sum()
 
 
-def _normalised(log_weights: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def _normalise(log_weights: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Log-probabilities in proportion to weights, over all entries."""
     return log_weights.flatten().log_softmax(-1).view(log_weights.shape)

@@ -1,37 +1,22 @@
-"""Transport to and from the Hub: one commit or none, whole files or an error that says what to do."""
+"""Transport to and from the Hub: one commit or none, complete files or an error that says what to do."""
 
-from rgtg_logits.hub.download import fetch
+from rgtg_logits.hub.checkpoint import Checkpoint
+from rgtg_logits.hub.download import download_checkpoint
 from rgtg_logits.hub.failures import CLIENT_ERRORS, explain
-from rgtg_logits.hub.files import (
-    ADAPTER_CONFIG,
-    ADAPTER_FILE,
-    ADAPTER_WEIGHTS,
-    CARD,
-    check_tokenizer,
-    checkpoint_files,
-    is_adapter,
-    pictures,
-    read_json,
-    stale_files,
-    weight_names,
-)
+from rgtg_logits.hub.files import ADAPTER_CONFIG, CARD, CONFIG, RGTG_FILE, card_images, obsolete_files
 from rgtg_logits.hub.upload import PushOptions, upload
 
 __all__ = [
     "ADAPTER_CONFIG",
-    "ADAPTER_FILE",
-    "ADAPTER_WEIGHTS",
     "CARD",
     "CLIENT_ERRORS",
+    "CONFIG",
+    "RGTG_FILE",
+    "Checkpoint",
     "PushOptions",
-    "check_tokenizer",
-    "checkpoint_files",
+    "card_images",
+    "download_checkpoint",
     "explain",
-    "fetch",
-    "is_adapter",
-    "pictures",
-    "read_json",
-    "stale_files",
+    "obsolete_files",
     "upload",
-    "weight_names",
 ]

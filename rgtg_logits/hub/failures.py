@@ -1,4 +1,4 @@
-"""What the Hub answers when it does not do what was asked: how long to wait for it, and in words what to do."""
+"""Failures of the Hub and of the way to it: which requests are made again, and what an error message tells to do."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TRANSPORT_ERROR: Any = next(
-    kind
-    for kind in reversed(HfHubHTTPError.__mro__)
-    if kind.__module__.partition(".")[0] not in ("builtins", "huggingface_hub")
-)
-"""What any failed request raises: of `requests` in a client before 1.0, and of `httpx` or its successor after."""
-_NETWORK: tuple[type[BaseException], ...] = (TRANSPORT_ERROR, ConnectionError, TimeoutError)
-"""The latter two come from the client's other way of moving large files (Xet)."""
+_HTTP_ERRORS = [
+    kind for kind in HfHubHTTPError.__mro__ if kind.__module__.partition(".")[0] not in ("builtins", "huggingface_hub")
+]
+TRANSPORT_ERROR: Any = _HTTP_ERRORS[-1]
+"""Base class of the errors of any failed request: from `requests` in a client before 1.0, from `httpx` since."""
+_NETWORK_ERRORS: tuple[type[BaseException], ...] = (TRANSPORT_ERROR, ConnectionError, TimeoutError)
+"""The latter two come from Xet, the client's other protocol for large files."""
 CLIENT_ERRORS: tuple[type[BaseException], ...] = (OSError, ValueError, RuntimeError, TRANSPORT_ERROR)
 """Everything that the client raises on purpose, and what it lets through from disk and network.
 
@@ -38,82 +37,86 @@ A RuntimeError comes from the upload of a large file and has its reason as a cau
 """
 
 LONGEST_WAIT = 60
-"""Seconds. A Hub that asks for more patience than that is not waited for."""
+"""Seconds; a request is not made again if the Hub asks for a longer wait."""
 _ATTEMPTS = 3
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to an access token"
 
 
-def status_of(error: BaseException) -> int | None:
-    """The status with which the Hub answered; None if it did not."""
-    response = getattr(_reason(error), "response", None)
+def status_code(error: BaseException) -> int | None:
+    """The HTTP status of the Hub's answer; None if there was no answer."""
+    response = getattr(_root_cause(error), "response", None)
     return None if response is None else int(response.status_code)
 
 
-def _reason(error: BaseException) -> BaseException:
-    """What the client's own error is about, where it only says that a large file or the cache did not do."""
-    wraps = isinstance(error, (RuntimeError, LocalEntryNotFoundError))
-    return error.__cause__ if wraps and error.__cause__ is not None else error
+def _root_cause(error: BaseException) -> BaseException:
+    """The underlying error, where the client's own only tells that a large file or the cache failed."""
+    is_wrapper = isinstance(error, (RuntimeError, LocalEntryNotFoundError))
+    return error.__cause__ if is_wrapper and error.__cause__ is not None else error
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may go well in a moment: no answer, too many requests, or a fault of the Hub's own."""
-    status = status_of(error)
+    """Whether the same request may succeed later: after no answer, too many requests, or a fault of the Hub's own."""
+    status = status_code(error)
     if status is None:
-        return isinstance(_reason(error), _NETWORK) and not isinstance(error, OfflineModeIsEnabled)
+        return isinstance(_root_cause(error), _NETWORK_ERRORS) and not isinstance(error, OfflineModeIsEnabled)
     return status in (408, 429) or status >= 500
 
 
 def retry_after(error: BaseException) -> int | None:
-    """Seconds after which the Hub says that it will answer again, if it does (`Retry-After`, else `RateLimit`)."""
-    response = getattr(_reason(error), "response", None)
-    headers = {} if response is None else response.headers
+    """Seconds that the Hub asks to wait (header `Retry-After`, else `RateLimit`); None if it does not say."""
+    response = getattr(_root_cause(error), "response", None)
+    if response is None:
+        return None
+    headers = response.headers
     if str(headers.get("Retry-After", "")).isdigit():
         return int(headers["Retry-After"])
-    reset = re.search(r"\bt=(\d+)", headers.get("RateLimit", "")) if status_of(error) == 429 else None
+    if status_code(error) != 429:
+        return None
+    reset = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
     return int(reset[1]) if reset else None
 
 
-def retry(ask: Callable[[], T], *, repeatable: bool) -> T:
-    """Asks again where that is safe, up to three times; the client itself repeats but a few of its requests.
+def retry(request: Callable[[], T], *, idempotent: bool) -> T:
+    """Makes a request up to three times where that is safe; the client itself repeats only a few of its requests.
 
     A request that was refused as one too many (429) has changed nothing, so it is made again when the Hub says, within
-    a minute. Others are only if they are `repeatable`, after one and two seconds.
+    a minute. Other requests are made again only if they are idempotent, after one and two seconds.
 
     Args:
-        ask: Makes the request.
-        repeatable: Whether making it twice is as good as once.
+        request: Makes the request.
+        idempotent: Whether making it twice has the same effect as once.
 
     Returns:
-        What `ask` returns.
+        The result of `request`.
     """
     for attempt in range(1, _ATTEMPTS):
         try:
-            return ask()
+            return request()
         except CLIENT_ERRORS as error:
-            wait = retry_after(error) if status_of(error) == 429 else None
-            if wait is None and repeatable and is_transient(error):
+            wait = retry_after(error) if status_code(error) == 429 else None
+            if wait is None and idempotent and is_transient(error):
                 wait = attempt
             if wait is None or wait > LONGEST_WAIT:
                 raise
-            logger.warning("The Hub did not answer (%s); asking again in %d s.", _shortly(error), wait)
+            logger.warning("The Hub did not answer (%s); asking again in %d s.", _one_line(error), wait)
             time.sleep(wait)
-    return ask()
+    return request()
 
 
 def explain(error: BaseException, task: str) -> str:
-    """One message of what was asked of the Hub, what it did and what to do.
+    """A message with the task, the failure and the remedy.
 
     Args:
-        error: What the client raised.
-        task: What was asked, as it follows "Expected to": "push to 'org/name' on the Hub".
+        error: An error of the client.
+        task: The task, as it follows "Expected to": "push to 'org/name' on the Hub".
     """
-    error = _reason(error)
-    what, cure = _answered(error) if status_of(error) is not None else _unanswered(error)
-    return f"Expected to {task}, but {what}. {cure}"
+    error = _root_cause(error)
+    problem, remedy = _explain_without_answer(error) if status_code(error) is None else _explain_answer(error)
+    return f"Expected to {task}, but {problem}. {remedy}"
 
 
-_LATER = "Try again in a few minutes; https://status.huggingface.co says how it is."
+_TRY_LATER = "Try again in a few minutes; https://status.huggingface.co says how it is."
 _ANSWERS: dict[int | type[BaseException], tuple[str, str]] = {
     GatedRepoError: ("access to it is gated", f"Ask for access on its page. Then: {_LOG_IN} of that account."),
     RevisionNotFoundError: ("it has no such branch, tag or commit", "Check the revision."),
@@ -135,20 +138,23 @@ _ANSWERS: dict[int | type[BaseException], tuple[str, str]] = {
     ),
     412: ("somebody else pushed at the same time", "Push again."),
     429: ("there were too many requests", "Wait {wait}, then try again."),
-    500: ("the Hub failed", _LATER),
+    500: ("the Hub failed", _TRY_LATER),
 }
-"""What an answer means and what to do, by kind of error or by status."""
+"""Problem and remedy by kind of error or by HTTP status."""
+_REFUSED = ("the Hub refused", "Correct what it says and try again.")
 
 
-def _answered(error: BaseException) -> tuple[str, str]:
-    """What the Hub said, and the cure."""
-    status = status_of(error) or 0
-    kinds = [kind for kind in (GatedRepoError, RevisionNotFoundError) if isinstance(error, kind)]
-    refused = ("the Hub refused", "Correct what it says and try again.")
-    what, cure = _ANSWERS.get(kinds[0] if kinds else 500 if status >= 500 else status, refused)
+def _explain_answer(error: BaseException) -> tuple[str, str]:
+    """Problem and remedy of an error with which the Hub answered."""
+    status = status_code(error) or 0
+    problem, remedy = _ANSWERS.get(min(status, 500), _REFUSED)
+    # More exact than their status, 401, 403 or 404.
+    for kind in (GatedRepoError, RevisionNotFoundError):
+        if isinstance(error, kind):
+            problem, remedy = _ANSWERS[kind]
     seconds = retry_after(error)
     wait = "a few minutes" if seconds is None else f"{seconds} seconds"
-    return f"{what} ({status}: {_shortly(error)})", cure.format(wait=wait)
+    return f"{problem} ({status}: {_one_line(error)})", remedy.format(wait=wait)
 
 
 _FAILURES: tuple[tuple[Any, str, str], ...] = (
@@ -156,34 +162,34 @@ _FAILURES: tuple[tuple[Any, str, str], ...] = (
     (OfflineModeIsEnabled, "HF_HUB_OFFLINE forbids to ask it", "Unset it."),
     (
         LocalEntryNotFoundError,
-        "it may not be asked (local_files_only or HF_HUB_OFFLINE), and the cache does not hold all of it: {said}",
+        "it may not be asked (local_files_only or HF_HUB_OFFLINE), and the cache does not hold all of it: {detail}",
         "Load it once with a network, or check cache_dir, HF_HOME and the revision.",
     ),
-    (HFValidationError, "that is no name of a repository: {said}", "Give it as 'organisation/name' or 'user/name'."),
+    (HFValidationError, "that is no name of a repository: {detail}", "Give it as 'organisation/name' or 'user/name'."),
     (
         TRANSPORT_ERROR,
-        "the connection failed or broke off: {said}",
+        "the connection failed or broke off: {detail}",
         "Check the network and HF_ENDPOINT, and try again.",
     ),
 )
-"""What failed without an answer and what to do, by kind of error; the first that fits counts."""
+"""Problem and remedy by kind of error, for failures without an answer; the first match counts."""
 
 
-def _unanswered(error: BaseException) -> tuple[str, str]:
-    """What went wrong on this side or on the way, and the cure."""
-    said = _shortly(error)
-    for kind, what, cure in _FAILURES:
+def _explain_without_answer(error: BaseException) -> tuple[str, str]:
+    """Problem and remedy of a failure on this side or on the network."""
+    detail = _one_line(error)
+    for kind, problem, remedy in _FAILURES:
         if isinstance(error, kind):
-            return what.format(said=said), cure
+            return problem.format(detail=detail), remedy
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return (
-            f"the disk is full ({said})",
+            f"the disk is full ({detail})",
             "Free some space, or name a folder on another disk by cache_dir or HF_HOME.",
         )
-    return f"that failed: {said}", "Correct what it says and try again."
+    return f"that failed: {detail}", "Correct what it says and try again."
 
 
-def _shortly(error: BaseException) -> str:
-    """The server's own message, else the error in one line."""
-    said = getattr(error, "server_message", None) or str(error) or type(error).__name__
-    return " ".join(str(said).split()).rstrip(".")
+def _one_line(error: BaseException) -> str:
+    """The server's own message if there is one, otherwise the error's, on one line."""
+    message = getattr(error, "server_message", None) or str(error) or type(error).__name__
+    return " ".join(str(message).split()).rstrip(".")

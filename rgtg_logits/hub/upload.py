@@ -1,4 +1,4 @@
-"""The one place that uploads: a checkpoint's files to the Hub in exactly one commit, or nothing."""
+"""Upload of a checkpoint to the Hub in exactly one commit, or not at all."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from rgtg_logits.errors import HubError, InvalidArgumentError, RGTGError
-from rgtg_logits.hub.failures import CLIENT_ERRORS, explain, is_transient, retry, status_of
-from rgtg_logits.hub.files import checkpoint_files, stale_files
+from rgtg_logits.hub.checkpoint import Checkpoint
+from rgtg_logits.hub.failures import CLIENT_ERRORS, explain, is_transient, retry, status_code
+from rgtg_logits.hub.files import obsolete_files
+
+_TRAINER_FILES = ("training_args.bin",)
+"""Left in the repository by the trainer's own uploads during training; a pickle."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushOptions:
-    """Where a checkpoint goes on the Hub, and what its commit says.
+    """Destination of a checkpoint on the Hub, and title and text of its commit.
 
     Attributes:
-        private: Whether a repository that is created is private; by default as the namespace's settings say. A public
-            repository that exists is refused where a private one is asked for.
+        private: Whether a repository that is created is private; by default as the namespace's settings say. If True,
+            a repository that exists and is public is refused.
         revision: The branch, created from main if it does not exist; main by default.
         commit_message: Title of the commit.
-        commit_description: Its further text.
+        commit_description: Text below the title.
         create_pr: Whether to open a pull request instead of committing to main.
         token: Access token; by default that of HF_TOKEN or of the login.
 
@@ -49,113 +53,125 @@ class PushOptions:
             raise InvalidArgumentError("Expected commit_message to be a title, but it is empty. Write what is new.")
 
 
-def upload(folder: Path, repo_id: str, options: PushOptions) -> str:
-    """Uploads the files of a checkpoint in one commit, which also deletes those of an older one that it does not have.
+def upload(checkpoint: Checkpoint, repo_id: str, options: PushOptions) -> str:
+    """Uploads a checkpoint in one commit, which also deletes files of an older checkpoint that it does not have.
 
-    Only what `checkpoint_files` names is uploaded. A repository or branch that this call creates is deleted again if
-    the commit fails. If the answer to the commit is lost, the branch says whether it arrived.
+    Only `Checkpoint.files_to_upload` are uploaded. A repository or branch that this call creates is deleted again if
+    the commit fails. If the answer to the commit is lost, the history of the branch shows whether it arrived.
 
     Args:
-        folder: A complete checkpoint.
+        checkpoint: The checkpoint.
         repo_id: Name on the Hub, "organisation/name", or "name" for the user's own.
-        options: Where it goes and what the commit says.
+        options: Destination, and title and text of the commit.
 
     Returns:
-        The address of the commit, or of the pull request. Files that are there already are not sent again, and if
-        nothing is new, that is the address of the last commit.
+        The address of the commit, or of the pull request. Files that the repository has already are not sent again; if
+        there is nothing new, it is the address of the last commit.
 
     Raises:
-        CheckpointError: If the folder is no checkpoint of safetensors.
-        HubError: If the Hub refuses or fails, or the connection does. The repository is then as it was; if that cannot
-            be said for sure, the message tells it.
+        HubError: If the Hub refuses or fails, or the connection does. The repository is then as it was; where that is
+            not certain, the message says so.
     """
-    files = checkpoint_files(folder)
-    return _Push(HfApi(token=options.token), repo_id, options).run(folder, files)
+    # Before the Hub is asked for anything, because the card may be unreadable.
+    files = checkpoint.files_to_upload()
+    return _UploadTransaction(HfApi(token=options.token), repo_id, options).run(checkpoint.folder, files)
 
 
-class _Push:
-    """One upload: what it has created so far, to be deleted again if it fails."""
+class _UploadTransaction:
+    """One upload that is rolled back if it fails: a repository or branch that it created is deleted again.
+
+    Attributes:
+        created: Description and deletion of each thing that was created so far.
+    """
 
     def __init__(self, api: HfApi, repo_id: str, options: PushOptions) -> None:
-        self.api, self.repo_id, self.options = api, repo_id, options
+        self.api = api
+        self.repo_id = repo_id
+        self.options = options
         self.created: list[tuple[str, Callable[[], object]]] = []
 
     def run(self, folder: Path, files: list[str]) -> str:
         try:
-            head = self._prepare()
+            head = self._prepare_branch()
             address = self._commit(folder, files, head)
             self.created.clear()
             return address
         except CLIENT_ERRORS as error:
             if isinstance(error, RGTGError):
                 raise
-            message = explain(error, f"push to {self.repo_id!r} on the Hub") + self._undo()
+            message = explain(error, f"push to {self.repo_id!r} on the Hub") + self._roll_back()
             raise HubError(message) from error
         finally:
-            # Also when it is interrupted.
-            if left := self._undo():
-                warnings.warn(left.strip(), stacklevel=4)
+            # Here too because of interrupts, which are no CLIENT_ERRORS.
+            if remainder := self._roll_back():
+                warnings.warn(remainder.strip(), stacklevel=4)
 
-    def _prepare(self) -> Any:
-        """Creates the repository and the branch if they do not exist, and returns what the Hub says of the branch."""
+    def _prepare_branch(self) -> Any:
+        """Creates the repository and the branch if they do not exist; returns the Hub's description of the branch."""
         if "/" not in self.repo_id:
             self.repo_id = f"{self.api.whoami()['name']}/{self.repo_id}"
         try:
-            there = self._info(None)
+            repository = self._request_info(None)
         except GatedRepoError:
+            # The repository exists, but the client derives this error from the one below.
             raise
         except RepositoryNotFoundError:
-            there = self._create()
-        if self.options.private and there.private is False:
+            repository = self._create_repository()
+        if self.options.private and repository.private is False:
             raise HubError(
                 f"Expected {self.repo_id!r} to be a private repository, but it exists and is public. Make it private "
                 "in its settings, push to another name, or leave private out."
             )
         branch = self.options.revision
         if branch in (None, "main"):
-            return there
+            return repository
         try:
-            return self._info(branch)
+            return self._request_info(branch)
         except RevisionNotFoundError:
-            self._make(lambda: self.api.create_branch(self.repo_id, branch=branch), branch)
-            self.created.append((f"branch {branch!r}", lambda: self.api.delete_branch(self.repo_id, branch=branch)))
-            return self._info(branch)
+            return self._create_branch(branch)
 
-    def _create(self) -> Any:
-        self._make(lambda: self.api.create_repo(self.repo_id, private=self.options.private), None)
+    def _create_repository(self) -> Any:
+        self._create(lambda: self.api.create_repo(self.repo_id, private=self.options.private), None)
         self.created.append(("repository", lambda: self.api.delete_repo(self.repo_id)))
-        return self._info(None)
+        return self._request_info(None)
 
-    def _make(self, create: Callable[[], object], revision: str | None) -> None:
-        """Creates what does not exist. If the answer is lost, and it exists now and is empty, it is this push's."""
+    def _create_branch(self, branch: str) -> Any:
+        self._create(lambda: self.api.create_branch(self.repo_id, branch=branch), branch)
+        self.created.append((f"branch {branch!r}", lambda: self.api.delete_branch(self.repo_id, branch=branch)))
+        return self._request_info(branch)
+
+    def _create(self, request: Callable[[], object], revision: str | None) -> None:
+        """Creates a repository or branch that did not exist.
+
+        If the answer is lost, but it exists now and is empty, this request has created it.
+        """
         try:
-            retry(create, repeatable=False)
+            retry(request, idempotent=False)
         except CLIENT_ERRORS as error:
-            if not _is_lost(error):
+            if not _may_have_succeeded(error):
                 raise
             try:
-                there = self._info(revision)
+                info = self._request_info(revision)
             except CLIENT_ERRORS:
                 raise error from None
-            own = {file.rfilename for file in there.siblings or []} <= {".gitattributes"}
-            if revision is None and not own:
+            is_empty = {file.rfilename for file in info.siblings or []} <= {".gitattributes"}
+            if revision is None and not is_empty:
                 raise
 
-    def _info(self, revision: str | None) -> Any:
-        return retry(lambda: self.api.model_info(self.repo_id, revision=revision), repeatable=True)
+    def _request_info(self, revision: str | None) -> Any:
+        return retry(lambda: self.api.model_info(self.repo_id, revision=revision), idempotent=True)
 
     def _commit(self, folder: Path, files: list[str], head: Any) -> str:
-        """Makes the commit on top of `head`, so that it fails if somebody else has pushed in between."""
-        # The trainer's own uploads during training leave its arguments, as a pickle.
-        stale = stale_files([file.rfilename for file in head.siblings or []], files, ("training_args.bin",))
-        operations: list[Any] = [
-            *(CommitOperationAdd(path_in_repo=file, path_or_fileobj=folder / file) for file in files),
-            *(CommitOperationDelete(path_in_repo=file) for file in stale),
-        ]
+        """Commits on top of `head`, so that it fails if somebody else has pushed in between.
+
+        `HfApi.upload_folder` is not used because with hf_xet (huggingface_hub 2) it splits a large folder into several
+        commits, and its patterns match across folders; `create_commit` is always one commit.
+        """
         options = self.options
+        operations = _commit_operations(folder, files, head)
 
         def commit() -> str:
-            done = self.api.create_commit(
+            info = self.api.create_commit(
                 self.repo_id,
                 operations,
                 commit_message=options.commit_message,
@@ -164,18 +180,18 @@ class _Push:
                 create_pr=options.create_pr,
                 parent_commit=head.sha,
             )
-            return str(done.pr_url or done.commit_url)
+            return str(info.pr_url or info.commit_url)
 
         try:
-            return retry(commit, repeatable=False)
+            return retry(commit, idempotent=False)
         except CLIENT_ERRORS as error:
-            arrived = self._arrived(head.sha, error) if _is_lost(error) else None
-            if arrived is None:
+            address = self._find_commit(head.sha, error) if _may_have_succeeded(error) else None
+            if address is None:
                 raise
-            return arrived
+            return address
 
-    def _arrived(self, parent: str, error: BaseException) -> str | None:
-        """The address of this push's commit if it is on the branch after all, else None."""
+    def _find_commit(self, parent: str, error: BaseException) -> str | None:
+        """The address of this push's commit if it is on the branch after all, otherwise None."""
         if self.options.create_pr:
             raise HubError(
                 f"{explain(error, f'open a pull request of {self.repo_id!r} on the Hub')} Look on its page first "
@@ -183,35 +199,46 @@ class _Push:
             ) from error
         branch = self.options.revision
         try:
-            if self._info(branch).sha == parent:
+            if self._request_info(branch).sha == parent:
                 return None
-            # The client itself is patient with this one.
+            # Without `retry`, because the client repeats this request itself.
             commits = self.api.list_repo_commits(self.repo_id, revision=branch)
-        except CLIENT_ERRORS as second:
+        except CLIENT_ERRORS as second_error:
             raise HubError(
                 f"{explain(error, f'push to {self.repo_id!r} on the Hub')} It could not be asked either whether the "
-                f"commit arrived all the same: look at {self.api.endpoint}/{self.repo_id}/commits first.{self._undo()}"
-            ) from second
-        ids = [commit.commit_id for commit in commits[:2]]
-        if ids[1:] == [parent] and commits[0].title == self.options.commit_message:
-            return f"{self.api.endpoint}/{self.repo_id}/commit/{ids[0]}"
+                f"commit arrived all the same: look at {self.api.endpoint}/{self.repo_id}/commits first."
+                f"{self._roll_back()}"
+            ) from second_error
+        last_ids = [commit.commit_id for commit in commits[:2]]
+        if last_ids[1:] == [parent] and commits[0].title == self.options.commit_message:
+            return f"{self.api.endpoint}/{self.repo_id}/commit/{last_ids[0]}"
         return None
 
-    def _undo(self) -> str:
-        """Deletes what was created, the last first, and says what is left."""
-        left = []
+    def _roll_back(self) -> str:
+        """Deletes what was created, the last first; returns a message about what could not be deleted."""
+        messages = []
         while self.created:
-            what, delete = self.created.pop()
+            description, delete = self.created.pop()
             try:
                 delete()
             except CLIENT_ERRORS as error:
-                left.append(
-                    f" The empty {what} that was created for it could not be deleted again: delete it on "
+                messages.append(
+                    f" The empty {description} that was created for it could not be deleted again: delete it on "
                     f"{self.api.endpoint}/{self.repo_id}/settings. ({explain(error, 'delete it')})"
                 )
-        return "".join(left)
+        return "".join(messages)
 
 
-def _is_lost(error: BaseException) -> bool:
-    """Whether no answer came, or an error on its way, so that what was asked for may have been done."""
-    return is_transient(error) and status_of(error) != 429
+def _commit_operations(folder: Path, files: list[str], head: Any) -> list[Any]:
+    """Additions of the checkpoint's files, and deletions of an older checkpoint's."""
+    existing = [file.rfilename for file in head.siblings or []]
+    obsolete = obsolete_files(existing, files, extra_patterns=_TRAINER_FILES)
+    return [
+        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in files),
+        *(CommitOperationDelete(path_in_repo=name) for name in obsolete),
+    ]
+
+
+def _may_have_succeeded(error: BaseException) -> bool:
+    """Whether no answer came, or an error from something in between, so that the request may have been carried out."""
+    return is_transient(error) and status_code(error) != 429

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from rgtg_logits.errors import CheckpointError, RewardModelError, RGTGError
-from rgtg_logits.hub import ADAPTER_FILE, ADAPTER_WEIGHTS, check_tokenizer, fetch, is_adapter, read_json, weight_names
+from rgtg_logits.hub import Checkpoint, download_checkpoint
 from rgtg_logits.reward_model.classifiers import classifier_class
 from rgtg_logits.reward_model.config import read_config
 
@@ -51,10 +51,11 @@ def load_checkpoint(
     read_config(None, kind)
     _check_exists(name)
     try:
-        folder = fetch(name, **hub)
-        if is_adapter(folder):
-            return _load_adapter(name, folder, kind, options, hub)
-        return _load_whole(name, folder, kind, options)
+        folder = download_checkpoint(name, **hub)
+        checkpoint = Checkpoint.read(folder, name, options.get("variant"))
+        if checkpoint.is_adapter:
+            return _load_adapter(checkpoint, kind, options, hub)
+        return _load_whole(checkpoint, kind, options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         if isinstance(error, RGTGError):
             raise
@@ -67,23 +68,22 @@ def load_checkpoint(
 
 
 def _load_whole(
-    name: str, folder: Path, kind: str | None, options: dict[str, Any]
+    checkpoint: Checkpoint, kind: str | None, options: dict[str, Any]
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, dict[str, Any] | None]:
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    stored = getattr(config, "rgtg", None)
-    kind = read_config(stored, kind).kind
-    check_architecture(config, name, kind)
-    model, missing = _load_weights(name, folder, config, kind, options)
+    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    kind = read_config(checkpoint.rgtg, kind).kind
+    check_architecture(config, checkpoint.name, kind)
+    model, missing = _load_weights(checkpoint, config, kind, options)
     if missing:
-        raise _untrained(name, type(model).__name__, missing)
-    return model, _load_tokenizer(name, folder), stored
+        raise _untrained(checkpoint.name, type(model).__name__, missing)
+    return model, _load_tokenizer(checkpoint), checkpoint.rgtg
 
 
 def _load_weights(
-    name: str, folder: Path, config: Any, kind: str, options: dict[str, Any]
+    checkpoint: Checkpoint, config: Any, kind: str, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model, and the names of the weights that the checkpoint lacks."""
-    weight_names(folder, name, options.get("variant"))
+    checkpoint.check_weights()
     loader: Any = AutoModelForCausalLM
     if kind == "causal":
         built = type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
@@ -91,7 +91,7 @@ def _load_weights(
     if "quantization_config" in options:
         options = {**options, "quantization_config": _sparing_heads(options["quantization_config"])}
     model, info = loader.from_pretrained(
-        folder,
+        checkpoint.folder,
         config=config,
         use_safetensors=True,
         trust_remote_code=False,
@@ -99,22 +99,23 @@ def _load_weights(
         **options,
     )
     # Not the folder in the cache: an adapter that is trained on it, and a card, name it as the base model.
-    model.name_or_path = model.config.name_or_path = name
-    _warn_of_mixing(name, getattr(model.config, "quantization_config", None))
+    model.name_or_path = model.config.name_or_path = checkpoint.name
+    _warn_of_mixing(checkpoint.name, getattr(model.config, "quantization_config", None))
     return model, set(info["missing_keys"])
 
 
-def _load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
-    check_tokenizer(folder, name)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    tokenizer.name_or_path = name
+def _load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    checkpoint.check_tokenizer()
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    tokenizer.name_or_path = checkpoint.name
     return tokenizer
 
 
 def _load_adapter(
-    name: str, folder: Path, kind: str | None, options: dict[str, Any], hub: dict[str, Any]
+    checkpoint: Checkpoint, kind: str | None, options: dict[str, Any], hub: dict[str, Any]
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, dict[str, Any] | None]:
     """Loads a PEFT adapter on its base model; what `config.rgtg` says of a whole checkpoint lies beside it."""
+    name = checkpoint.name
     try:
         import peft  # noqa: PLC0415  (only adapters need it)
     except ModuleNotFoundError as error:
@@ -123,27 +124,30 @@ def _load_adapter(
             "Run: pip install peft."
         ) from error
     # peft would go on to a pickled file.
-    held = weight_names(folder, name)[ADAPTER_WEIGHTS]
-    adapter = peft.PeftConfig.from_pretrained(folder)
-    stored = read_json(folder / ADAPTER_FILE) if (folder / ADAPTER_FILE).is_file() else None
-    kind = adapter_kind(name, adapter.task_type, stored, kind)
-    base = adapter.base_model_name_or_path
-    base_folder = fetch(base, **{**hub, "revision": adapter.revision, "subfolder": ""})
-    config = AutoConfig.from_pretrained(base_folder, trust_remote_code=False)
+    checkpoint.check_weights()
+    adapter = peft.PeftConfig.from_pretrained(checkpoint.folder)
+    kind = adapter_kind(name, adapter.task_type, checkpoint.rgtg, kind)
+    base_name = adapter.base_model_name_or_path
+    base_folder = download_checkpoint(base_name, **{**hub, "revision": adapter.revision, "subfolder": ""})
+    base = Checkpoint.read(base_folder, base_name, options.get("variant"))
+    config = AutoConfig.from_pretrained(base.folder, trust_remote_code=False)
     if kind == "causal":
         config.num_labels = 1
-    check_decoder(config, base)
-    model, missing = _load_weights(base, base_folder, config, kind, options)
-    own = (folder / "tokenizer_config.json").is_file()
-    tokenizer = _load_tokenizer(name, folder) if own else _load_tokenizer(base, base_folder)
+    check_decoder(config, base.name)
+    model, missing = _load_weights(base, config, kind, options)
+    has_tokenizer = "tokenizer_config.json" in checkpoint.files
+    tokenizer = _load_tokenizer(checkpoint if has_tokenizer else base)
     missing |= _make_room(model, len(tokenizer))
-    trained = {key.removeprefix("base_model.model.").replace(".modules_to_save", "") for key in held}
+    trained = {
+        weight.removeprefix("base_model.model.").replace(".modules_to_save", "") for weight in checkpoint.weight_names
+    }
     missing -= trained
     _untie(model, trained)
     if missing:
-        raise _untrained(name, f"{type(model).__name__} that {base!r} does not", missing)
+        raise _untrained(name, f"{type(model).__name__} that {base.name!r} does not", missing)
     # In the type of the base model, and not in float32 as for training.
-    return peft.PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False), tokenizer, stored
+    model = peft.PeftModel.from_pretrained(model, checkpoint.folder, autocast_adapter_dtype=False)
+    return model, tokenizer, checkpoint.rgtg
 
 
 def adapter_kind(name: str, task: str | None, stored: dict[str, Any] | None, kind: str | None) -> str:

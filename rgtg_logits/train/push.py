@@ -1,4 +1,4 @@
-"""What a training uploads: the folder that it saved, or that adapter merged into its base model."""
+"""Push of a trained model: of the folder that was saved, or of its adapter merged into the base model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import nn
 
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class HubPushMixin:
-    """For a trainer: `push_to_hub` is one commit of what others need to load the model."""
+    """Mixin of a trainer whose `push_to_hub` uploads the files that others need to load the model, in one commit."""
 
     args: Any
     state: Any
@@ -31,10 +32,10 @@ class HubPushMixin:
     is_world_process_zero: Callable[[], bool]
 
     _merging = False
-    """Whether the card is being written of the merged model."""
+    """Whether the card that is being written describes the model with its adapter merged."""
 
     def init_hf_repo(self, *args: Any, **options: Any) -> None:
-        """Creates the repository before the training, so that a token that may not fails before it and not after.
+        """Creates the repository before the training, so that a token without permission fails early.
 
         Raises:
             HubError: If the Hub refuses or fails, or the connection does.
@@ -56,11 +57,11 @@ class HubPushMixin:
         adapter: bool | None = None,
         **card: Any,
     ) -> str | None:
-        """Saves model and card to `output_dir` and uploads them, and nothing else there, in one commit or not at all.
+        """Saves model and card to `output_dir` and uploads only these, in one commit or not at all.
 
         Args:
             commit_message: Title of the commit.
-            blocking: Has no effect: it always waits, because nothing else would tell of a failure.
+            blocking: Has no effect: the upload is always waited for, because otherwise a failure would go unnoticed.
             token: Access token; by default that of the training arguments, of HF_TOKEN or of the login.
             revision: The branch, created if it does not exist; by default that of the training arguments.
             private: Whether a repository that is created is private; by default as the training arguments say.
@@ -73,7 +74,7 @@ class HubPushMixin:
 
         Raises:
             HubError: If the Hub refuses or fails, or the connection does; the repository is then as it was.
-            CheckpointError: If others could not load what would be uploaded.
+            CheckpointError: If others could not load the model.
             InvalidArgumentError: If there is no adapter to upload.
         """
         merge = merges(self.model, adapter)
@@ -88,6 +89,7 @@ class HubPushMixin:
             commit_message=commit_message or "End of training",
             token=token or self.args.hub_token,
         )
+        # Uploads of the trainer itself during training must not commit at the same time.
         background = getattr(self, "push_in_progress", None)
         if background is not None:
             background.wait_until_done()
@@ -98,17 +100,17 @@ class HubPushMixin:
         finally:
             self._merging = False
             if merge:
-                # The folder holds the adapter.
+                # The folder still holds the adapter, so its card has to describe that.
                 self.create_model_card(**card)
 
 
 def merges(model: nn.Module, adapter: bool | None) -> bool:
-    """Whether a trained model is uploaded with its adapter merged into the base model.
+    """Whether to upload a trained model with its adapter merged into the base model.
 
     Args:
         model: The trained model.
-        adapter: True to upload the adapter, False to merge it; by default it is merged unless the base model is
-            quantised (QLoRA), because it was trained on rounded weights and fits others less well.
+        adapter: True to upload the adapter, False to merge it. By default it is merged, unless the base model is
+            quantised (QLoRA): an adapter trained on rounded weights fits the exact ones less well.
 
     Raises:
         InvalidArgumentError: If there is no adapter to upload.
@@ -123,17 +125,19 @@ def merges(model: nn.Module, adapter: bool | None) -> bool:
     quantised = bool(getattr(model.get_base_model(), "is_quantized", False))
     if adapter is None and quantised:
         logger.warning("The adapter is uploaded without its base model, which is quantised (QLoRA).")
-    return not quantised if adapter is None else not adapter
+    if adapter is None:
+        return not quantised
+    return not adapter
 
 
-def push_saved(folder: str, repo_id: str, options: PushOptions, *, dtype: Any, merge: bool) -> str:
-    """Uploads what a training saved, in one commit.
+def push_saved(folder: str, repo_id: str, options: PushOptions, *, dtype: torch.dtype, merge: bool) -> str:
+    """Uploads a model that was saved after training, in one commit.
 
     Args:
-        folder: Holds the checkpoint and its card, and whatever else, which is not uploaded.
+        folder: A folder with the checkpoint and its card; other files in it are not uploaded.
         repo_id: Name on the Hub.
-        options: Where it goes and what the commit says.
-        dtype: In which type the model was trained; the base model is loaded in it.
+        options: Destination, and title and text of the commit.
+        dtype: Type of the trained model's weights, in which the base model is loaded.
         merge: Whether to merge the adapter into its base model, on the CPU.
 
     Returns:

@@ -23,7 +23,7 @@ from trl import RewardConfig, RewardTrainer
 
 from rgtg_logits.card import CardFacts, write_card
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.hub import ADAPTER_FILE
+from rgtg_logits.hub import RGTG_FILE
 from rgtg_logits.train.checkpoints import AtomicCheckpointMixin
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.data import PairCounts, pair_lengths
@@ -320,7 +320,7 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
         if isinstance(self.model, PeftModel) and self.args.should_save:
             # Not in config.json: next to an adapter, transformers (5.23) takes that file for a whole model and does not
             # load the adapter's base.
-            file = Path(output_dir if output_dir is not None else self.args.output_dir, ADAPTER_FILE)
+            file = Path(output_dir if output_dir is not None else self.args.output_dir, RGTG_FILE)
             file.write_text(json.dumps(self._inner.config.rgtg, indent=2) + "\n", encoding="utf-8")
 
     def card_facts(

@@ -206,8 +206,8 @@ def test_soft_value_makes_guidance_the_optimum(world: World, kind: str, beta: fl
     clip = beta * float(texts.rewards.max() - min(float(entry.min()) for entry in values))
     found = train("soft_value", kind, texts, beta=beta, clip=max(clip, 5.0))
     assert error(found, beta * flat(values), texts.occurring()) < ERROR
-    learned = exact.sequence_log_probs(exact.guided(world, texts.split(found), 1.0))
-    assert exact.kl(exact.optimal_sequences(world, beta), learned) < 1e-6
+    learned = exact.sequence_log_probs(exact.guided_policy(world, texts.split(found), 1.0))
+    assert exact.kl_divergence(exact.optimal_log_probs(world, beta), learned) < 1e-6
 
 
 def test_a_tight_clip_moves_the_soft_value_down() -> None:
