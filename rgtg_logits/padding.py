@@ -1,7 +1,7 @@
-"""Padding: which tokens of the rows that `generate` shows are text.
+"""Padding: which tokens of the rows that `generate` passes to a processor are text.
 
-`generate` shows a processor rows of token ids and nothing else: no mask, no step number, no prompt length. Padding is
-found from the rows themselves.
+`generate` passes rows of token ids and nothing else: no mask, no step number, no prompt length. The attention mask is
+inferred from the rows themselves.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from torch import Tensor
 from rgtg_logits.errors import PaddingError
 
 PADDING = -1
-"""Stands for padding in rows of token ids, so that equal rows are equal prefixes."""
+"""Takes the place of padding in `padded_ids`, rows of token ids in which equal rows are equal prefixes."""
 
 
-def text_mask(
+def infer_attention_mask(
     rows: Int[Tensor, "batch length"],
     pad_token_id: int | None,
     prompt_mask: Int[Tensor, "prompts prompt_length"] | None = None,
 ) -> Int[Tensor, "batch length"]:
-    """Tells text (1) from padding (0).
+    """Infers the attention mask of rows: 1 for text, 0 for padding.
 
-    Padding is the leading run of the pad token in a row, or what `prompt_mask` says of the prompt. A row that ends in
-    two pad tokens has finished, and those are padding as well: two, because one may be the end-of-text token that the
-    row has just drawn. A row of nothing but the pad token is all padding.
+    Padding is the leading run of the pad token in a row, or, in the prompt, the zeros of `prompt_mask`. A row that ends
+    in two pad tokens has finished, and those are padding as well: two, because one may be the end-of-text token that
+    the row has just drawn. A row of nothing but the pad token is all padding.
 
     Args:
-        rows: Token ids as `generate` shows them.
-        pad_token_id: The token that pads; None if nobody knows.
+        rows: Token ids as `generate` passes them.
+        pad_token_id: The token that pads; None if unknown.
         prompt_mask: The mask of the prompts; each row of it covers the same number of rows (beams, return sequences).
 
     Raises:
@@ -37,13 +37,13 @@ def text_mask(
     """
     prompt_length = 0
     if prompt_mask is not None:
-        mask = _prompt_mask(rows, prompt_mask)
+        mask = _extended_prompt_mask(rows, prompt_mask)
         prompt_length = prompt_mask.shape[1]
     elif pad_token_id is None:
         _check_unpadded(rows)
         return torch.ones_like(rows)
     elif rows.device.type == "cpu" and not (rows == pad_token_id).any():
-        # A look is free on a CPU, and tells at once what is true of most rows.
+        # A look is free on a CPU, and most rows hold no padding.
         return torch.ones_like(rows)
     else:
         mask = ((rows != pad_token_id).cumsum(-1) > 0).long()
@@ -54,8 +54,9 @@ def text_mask(
     return mask
 
 
-def _prompt_mask(rows: Tensor, prompt_mask: Tensor) -> Tensor:
-    (batch, length), (prompts, prompt_length) = rows.shape, prompt_mask.shape
+def _extended_prompt_mask(rows: Tensor, prompt_mask: Tensor) -> Tensor:
+    batch, length = rows.shape
+    prompts, prompt_length = prompt_mask.shape
     if batch % prompts or length < prompt_length:
         raise PaddingError(
             f"Expected rows that continue the {prompts} prompts of {prompt_length} tokens that attention_mask "
@@ -67,7 +68,7 @@ def _prompt_mask(rows: Tensor, prompt_mask: Tensor) -> Tensor:
 
 
 def _check_unpadded(rows: Tensor) -> None:
-    """With left padding some row starts with a repeated token, or the rows start with different ones."""
+    """Rejects rows that may be padded on the left: one starts with a repeated token, or they start differently."""
     if rows.shape[0] == 1:
         return
     repeated = (rows[:, :1] == rows[:, 1:2]).any() if rows.shape[1] > 1 else torch.tensor(False)

@@ -1,4 +1,4 @@
-"""The plug-in: candidates -> reward -> formula, once per token of `generate`."""
+"""The logits processor: candidates, their rewards and the guidance formula, once per token of `generate`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,16 @@ from transformers import CompileConfig, LogitsProcessor, PreTrainedModel, PreTra
 
 from rgtg_logits.candidates import CandidateRule, Candidates
 from rgtg_logits.errors import InvalidArgumentError, PaddingError
-from rgtg_logits.guidance import RESTS, gathered, guide, guide_and_keep, normalise, spread, truncate
-from rgtg_logits.padding import text_mask
+from rgtg_logits.guidance import (
+    RESTS,
+    gather_candidates,
+    guide,
+    guide_with_tail,
+    normalise,
+    scatter_to_vocabulary,
+    truncate,
+)
+from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers import Scorer, make_scorer
 from rgtg_logits.tokenization import encode_prompt
@@ -25,10 +33,10 @@ from rgtg_logits.trace import Trace
 
 
 class PartialRewardLogitsProcessor(LogitsProcessor):
-    r"""Draws every token from the reward-guided policy `pi_ref · exp(beta · reward)`.
+    r"""Makes `generate` draw every token from the reward-guided policy `pi_ref · exp(beta · reward)`.
 
-    At each step the candidates (the top-k next tokens of the base model) are scored by a reward model that was trained
-    on partial sequences, in one cached forward, and the scores become
+    At each step a reward model that was trained on partial sequences scores the candidates (the top-k next tokens of
+    the base model) in one cached forward, and the scores become
 
         log pi(v | x, y_<t) = log pi_ref(v | x, y_<t) + beta · r(x, y_<t, v) − log Z
 
@@ -39,39 +47,40 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
     Args:
         reward_model: A Hub id or a folder, a `RewardModel` of any kind, a transformers `…ForSequenceClassification`
             model with one label, or any `Scorer`. A loaded model is used as it is, on the device where it is.
-        beta: Guidance strength in nats per unit of reward. 0 is the base model cut to the candidates, and costs no
-            reward model call; 1 to 4 is typical for rewards with a spread of about one; with larger values the reward
-            decides and the base model fades. It is 1/β of KL-regularised RLHF. `generate` applies its temperature T
-            afterwards, which makes it beta / T.
-        top_k: How many candidates; see `CandidateRule`. `generate` in sampling mode cuts to its own `top_k=50`
+        beta: Guidance strength in nats per unit of reward. 0 is the base model truncated to the candidates, and costs
+            no reward model call; 1 to 4 is typical for rewards with a spread of about one; with larger values the
+            reward decides and the base model fades. It is 1/β of KL-regularised RLHF. `generate` applies its
+            temperature T afterwards, which makes it beta / T.
+        top_k: Number of candidates; see `CandidateRule`. `generate` in sampling mode applies its own `top_k=50`
             afterwards, which changes nothing as long as it is not smaller. Beam sampling draws 2 · `num_beams`
             different tokens in its first step: give it as many candidates, because it fills up with impossible ones, as
             under transformers' own `top_k`.
-        top_p: Cut the candidates to this share of the base model's probability.
-        min_p: Cut the candidates to those at least this fraction as probable as the best.
-        rest: What becomes of the tokens that are no candidates: "drop" makes them impossible, as in the paper; "keep"
-            leaves them possible, as if their reward were the mean of the candidates'. With "keep" the policy is less
-            far from the base model at the same reward, the more so the less probability the candidates hold; with few
-            candidates of a model that is unsure, much of a text is then left unguided.
+        top_p: Restrict the candidates to this share of the base model's probability.
+        min_p: Restrict the candidates to those at least this fraction as probable as the best.
+        rest: Treatment of the tail of the distribution, the tokens outside the candidate set. "drop", the default,
+            makes them impossible, as in the paper and as `top_k` of `generate` does; "keep" leaves them possible, as if
+            their reward were the mean of the candidates'. With "keep" the policy stays closer to the base model at the
+            same reward, the more so the less probability the candidates hold; with few candidates of a model that is
+            unsure, much of a text is then left unguided.
         tokenizer: The base model's tokenizer. Its vocabulary is compared with the reward model's: if a token has
             another id there, or none, the reward model reads text (`RetokenizingScorer`). Left out, token ids are taken
             to mean the same in both.
-        prompt_format: How the reward model wants prompt and answer put, which makes it read text: "chat" for its chat
-            template, or a function of both texts; see `RetokenizingScorer`.
-        on_overflow: What to do when a text is longer than the reward model can read: "error" (before the first token
+        prompt_format: Format in which the reward model expects prompt and answer, which makes it read text: "chat" for
+            its chat template, or a function of both texts; see `RetokenizingScorer`.
+        on_overflow: Treatment of a text that is longer than the reward model can read: "error" (before the first token
             if the prompt is too long already), or "truncate_left" to let it read the end alone.
-        max_tokens_per_forward: Most tokens (rows × columns) that the reward model reads in one forward, to bound memory
-            for many rows and candidates; results are unchanged.
+        max_tokens_per_forward: Largest number of tokens (rows × columns) that the reward model reads in one forward, to
+            bound memory for many rows and candidates; results are unchanged.
         compile: Whether to compile the reward model's step (on a GPU, a recorded graph); see `EngineOptions`.
         prepack: Whether a reward model on a CPU keeps a second copy of its weights, laid out for the processor's matrix
             instructions, which makes its step faster; see `EngineOptions`.
         pad_token_id: The token that pads rows on the left; by default the tokenizer's, or else the reward model's.
         attention_mask: The prompt's mask, for prompts in which the pad token also leads the text (pad == bos). A
             processor that has one is for those prompts only.
-        trace: Where to record what happened at each step.
+        trace: Record of each step's candidates, rewards and probabilities, to be filled.
 
     Raises:
-        InvalidArgumentError: If a value is out of its range, or `reward_model` is nothing known.
+        InvalidArgumentError: If a value is out of its range, or `reward_model` is none of the above.
         CheckpointError: If a Hub id or folder cannot be loaded.
         RewardModelError: If the model cannot give rewards of prefixes.
         VocabularyError: If the reward model does not share the base model's tokens.
@@ -86,7 +95,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
     """
 
     supports_continuous_batching = False
-    """Continuous batching would show one token of each row; transformers says so instead."""
+    """With continuous batching, a processor would see one token of each row; so transformers refuses to call it."""
 
     def __init__(
         self,
@@ -119,8 +128,11 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         self.attention_mask = attention_mask
         self._prompt: _Prompt | None = None
         self._lock = RLock()
-        known = (pad_token_id, getattr(tokenizer, "pad_token_id", None), self.scorer.pad_token_id)
-        self.pad_token_id = next((token for token in known if token is not None), None)
+        self.pad_token_id = pad_token_id
+        if self.pad_token_id is None:
+            self.pad_token_id = getattr(tokenizer, "pad_token_id", None)
+        if self.pad_token_id is None:
+            self.pad_token_id = self.scorer.pad_token_id
 
     def __call__(
         self, input_ids: Int[Tensor, "batch length"], scores: Float[Tensor, "batch vocab"]
@@ -132,12 +144,12 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             scores: The base model's logits or log-probabilities; not edited.
 
         Returns:
-            Log-probabilities renormalised over the candidates, -inf elsewhere; a new tensor. Scores that are all equal
-            name no candidates: they come back unguided, as log-probabilities, so that prompt lookup, which asks with
-            such scores which tokens are forbidden, keeps its drafts.
+            Log-probabilities renormalised over the candidates, -inf elsewhere; a new tensor. Rows whose scores are all
+            equal have no best candidates: they are returned unguided, as log-probabilities, so that prompt lookup
+            decoding, which learns from such scores which tokens are forbidden, keeps its drafts.
 
         Raises:
-            PaddingError: If padding cannot be told from text.
+            PaddingError: If padding cannot be distinguished from text.
             VocabularyError: If the reward model does not have a candidate.
             ContextLengthError: If a prefix is longer than the reward model can read.
             NonFiniteRewardError: If a reward is NaN or infinite.
@@ -145,41 +157,47 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         with self._lock:
             rows, mask = self._rows(input_ids)
             candidates = self.rule.select(scores)
-            undecided = self._undecided(scores, candidates)
-            # Looking is free on a CPU; an accelerator would have to be waited for.
+            unguided = self._unguided_rows(scores, candidates)
+            # A look is free on a CPU; for an accelerator the host would have to wait.
             if scores.device.type == "cpu":
-                if undecided is not None and undecided.all():
+                if unguided is not None and unguided.all():
                     return scores.log_softmax(-1)
-                candidates = candidates.narrowed()
-            rewards = None
-            if self.beta > 0 and candidates.ids.shape[1] == 1:
-                # The reward of a single candidate changes nothing, so there is nothing to ask.
-                self.scorer.observe(rows, mask)
-            elif self.beta > 0:
-                rewards = self.scorer.score(rows, mask, candidates.ids)
-            result = self._policy(scores, candidates, rewards)
+                candidates = candidates.without_unused_slots()
+            rewards = self._rewards(rows, mask, candidates)
+            log_probs = self._log_probs(scores, candidates, rewards)
             if self.trace is not None:
-                base = result if rewards is None else self._policy(scores, candidates, None)
-                before, after = (gathered(candidates, each) for each in (base, result))
+                base = log_probs if rewards is None else self._log_probs(scores, candidates, None)
+                before = gather_candidates(candidates, base)
+                after = gather_candidates(candidates, log_probs)
                 self.trace.record(rows, candidates.ids, before, rewards, after)
-            return result if undecided is None else torch.where(undecided, scores.log_softmax(-1), result)
+            return log_probs if unguided is None else torch.where(unguided, scores.log_softmax(-1), log_probs)
 
-    def _policy(
+    def _rewards(self, rows: Tensor, mask: Tensor, candidates: Candidates) -> Float[Tensor, "batch k"] | None:
+        """The candidates' rewards; None where they would change nothing."""
+        if self.beta == 0:
+            return None
+        if candidates.ids.shape[1] == 1:
+            # The reward of a single candidate changes nothing.
+            self.scorer.observe(rows, mask)
+            return None
+        return self.scorer.score(rows, mask, candidates.ids)
+
+    def _log_probs(
         self, scores: Float[Tensor, "batch vocab"], candidates: Candidates, rewards: Float[Tensor, "batch k"] | None
     ) -> Float[Tensor, "batch vocab"]:
         """Log-probabilities of all tokens; without rewards, those of the base model."""
         if self.rest == "keep":
             if rewards is None:
                 return normalise(scores)
-            return guide_and_keep(candidates, rewards, self.beta, scores)
+            return guide_with_tail(candidates, rewards, self.beta, scores)
         guided = truncate(candidates) if rewards is None else guide(candidates, rewards, self.beta)
-        return spread(candidates, guided, like=scores)
+        return scatter_to_vocabulary(candidates, guided, like=scores)
 
-    def _undecided(self, scores: Tensor, candidates: Candidates) -> Bool[Tensor, "batch 1"] | None:
-        """Rows that name no candidates; None if a look, which is free on a CPU, says that there are none."""
-        if scores.device.type == "cpu" and candidates.level is not None and not candidates.level.any():
+    def _unguided_rows(self, scores: Tensor, candidates: Candidates) -> Bool[Tensor, "batch 1"] | None:
+        """Rows without best candidates; None if a look, which is free on a CPU, shows that there are none."""
+        if scores.device.type == "cpu" and candidates.is_tied is not None and not candidates.is_tied.any():
             return None
-        return self.rule.undecided(scores)
+        return self.rule.has_no_best(scores)
 
     def for_prompt(
         self,
@@ -188,13 +206,14 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         *,
         start: int | None = None,
     ) -> PartialRewardLogitsProcessor:
-        """This processor for prompts that `generate` does not show: `inputs_embeds`, and encoder-decoder base models.
+        """Returns this processor for prompts that rows do not hold: `inputs_embeds`, encoder-decoder base models.
 
         Args:
-            prompt: What the reward model reads in front of every answer: token ids padded on the left, or texts.
+            prompt: The prompts that the reward model reads in front of the answers: token ids padded on the left, or
+                texts.
             attention_mask: 1 for text, 0 for padding in `prompt`; all text by default.
-            start: How many leading tokens of the rows that `generate` shows are not part of the answer (the decoder's
-                start token); by default as many as it shows first.
+            start: Number of leading tokens of the rows that `generate` passes that are not part of the answer (the
+                decoder's start token); by default as many as it passes first.
 
         Returns:
             A processor for these prompts, in this order, which shares reward model, cache and trace with this one.
@@ -209,46 +228,46 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             ```
         """
         if not isinstance(prompt, Tensor):
-            prompt, attention_mask = _tokens(self.tokenizer, [prompt] if isinstance(prompt, str) else list(prompt))
+            prompt, attention_mask = _tokenize(self.tokenizer, [prompt] if isinstance(prompt, str) else list(prompt))
         mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
         if mask.shape != prompt.shape:
             raise InvalidArgumentError(
                 f"Expected attention_mask to have the shape {tuple(prompt.shape)} of the prompt, but got "
                 f"{tuple(mask.shape)}. Pass both as the tokenizer returned them."
             )
-        bound = copy.copy(self)
-        bound._prompt = _Prompt(prompt, mask, start)
-        return bound
+        processor = copy.copy(self)
+        processor._prompt = _Prompt(prompt, mask, start)
+        return processor
 
-    def _rows(self, input_ids: Int[Tensor, "batch shown"]) -> tuple[Int[Tensor, "batch length"], Tensor]:
+    def _rows(self, input_ids: Int[Tensor, "batch passed"]) -> tuple[Int[Tensor, "batch length"], Tensor]:
         """The rows that the reward model reads, and their mask."""
         if self._prompt is not None:
-            rows, mask = self._prompt.followed_by(input_ids)
-            return rows, text_mask(rows, self.pad_token_id, mask)
+            rows, prompt_mask = self._prompt.followed_by(input_ids)
+            return rows, infer_attention_mask(rows, self.pad_token_id, prompt_mask)
         if input_ids.shape[1] == 0:
             raise PaddingError(
                 "Expected the prompt's token ids, because the reward model reads the prompt, but generate was given "
                 "inputs_embeds alone. Pass processor.for_prompt(input_ids, attention_mask) as the logits processor."
             )
-        return input_ids, text_mask(input_ids, self.pad_token_id, self.attention_mask)
+        return input_ids, infer_attention_mask(input_ids, self.pad_token_id, self.attention_mask)
 
 
 @dataclass
 class _Prompt:
-    """Prompts that are not in the rows.
+    """Prompts that are not part of the rows.
 
     Attributes:
         ids: Their token ids.
         mask: 1 for text, 0 for padding.
-        start: How many leading columns of the rows are not part of the answer; None before the first call.
+        start: Number of leading columns of the rows that are not part of the answer; None before the first call.
     """
 
     ids: Int[Tensor, "prompts length"]
     mask: Int[Tensor, "prompts length"]
     start: int | None
 
-    def followed_by(self, rows: Int[Tensor, "batch shown"]) -> tuple[Int[Tensor, "batch length"], Tensor]:
-        """Prompt and answer of every row, and the prompts' mask."""
+    def followed_by(self, rows: Int[Tensor, "batch passed"]) -> tuple[Int[Tensor, "batch length"], Tensor]:
+        """Returns prompt and answer of every row, and the prompts' mask."""
         if self.start is None:
             self.start = rows.shape[1]
         prompts = self.ids.shape[0]
@@ -262,8 +281,8 @@ class _Prompt:
         return torch.cat([repeated, rows[:, self.start :]], dim=1), self.mask
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase | None, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Token ids of texts, padded on the left, and their mask."""
+def _tokenize(tokenizer: PreTrainedTokenizerBase | None, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Token ids of texts, padded on the left, and their attention mask."""
     if tokenizer is None:
         raise InvalidArgumentError(
             "Expected token ids as the prompt, because the processor was made without a tokenizer, but got text. "
@@ -271,7 +290,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase | None, texts: list[str]) -> tupl
         )
     rows = [encode_prompt(tokenizer, text) for text in texts]
     width = max(len(row) for row in rows)
-    # What stands in the place of padding does not matter: the mask says so.
+    # Any token may stand in the place of padding, because the mask excludes it.
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
 

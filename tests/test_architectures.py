@@ -41,7 +41,7 @@ def test_three_types_through_the_command(tmp_path):
     assert {name: word(row) for (_, name), row in found.items()} == {
         "bert": "refused",
         "bloom": "expand",
-        "llama": "siblings",
+        "llama": "tree_attention",
     }
     for (_, name), (_, _, error, in_spreads, spread, prefix) in found.items():
         if name != "bert":
@@ -55,8 +55,8 @@ def test_weights_laid_out_beforehand(tmp_path):
     found = rows(sweep(tmp_path / "table.md", "--prepack", "falcon", "gpt2", "llama"))
     assert {name: word(row) for (_, name), row in found.items()} == {
         "falcon": "refused",  # Its linear layers are a class of its own.
-        "gpt2": "siblings",
-        "llama": "siblings",
+        "gpt2": "tree_attention",
+        "llama": "tree_attention",
     }
 
 

@@ -66,8 +66,8 @@ def test_our_ways_with_weights_laid_out_beforehand(text):
     mask = torch.ones(1, 8, dtype=torch.long)
     for name in ways[1:]:
         scorers = make_arm(name, models, 3, mask, prepack=True).cached
-        readers = [one._reader for scorer in scorers for one in getattr(scorer, "_scorers", [scorer])]
-        modules = [list(reader.reward_model._body._reader.modules()) for reader in readers]
+        engines = [one._engine for scorer in scorers for one in getattr(scorer, "_scorers", [scorer])]
+        modules = [list(engine.reward_model._forward._reader.modules()) for engine in engines]
         assert modules and all(any(isinstance(one, _Prepacked) for one in each) for each in modules)
     measured = {item.arm: item.medians() for item in run_benchmark(settings).measurements}
     # What is read is heard although it is read by a twin.

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from rgtg_logits.candidates import CandidateRule
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.guidance import guide, spread, truncate
+from rgtg_logits.guidance import guide, scatter_to_vocabulary, truncate
 
 INF = float("inf")
 
@@ -25,7 +25,7 @@ def test_top_k_larger_than_the_vocabulary_keeps_all():
     candidates = CandidateRule(top_k=50).select(torch.tensor([[0.0, 5.0, 1.0], [2.0, 2.0, 2.0]]))
     assert candidates.ids.tolist() == [[0, 1, 2], [0, 1, 2]]
     assert candidates.scores.tolist() == [[0.0, 5.0, 1.0], [2.0, 2.0, 2.0]]
-    assert candidates.level.tolist() == [False, True]
+    assert candidates.is_tied.tolist() == [False, True]
     # Where one is left out, the others come first.
     assert kept(CandidateRule(top_k=50).select(torch.tensor([[0.0, -INF, 1.0]]))) == [2, 0]
 
@@ -75,7 +75,7 @@ def test_the_formula(seed, k, beta, offset):
     scores[:, 0] = 1.0
     candidates = CandidateRule(top_k=k).select(scores)
     rewards = torch.randn(3, candidates.ids.shape[1], generator=generator)
-    output = spread(candidates, guide(candidates, rewards + offset, beta), like=scores)
+    output = scatter_to_vocabulary(candidates, guide(candidates, rewards + offset, beta), like=scores)
     for row in range(3):
         ids = kept(candidates, row)
         expected = scores[row, ids].double() + beta * (rewards[row, : len(ids)] + offset).double()
@@ -99,4 +99,6 @@ def test_a_large_common_reward_costs_no_digits():
 
 def test_a_row_without_any_token_stays_without():
     candidates = CandidateRule(top_k=2).select(torch.full((1, 4), -INF))
-    assert (spread(candidates, guide(candidates, torch.zeros(1, 2), 1.0), like=torch.zeros(1, 4)) == -INF).all()
+    assert (
+        scatter_to_vocabulary(candidates, guide(candidates, torch.zeros(1, 2), 1.0), like=torch.zeros(1, 4)) == -INF
+    ).all()

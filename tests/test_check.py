@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from rgtg_logits import CausalScorer, ReferenceScorer, RewardModel, RewardModelConfig
 from rgtg_logits.check import CheckReport, CheckSettings, Finding, ModelPair, check_models
-from rgtg_logits.check.cost import describe_path, measure_cost
+from rgtg_logits.check.cost import describe_strategy, measure_cost
 from rgtg_logits.check.exactness import tolerance
 from rgtg_logits.check.uncached import ReshapedScorer
 from rgtg_logits.cli import app, main
@@ -74,7 +74,7 @@ def test_half_precision_is_judged_by_its_own_rounding(model_type, dtype):
     reader.model.to(dtype)
     findings = check_models(pair(reader), QUICK)
     assert statuses(findings, "fail") == set()
-    assert (named(findings, "path").status == "note") == (model_type == "jamba")
+    assert (named(findings, "strategy").status == "note") == (model_type == "jamba")
     coarse = named(findings, "cached = uncached").figures
     assert coarse["tolerance"] > 0.01 * coarse["spread"]
     assert named(findings, "rounding").advice == "Run again with --dtype float32 for a strict test."
@@ -134,7 +134,7 @@ def test_a_small_error_fails_in_float32():
     models = pair()
     findings = check_models(models, QUICK, scorer=Imprecise(models.reward_model))
     assert statuses(findings, "fail") == {"random rows", "cached = uncached"}
-    assert named(findings, "path").value.startswith("Imprecise") and named(findings, "time").status == "note"
+    assert named(findings, "strategy").value.startswith("Imprecise") and named(findings, "time").status == "note"
 
 
 def test_rounding():
@@ -256,10 +256,11 @@ def test_a_head_that_says_nothing():
     assert statuses(findings, "fail") == set() and statuses(findings, "note") == {"strength"}
 
 
-@pytest.mark.parametrize("path", ["siblings", "expand", "recompute"])
-def test_every_path_is_explained(path):
-    finding = describe_path(CausalScorer(reward_model(), path=path))
-    assert finding.value.startswith(f"CausalScorer, {path}: ") and (finding.status == "ok") == (path == "siblings")
+@pytest.mark.parametrize("strategy", ["tree_attention", "expand", "recompute"])
+def test_every_strategy_is_explained(strategy):
+    finding = describe_strategy(CausalScorer(reward_model(), strategy=strategy))
+    assert finding.value.startswith(f"CausalScorer, {strategy}: ")
+    assert (finding.status == "ok") == (strategy == "tree_attention")
 
 
 @pytest.mark.parametrize(
@@ -295,7 +296,7 @@ def run(folders, name, *options):
 def test_status_0_a_table_and_a_file(folders, tmp_path):
     result = run(folders, "right", "--output", tmp_path / "new" / "report.json", "--beta", 2)
     assert result.exit_code == 0, result.output
-    for words in ("LlamaForSequenceClassification", "siblings: one forward per token", "beta 2 moves", "× plain"):
+    for words in ("LlamaForSequenceClassification", "tree_attention: one forward per token", "beta 2 moves", "× plain"):
         assert words in result.stdout
     assert "Nothing failed: 15 checks, 0 with a note." in result.stdout
     report = json.loads((tmp_path / "new" / "report.json").read_text())

@@ -34,7 +34,10 @@ def test_a_reward_model_that_reads_chats(base, tokens):
     assert ("the same" in vocabulary.value) == (tokens is None)
     rewards = named(findings, "cached = uncached").figures
     assert 0 < rewards["worst"] < rewards["tolerance"] < 1e-3 * rewards["spread"]
-    assert "RetokenizingScorer" in named(findings, "path").value and "× plain" in named(findings, "further token").value
+    assert (
+        "RetokenizingScorer" in named(findings, "strategy").value
+        and "× plain" in named(findings, "further token").value
+    )
 
 
 def test_prompts_are_put_as_both_want_them():

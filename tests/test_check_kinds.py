@@ -6,10 +6,10 @@ from test_check import PROMPTS, QUICK, SIZE, by_command_line, named, reward_mode
 
 from rgtg_logits import LogRatioScorer, ReferenceScorer, RetokenizingScorer, RewardModel, RewardModelConfig
 from rgtg_logits.check import ModelPair, check_models
-from rgtg_logits.check.cost import describe_path
+from rgtg_logits.check.cost import describe_strategy
 from rgtg_logits.check.run import build_scorers
 from rgtg_logits.check.uncached import RelativeScorer, ReshapedScorer
-from rgtg_logits.padding import text_mask
+from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.scorers.text.retokenizer import EncodedRow
 from rgtg_logits.testing import PAD, tiny_base_model, tiny_tokenizer, tiny_vocabulary_model
 
@@ -44,9 +44,10 @@ def test_another_tokenizer(kind):
     assert "It reads text (RetokenizingScorer)" in vocabulary.value and "Pass tokenizer=" in vocabulary.advice
     rewards = named(findings, "cached = uncached").figures
     assert 0 < rewards["worst"] < rewards["tolerance"] < 1e-3 * rewards["spread"]
-    assert "RetokenizingScorer, siblings: " in named(findings, "path").value
+    assert "RetokenizingScorer, tree_attention: " in named(findings, "strategy").value
     assert (
-        "top_k tokenisations" in named(findings, "path").value and "× plain" in named(findings, "further token").value
+        "top_k tokenisations" in named(findings, "strategy").value
+        and "× plain" in named(findings, "further token").value
     )
 
 
@@ -94,7 +95,7 @@ def test_tokens_that_do_not_merge_across_a_candidate_are_found():
 def test_another_batch_shape_of_texts_changes_nothing_but_rounding():
     reader, tokenizer = reward_model("gpt2", tokenizer=other_tokenizer(adds_bos=True)), tiny_tokenizer()
     rows = torch.tensor([[7, 8, 9, 270], [PAD, 280, 281, 282], [7, 8, PAD, PAD]])
-    mask = text_mask(rows, PAD)
+    mask = infer_attention_mask(rows, PAD)
     mask[2, 2:] = 0
     candidates = torch.tensor([[270, 290, 1], [100, 295, 299], [3, 4, 5]])
     plain, reshaped = (way(reader, tokenizer) for way in (ReferenceScorer, ReshapedScorer))
@@ -147,7 +148,7 @@ def test_language_models(kind, model_type):
     findings = check_models(pair(language_model(kind, model_type=model_type)), QUICK)
     assert statuses(findings, "ok") == {finding.name for finding in findings}
     assert named(findings, "kind, objective").value.startswith(f"{kind}: its log")
-    assert "whatever top_k is" in named(findings, "path").value
+    assert "whatever top_k is" in named(findings, "strategy").value
     rewards = named(findings, "cached = uncached").figures
     assert rewards["tolerance"] < 1e-3 * rewards["spread"]
 
@@ -159,7 +160,7 @@ def test_a_policy_and_its_reference(tmp_path):
     assert statuses(findings, "fail") == set() and statuses(findings, "note") == {"prefix accuracy"}
     assert "not measured" in named(findings, "prefix accuracy").value
     assert str(tmp_path) in named(findings, "kind, objective").value
-    assert "of both models" in named(findings, "path").value
+    assert "of both models" in named(findings, "strategy").value
     # The policy alone is another reward.
     rows, candidates = torch.randint(2, SIZE, (2, 6)), torch.randint(2, SIZE, (2, 4))
     asked = rows, torch.ones_like(rows), candidates
@@ -182,12 +183,12 @@ def test_a_policy_that_is_judged_in_the_coarser_type_of_two():
 
 
 @pytest.mark.parametrize("kind", ["vocabulary", "log_ratio"])
-@pytest.mark.parametrize("path", ["siblings", "expand", "recompute"])
-def test_every_path_of_a_language_model_is_explained(kind, path):
+@pytest.mark.parametrize("strategy", ["tree_attention", "expand", "recompute"])
+def test_every_strategy_of_a_language_model_is_explained(kind, strategy):
     models = pair(language_model(kind))
-    scorer = type(build_scorers(models).fast)(models.reward_model, path=path)
-    finding = describe_path(scorer)
-    assert (finding.status == "note") == bool(finding.advice) == (path == "recompute")
+    scorer = type(build_scorers(models).fast)(models.reward_model, strategy=strategy)
+    finding = describe_strategy(scorer)
+    assert (finding.status == "note") == bool(finding.advice) == (strategy == "recompute")
 
 
 def test_the_kind_from_the_command_line(tmp_path):

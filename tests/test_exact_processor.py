@@ -45,8 +45,10 @@ def pair(world, rewards):
 SCORERS = {
     "table": TabularScorer,
     "causal": lambda world, rewards: CausalScorer(RewardModel(TabularClassifier(world, rewards))),
-    "causal, expand": lambda w, rewards: CausalScorer(RewardModel(TabularClassifier(w, rewards)), path="expand"),
-    "causal, recompute": lambda w, rewards: CausalScorer(RewardModel(TabularClassifier(w, rewards)), path="recompute"),
+    "causal, expand": lambda w, rewards: CausalScorer(RewardModel(TabularClassifier(w, rewards)), strategy="expand"),
+    "causal, recompute": lambda w, rewards: CausalScorer(
+        RewardModel(TabularClassifier(w, rewards)), strategy="recompute"
+    ),
     "vocabulary": lambda w, rewards: VocabularyScorer(language_model(w, rewards[1:], "vocabulary")),
     "log_ratio": lambda w, rewards: LogRatioScorer(language_model(w, rewards[1:], "log_ratio")),
     "log_ratio, pair": pair,
@@ -90,7 +92,7 @@ def sample(world, processor, count):
 def test_the_probe_finds_that_the_cache_is_exact(size):
     world = World.random(**SIZES[size], seed=4)
     for name in ("causal", "vocabulary", "log_ratio", "log_ratio, pair"):
-        assert SCORERS[name](world, random_rewards(world)).path == "siblings"
+        assert SCORERS[name](world, random_rewards(world)).strategy == "tree_attention"
 
 
 @pytest.mark.parametrize("size", SIZES)

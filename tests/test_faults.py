@@ -11,11 +11,11 @@ from rgtg_logits.testing import EOS, PAD, tiny_base_model, tiny_reward_model
 BETA, TOP_K = 0.7, 5
 PROMPTS = [[7, 3, 9, 11, 4, 20, 31], [5, 8]]
 SCORERS = {
-    "siblings": {"path": "siblings"},
-    "speculating": {"path": "siblings", "speculate": True},
-    "expand": {"path": "expand"},
-    "expand_own": {"path": "expand_own"},
-    "recompute": {"path": "recompute"},
+    "tree_attention": {"strategy": "tree_attention"},
+    "speculating": {"strategy": "tree_attention", "speculate": True},
+    "expand": {"strategy": "expand"},
+    "expand_model_cache": {"strategy": "expand_model_cache"},
+    "recompute": {"strategy": "recompute"},
 }
 MODES = {"sampling": {"do_sample": True, "top_k": 0}, "beams": {"num_beams": 3}}
 

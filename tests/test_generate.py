@@ -109,10 +109,10 @@ def test_speculation_equals_the_oracle(base, mode):
     check_scorer_options(base, mode, speculate=True)
 
 
-@pytest.mark.parametrize("path", ["expand", "expand_own", "recompute"])
+@pytest.mark.parametrize("strategy", ["expand", "expand_model_cache", "recompute"])
 @pytest.mark.parametrize("mode", ["beams", "early_finish"])
-def test_every_fallback_equals_the_oracle(base, path, mode):
-    check_scorer_options(base, mode, path=path)
+def test_every_fallback_equals_the_oracle(base, strategy, mode):
+    check_scorer_options(base, mode, strategy=strategy)
 
 
 def check_scorer_options(base, mode, **options):

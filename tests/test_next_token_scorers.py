@@ -12,7 +12,7 @@ from rgtg_logits import (
     Scorer,
     VocabularyScorer,
 )
-from rgtg_logits.padding import text_mask
+from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.testing import PAD, TINY, VOCAB_SIZE, check_scorer, tiny_base_model
 
 SCORERS = {"vocabulary": VocabularyScorer, "log_ratio": LogRatioScorer}
@@ -42,9 +42,9 @@ def test_the_laws(kind, model_type):
     check_scorer(SCORERS[kind](reward_model), ReferenceScorer(reward_model), rounds=2)
 
 
-@pytest.mark.parametrize("options", [{"speculate": True}, {"max_tokens_per_forward": 3}, {"path": "recompute"}])
+@pytest.mark.parametrize("options", [{"speculate": True}, {"max_tokens_per_forward": 3}, {"strategy": "recompute"}])
 @pytest.mark.parametrize("kind", SCORERS)
-def test_the_laws_on_every_way(kind, options):
+def test_the_laws_with_every_option(kind, options):
     reward_model = read_as(kind)
     check_scorer(SCORERS[kind](reward_model, **options), ReferenceScorer(reward_model), rounds=2)
 
@@ -114,7 +114,7 @@ def test_a_step_reads_one_token_whatever_k(kind):
     rows = torch.tensor([[3, 4, 5, 6], [PAD, 7, 8, 9]])
     for k in (1, 20, VOCAB_SIZE):
         everything = torch.arange(k).expand(2, -1)
-        scorer.score(rows, text_mask(rows, PAD), everything)
+        scorer.score(rows, infer_attention_mask(rows, PAD), everything)
         rows = torch.cat([rows, torch.tensor([[5], [6]])], dim=1)
     hook.remove()
     assert read == [2 * 4, 2, 2]

@@ -18,7 +18,7 @@ from rgtg_logits import (
     VocabularyScorer,
 )
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.padding import text_mask
+from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.reward_model.prepacked import _Prepacked, prepacked
 from rgtg_logits.testing import (
     PAD,
@@ -48,8 +48,8 @@ def test_the_laws(model_type):
     check_scorer(CausalScorer(reward_model, prepack=True), ReferenceScorer(reward_model), rounds=2)
 
 
-@pytest.mark.parametrize("options", [{"path": "expand"}, {"path": "recompute"}, {"max_tokens_per_forward": 3}])
-def test_the_laws_on_every_way(options):
+@pytest.mark.parametrize("options", [{"strategy": "expand"}, {"strategy": "recompute"}, {"max_tokens_per_forward": 3}])
+def test_the_laws_with_every_strategy(options):
     reward_model = RewardModel(tiny_reward_model())
     check_scorer(CausalScorer(reward_model, prepack=True, **options), ReferenceScorer(reward_model), rounds=2)
 
@@ -78,30 +78,32 @@ def test_every_plain_layer_is_laid_out_and_the_model_stays_as_it_was(model_type)
     before, wanted = copy.deepcopy(reward_model.model.state_dict()), states(reward_model)
     packed = reward_model.prepacked()
     plain = [one for one in reward_model.backbone.modules() if type(one) in (nn.Linear, Conv1D)]
-    assert len(plain) >= 8 and len(layers(packed._body._reader)) == len(plain)
+    assert len(plain) >= 8 and len(layers(packed._forward._reader)) == len(plain)
     assert torch.allclose(states(packed), wanted, atol=1e-5)
     # The model given multiplies as it did, has no other weights, and shares all that it has.
     assert not layers(reward_model.model) and torch.equal(states(reward_model), wanted)
     after = reward_model.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    shared = {id(parameter) for parameter in packed._body._reader.parameters()}
+    shared = {id(parameter) for parameter in packed._forward._reader.parameters()}
     assert shared == {id(parameter) for parameter in reward_model.backbone.parameters()}
 
 
-@pytest.mark.parametrize("path", ["siblings", "expand", "recompute"])
-def test_each_forward_multiplies_by_what_is_laid_out(monkeypatch, path):
+@pytest.mark.parametrize("strategy", ["tree_attention", "expand", "recompute"])
+def test_each_forward_multiplies_by_what_is_laid_out(monkeypatch, strategy):
     reward_model, multiply, products = RewardModel(tiny_reward_model()), _Prepacked.forward, []
 
     def count(layer, states):
         products.append(layer)
         return multiply(layer, states)
 
-    scorer = CausalScorer(reward_model, path=path, prepack=True)
+    scorer = CausalScorer(reward_model, strategy=strategy, prepack=True)
     monkeypatch.setattr(_Prepacked, "forward", count)
     rows = torch.randint(2, VOCAB_SIZE, (1, 5))
     scorer.score(rows, torch.ones_like(rows), rows[:, :3])
     # Of the prompt and the candidates at once, or one after the other.
-    assert len(products) == {"siblings": 1, "expand": 2, "recompute": 1}[path] * 14 and len(set(products)) == 14
+    assert (
+        len(products) == {"tree_attention": 1, "expand": 2, "recompute": 1}[strategy] * 14 and len(set(products)) == 14
+    )
 
 
 def test_what_listens_to_the_model_hears_its_twin():
@@ -171,8 +173,8 @@ def test_adapters():
     reward_model = RewardModel(peft.get_peft_model(tiny_reward_model(), config))
     scorer = CausalScorer(reward_model, prepack=True)
     check_scorer(scorer, ReferenceScorer(reward_model), rounds=2)
-    reader = scorer._reader.reward_model._body._reader
-    assert isinstance(reader.layers[0].self_attn.q_proj.base_layer, _Prepacked)
+    module = scorer._engine.reward_model._forward._reader
+    assert isinstance(module.layers[0].self_attn.q_proj.base_layer, _Prepacked)
 
 
 def test_whole_generations():
@@ -185,7 +187,7 @@ def test_whole_generations():
         torch.manual_seed(3)
         answers.append(
             base.generate(
-                prompts, attention_mask=text_mask(prompts, PAD), do_sample=True, top_k=0, max_new_tokens=12,
+                prompts, attention_mask=infer_attention_mask(prompts, PAD), do_sample=True, top_k=0, max_new_tokens=12,
                 num_return_sequences=2, pad_token_id=PAD, logits_processor=[processor],
             )
         )  # fmt: skip
@@ -199,7 +201,7 @@ def test_what_cannot_be_laid_out_is_refused():
     with pytest.raises(InvalidArgumentError, match="Expected compile or prepack"):
         PartialRewardLogitsProcessor(model, compile=True, prepack=True)
     with pytest.raises(InvalidArgumentError, match="Expected a torch with oneDNN .* got: .*[dD]ouble"):
-        CausalScorer(RewardModel(copy.deepcopy(model).double()), path="siblings", prepack=True)
+        CausalScorer(RewardModel(copy.deepcopy(model).double()), strategy="tree_attention", prepack=True)
     with pytest.raises(InvalidArgumentError, match="Expected linear layers .* Embedding has none"):
         prepacked(nn.Embedding(3, 4))
     with pytest.raises(InvalidArgumentError, match="on the CPU .* some of it is on meta"):
@@ -217,5 +219,5 @@ def test_quantised_layers_are_run_as_they_are():
     quantization.quantize_(model.model, quantization.Int8WeightOnlyConfig(), filter_fn=others)
     reward_model = RewardModel(model)
     scorer = CausalScorer(reward_model, prepack=True)
-    assert len(layers(scorer._reader.reward_model._body._reader)) == 1
+    assert len(layers(scorer._engine.reward_model._forward._reader)) == 1
     check_scorer(scorer, ReferenceScorer(reward_model), rounds=1)

@@ -66,19 +66,20 @@ def rewards(model_type):
 
 
 @lru_cache
-def probed(model_type):
-    return CausalScorer(RewardModel(reward_model(model_type))).path
+def probed_strategy(model_type):
+    return CausalScorer(RewardModel(reward_model(model_type))).strategy
 
 
-def causal(model_type, *, path=None, **options):
+def causal(model_type, *, strategy=None, **options):
     # Jamba's cache can only be made by itself, and on some versions of transformers not at all.
-    chosen = probed(model_type) if path is None or (model_type == "jamba" and path != "recompute") else path
-    return CausalScorer(RewardModel(reward_model(model_type)), path=chosen, **options), rewards(model_type)
+    if strategy is None or (model_type == "jamba" and strategy != "recompute"):
+        strategy = probed_strategy(model_type)
+    return CausalScorer(RewardModel(reward_model(model_type)), strategy=strategy, **options), rewards(model_type)
 
 
-def halves(scorer, wanted):
+def halves(scorer, expected):
     """The same reward as a sum of two."""
-    return WeightedScorer([scorer, CausalScorer(scorer.reward_model, path=scorer.path)], [0.5, 0.5]), wanted
+    return WeightedScorer([scorer, CausalScorer(scorer.reward_model, strategy=scorer.strategy)], [0.5, 0.5]), expected
 
 
 @lru_cache
@@ -90,8 +91,8 @@ def logits(model_type, *, kind, scorer, **options):
     """Next tokens judged by logits, from which the log-probabilities of a row differ by a constant."""
     model = language_model(model_type)
     reward_model = RewardModel(model, config=RewardModelConfig(kind=kind))
-    wanted = Rewards(lambda tokens: model(tokens[:, :-1]).logits[:, -1].gather(-1, tokens[:, -1:])[:, 0])
-    return scorer(reward_model, **options), wanted
+    expected = Rewards(lambda tokens: model(tokens[:, :-1]).logits[:, -1].gather(-1, tokens[:, -1:])[:, 0])
+    return scorer(reward_model, **options), expected
 
 
 SCORERS = {
@@ -102,11 +103,11 @@ SCORERS = {
     "prepacked": lambda model_type: causal(model_type, prepack=True),
     "speculating": lambda model_type: causal(model_type, speculate=True),
     "causal": causal,
-    "expand": lambda model_type: causal(model_type, path="expand"),
-    "expand_own": lambda model_type: causal(model_type, path="expand_own"),
-    "recompute": lambda model_type: causal(model_type, path="recompute"),
+    "expand": lambda model_type: causal(model_type, strategy="expand"),
+    "expand_model_cache": lambda model_type: causal(model_type, strategy="expand_model_cache"),
+    "recompute": lambda model_type: causal(model_type, strategy="recompute"),
 }
-"""By name, what makes a new scorer on the tiny reward model of a type, and the `Rewards` that it should give."""
+"""Makers, by name, of a new scorer on the tiny reward model of a type, with the `Rewards` that it should give."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ class Generation:
     """One call of `generate`.
 
     Attributes:
-        ends: What is added to the score of the end-of-text token.
-        allowed: Seed of a grammar that leaves a few tokens, another few in each row and step; None for all tokens.
+        ends: Bias added to the score of the end-of-text token.
+        allowed: Seed of a grammar that allows a few tokens, others in each row and step; None for all tokens.
     """
 
     mode: str
@@ -139,7 +140,7 @@ class Example:
 
 
 def a_generation(integer, texts):
-    """Prompts are the beginnings of a few texts, so that one call goes on where another was."""
+    """Prompts are the beginnings of a few texts, so that one call continues the text of another."""
     mode = pick(integer, [*BATCHED, *BATCHED, *ASSISTED])
     batch = 1 if mode in ASSISTED else integer(1, 4)
     return Generation(
@@ -183,7 +184,7 @@ def drawn(draw):
 
 
 EVEN = st.integers(0, 2**32).map(lambda seed: an_example(Random(seed).randint))
-"""Draws that Hypothesis cannot make simpler. Its own prefer simple examples, and repeat parts of the last ones."""
+"""Draws that Hypothesis cannot shrink. Its own prefer simple examples, and repeat parts of previous ones."""
 
 
 def generate(call, recorder, pad):
@@ -210,20 +211,20 @@ def few(seed):
 
 
 def check(example, run):
-    """Goes through an example; `run` is what runs its generations, and returns numbers of what was compared."""
-    scorer, wanted = SCORERS[example.scorer](example.model_type)
+    """Runs the generations of an example by `run`, compares every call, and returns counts of what was compared."""
+    scorer, expected = SCORERS[example.scorer](example.model_type)
     options = {"beta": example.beta, **example.rule}
     processor = PartialRewardLogitsProcessor(scorer, pad_token_id=example.pad, **options)
     recorders = [Recorder(processor) for _ in example.generations]
     torch.manual_seed(0)
     run(example, recorders)
-    oracle = Oracle(wanted, pad=example.pad, eos=EOS, **options)
-    found = Counter(examples=1, generations=len(recorders))
+    oracle = Oracle(expected, pad=example.pad, eos=EOS, **options)
+    counts = Counter(examples=1, generations=len(recorders))
     for call, recorder in zip(example.generations, recorders, strict=True):
         rows, worst = oracle.check(recorder.calls, call.prompts, tolerance=1e-4 * max(1, example.beta))
-        found.update(calls=len(recorder.calls), rows=rows)
-        found["worst"] = max(found["worst"], worst)
-    return found
+        counts.update(calls=len(recorder.calls), rows=rows)
+        counts["worst"] = max(counts["worst"], worst)
+    return counts
 
 
 def in_turns(example, recorders):
@@ -271,20 +272,20 @@ def test_random_generations_in_free_threads(example):
 
 @pytest.mark.slow
 def test_thousands_of_random_generations(capsys):
-    found = Counter(worst=0.0)
+    counts = Counter(worst=0.0)
 
     @settings(max_examples=2_000, deadline=None)
     @given(example=EVEN | drawn())
     def run(example):
         one = check(example, in_turns)
-        worst = max(found["worst"], one.pop("worst"))
-        found.update(one)
-        found["worst"] = worst
+        worst = max(counts["worst"], one.pop("worst"))
+        counts.update(one)
+        counts["worst"] = worst
 
     run()
     with capsys.disabled():
         print(  # noqa: T201
-            f"\n{found['examples']} examples: {found['generations']} generations, {found['calls']} calls, "
-            f"{found['rows']} rows compared, worst error {found['worst']:.1e} nats"
+            f"\n{counts['examples']} examples: {counts['generations']} generations, {counts['calls']} calls, "
+            f"{counts['rows']} rows compared, worst error {counts['worst']:.1e} nats"
         )
-    assert found["examples"] >= 2_000
+    assert counts["examples"] >= 2_000

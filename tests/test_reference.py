@@ -6,7 +6,7 @@ from test_retokenizing import WholeTexts
 
 from rgtg_logits import ReferenceScorer, RetokenizingScorer, RewardModel, RewardModelConfig
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.padding import text_mask
+from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.testing import (
     EOS,
     PAD,
@@ -50,7 +50,7 @@ def test_a_tokenizer_that_adds_tokens_itself(own, adds):
 def test_finished_rows():
     model, tokenizer = reward_model(), tiny_tokenizer(vocab_size=420)
     rows = torch.tensor([[7, 8, PAD], [PAD, 7, 8]])
-    mask = text_mask(rows, PAD) * torch.tensor([[1, 1, 0], [1, 1, 1]])
+    mask = infer_attention_mask(rows, PAD) * torch.tensor([[1, 1, 0], [1, 1, 1]])
     rewards = ReferenceScorer(model, tokenizer).score(rows, mask, torch.tensor([[9, 300], [9, 300]]))
     assert (rewards[0] == 0).all() and (rewards[1] != 0).all()
 

@@ -1,4 +1,4 @@
-"""Tokens that are no candidates, kept: the policy of `rest="keep"`."""
+"""The tail of the distribution, kept: the policy of `rest="keep"`."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from oracle import Recorder, Rewards, padded
 from rgtg_logits import PartialRewardLogitsProcessor, RewardModel, Scorer, Trace
 from rgtg_logits.candidates import CandidateRule
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.guidance import guide_and_keep
+from rgtg_logits.guidance import guide_with_tail
 from rgtg_logits.testing import EOS, PAD, tiny_base_model, tiny_reward_model
 
 BETA, TOP_K, NEW = 0.7, 5, 6
@@ -17,7 +17,7 @@ PROMPTS = [[7, 3, 9, 11, 4, 20, 31], [5, 8], [2, 13, 40, 41]]
 INF = float("inf")
 
 
-def wanted(scores, rewards, beta):
+def expected(scores, rewards, beta):
     """The formula for one row, in double precision; `rewards` by candidate."""
     ids = list(rewards)
     base = scores.double().log_softmax(-1)
@@ -37,18 +37,18 @@ def test_the_formula(seed, k, beta):
     before = scores.clone()
     candidates = CandidateRule(top_k=k).select(scores)
     rewards = torch.randn(3, candidates.ids.shape[1], generator=generator)
-    output = guide_and_keep(candidates, rewards, beta, scores)
+    output = guide_with_tail(candidates, rewards, beta, scores)
     assert torch.equal(scores, before)
     for row in range(3):
         slots = (candidates.scores[row] > -INF).nonzero()[:, 0].tolist()
         by_token = {int(candidates.ids[row, slot]): float(rewards[row, slot]) for slot in slots}
         assert len(by_token) == len(slots)
-        torch.testing.assert_close(output[row].double(), wanted(scores[row], by_token, beta), atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(output[row].double(), expected(scores[row], by_token, beta), atol=2e-5, rtol=1e-5)
         # The best token is a candidate whatever beta is.
         assert int(output[row].argmax()) in by_token
 
 
-def test_it_is_the_best_that_treats_the_rest_alike():
+def test_it_is_the_best_policy_that_treats_the_tail_alike():
     torch.manual_seed(0)
     base, beta = torch.randn(9, dtype=torch.float64).log_softmax(-1), 1.7
     candidates = CandidateRule(top_k=3).select(base[None])
@@ -59,11 +59,11 @@ def test_it_is_the_best_that_treats_the_rest_alike():
     def objective(policy):
         return float((policy.exp() * (true - (policy - base) / beta)).sum())
 
-    best = guide_and_keep(candidates, rewards, beta, base[None])[0]
-    rest = torch.ones(9, dtype=torch.bool).scatter(0, candidates.ids[0], False)
+    best = guide_with_tail(candidates, rewards, beta, base[None])[0]
+    tail = torch.ones(9, dtype=torch.bool).scatter(0, candidates.ids[0], False)
     for _ in range(200):
         change = 0.3 * torch.randn(9, dtype=torch.float64)
-        change[rest] = change[rest][0]
+        change[tail] = change[tail][0]
         assert objective((best + change).log_softmax(-1)) < objective(best)
 
 
@@ -83,21 +83,21 @@ def test_every_call_of_generate(mode):
         for row, shown, got in zip(rows.tolist(), scores, output, strict=True):
             if EOS in row[width:] or PAD in row[width:]:
                 continue
-            text = row[next(i for i, token in enumerate(row) if token != PAD) :]
+            text = [token for token in row if token != PAD]
             best = shown.topk(TOP_K).indices.tolist()
             by_token = {token: rewards[(*text, token)] for token in best}
-            torch.testing.assert_close(got.double(), wanted(shown, by_token, BETA), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(got.double(), expected(shown, by_token, BETA), atol=1e-4, rtol=1e-4)
             compared += 1
     assert compared >= len(PROMPTS) * NEW / 2
 
 
 class Silent(Scorer):
-    """A scorer that must not be asked."""
+    """A scorer that must not be called."""
 
     pad_token_id = PAD
 
     def score(self, rows, attention_mask, candidates):
-        raise AssertionError("asked")
+        raise AssertionError("the scorer was called")
 
     def observe(self, rows, attention_mask):
         pass
@@ -121,7 +121,7 @@ def test_a_row_without_any_token_stays_without(beta):
     assert float(output[1].exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_trace_tells_of_the_rest():
+def test_the_trace_records_the_tail():
     trace, scores = Trace(), torch.randn(2, 61)
     processor = PartialRewardLogitsProcessor(
         RewardModel(tiny_reward_model()), beta=4.0, top_k=4, rest="keep", trace=trace
@@ -135,6 +135,6 @@ def test_the_trace_tells_of_the_rest():
     torch.testing.assert_close(step.rest_change(), change, atol=1e-5, rtol=1e-4)
 
 
-def test_there_are_two_ways():
+def test_an_unknown_treatment_of_the_tail():
     with pytest.raises(InvalidArgumentError, match="Expected rest to be one of drop, keep, but got 'cut'"):
         PartialRewardLogitsProcessor(Silent(), rest="cut")

@@ -8,8 +8,8 @@ from oracle import Recorder
 
 from rgtg_logits import PartialRewardLogitsProcessor, RetokenizingScorer, RewardModel, Scorer
 from rgtg_logits.errors import ContextLengthError, InvalidArgumentError, PaddingError
-from rgtg_logits.padding import text_mask
-from rgtg_logits.scorers.engine import dropped
+from rgtg_logits.padding import infer_attention_mask
+from rgtg_logits.scorers.engine import num_dropped_tokens
 from rgtg_logits.testing import (
     EOS,
     PAD,
@@ -122,7 +122,7 @@ def compare(calls, reference, beta, top_k):
     """Every call against the formula on whole texts; returns how many rows were compared."""
     compared = 0
     for rows, scores, output in calls:
-        mask = text_mask(rows, PAD)
+        mask = infer_attention_mask(rows, PAD)
         for row in range(len(rows)):
             if mask[row, -1] == 0 or rows[row, calls[0][0].shape[1] :].eq(EOS).any():
                 continue
@@ -228,7 +228,7 @@ def test_truncation_keeps_the_end_of_the_text():
         for step in range(12):
             candidates = torch.randint(5, len(tokenizer), (1, 4))
             got = scorer.score(rows, torch.ones_like(rows), candidates)[0]
-            drop = dropped(len(own(reference.text(rows[0].tolist()))["input_ids"]) + 16, 64)
+            drop = num_dropped_tokens(len(own(reference.text(rows[0].tolist()))["input_ids"]) + 16, 64)
             for slot, candidate in enumerate(candidates[0].tolist()):
                 ids = reference.tokens(rows[0].tolist(), candidate)
                 wanted = model.score_tokens(torch.tensor([[ids[0], *ids[1 + drop :]]]))[0, -1]
@@ -258,7 +258,7 @@ def test_a_row_without_text():
     scorer = RetokenizingScorer(reward_model(), base_tokenizer())
     rows = torch.tensor([[7, 8], [PAD, PAD]])
     with pytest.raises(PaddingError, match="row 1 holds only the padding token"):
-        scorer.score(rows, text_mask(rows, PAD), torch.tensor([[7], [8]]))
+        scorer.score(rows, infer_attention_mask(rows, PAD), torch.tensor([[7], [8]]))
 
 
 def test_equal_vocabularies_share_ids():

@@ -120,6 +120,6 @@ def test_unknown_keys_of_a_later_version_are_ignored():
 def test_half_precision_keeps_the_path():
     model = tiny_reward_model().to(torch.bfloat16)
     processor = PartialRewardLogitsProcessor(model, top_k=4)
-    assert processor.scorer.path == "siblings"
+    assert processor.scorer.strategy == "tree_attention"
     scores = processor(torch.tensor([[5, 6, 7]]), torch.randn(1, VOCAB_SIZE))
     assert scores.dtype == torch.float32 and (scores > -torch.inf).sum() == 4

@@ -8,14 +8,14 @@ from transformers import Phi3Config, Phi3ForSequenceClassification, set_seed
 
 from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, ReferenceScorer, RewardModel, Scorer
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.padding import text_mask
+from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.testing import PAD, TINY, VOCAB_SIZE, check_scorer, tiny_reward_model
 
-PATHS = {
-    "llama": "siblings", "gpt2": "siblings", "qwen3": "siblings", "mistral": "siblings_sliding",
-    "gemma2": "siblings_mixed", "bloom": "expand", "gpt_neo": "expand",
+STRATEGIES = {
+    "llama": "tree_attention", "gpt2": "tree_attention", "qwen3": "tree_attention", "mistral": "tree_attention_sliding",
+    "gemma2": "tree_attention_mixed", "bloom": "expand", "gpt_neo": "expand",
 }  # fmt: skip
-"""The path that the probe finds; jamba's depends on the version of transformers."""
+"""The strategy that the probe finds; jamba's depends on the version of transformers."""
 
 
 @pytest.fixture(scope="module", params=TINY)
@@ -33,25 +33,25 @@ def scorer(reward_model):
     return CausalScorer(reward_model)
 
 
-def test_the_probe_finds_the_cheapest_exact_path(model_type, scorer):
-    assert scorer.path == PATHS.get(model_type, scorer.path)
-    assert model_type != "jamba" or scorer.path in ("expand_own", "recompute")
+def test_the_probe_finds_the_cheapest_exact_strategy(model_type, scorer):
+    assert scorer.strategy == STRATEGIES.get(model_type, scorer.strategy)
+    assert model_type != "jamba" or scorer.strategy in ("expand_model_cache", "recompute")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_probe_finds_the_same_path_in_half_precision(model_type, seed, dtype):
+def test_the_probe_finds_the_same_strategy_in_half_precision(model_type, seed, dtype):
     """Where rounding is as large as what a wrong mask does to most states."""
     model = tiny_reward_model(model_type, seed=seed)
-    paths = [CausalScorer(RewardModel(one)).path for one in (model, model.to(dtype))]
-    assert paths[0] == paths[1] == PATHS.get(model_type, paths[1])
+    paths = [CausalScorer(RewardModel(one)).strategy for one in (model, model.to(dtype))]
+    assert paths[0] == paths[1] == STRATEGIES.get(model_type, paths[1])
 
 
 @pytest.mark.parametrize("model_type", ["mistral", "gemma2"])
 def test_a_large_window_is_probed_as_a_small_one(model_type):
     reward_model = RewardModel(tiny_reward_model(model_type, sliding_window=16))
     scorer = CausalScorer(reward_model)
-    assert scorer.path == PATHS[model_type]
+    assert scorer.strategy == STRATEGIES[model_type]
     assert reward_model.sliding_window == 16
     rows, candidates = torch.randint(1, VOCAB_SIZE, (2, 30)), torch.randint(1, VOCAB_SIZE, (2, 3))
     for length in (20, 21, 25, 30):
@@ -62,12 +62,12 @@ def test_a_large_window_is_probed_as_a_small_one(model_type):
 def test_a_window_that_was_taken_when_the_model_was_built_is_reached():
     """GPT-Neo's is 256 tokens, and nothing but rows longer than that tell that it does not move with positions."""
     reward_model = RewardModel(tiny_reward_model("gpt_neo", window_size=64, max_position_embeddings=512))
-    assert CausalScorer(reward_model).path == "expand"
+    assert CausalScorer(reward_model).strategy == "expand"
 
 
 def test_a_window_that_nothing_can_reach_leaves_no_cache():
     reward_model = RewardModel(tiny_reward_model("gpt_neo", window_size=2048, max_position_embeddings=4096))
-    assert CausalScorer(reward_model).path == "recompute"
+    assert CausalScorer(reward_model).strategy == "recompute"
 
 
 def test_rotations_that_depend_on_the_length():
@@ -99,9 +99,10 @@ def test_the_laws(scorer, reward_model):
 
 
 @pytest.mark.parametrize(
-    "options", [{"path": "expand"}, {"path": "expand_own"}, {"path": "recompute"}, {"speculate": True}]
+    "options",
+    [{"strategy": "expand"}, {"strategy": "expand_model_cache"}, {"strategy": "recompute"}, {"speculate": True}],
 )
-def test_the_laws_on_every_way(options):
+def test_the_laws_with_every_strategy(options):
     reward_model = RewardModel(tiny_reward_model())
     check_scorer(CausalScorer(reward_model, **options), ReferenceScorer(reward_model), rounds=2)
 
@@ -153,7 +154,7 @@ def test_check_scorer_finds_a_wrong_mask():
     """Full attention where the model's window is 8: the very mistake that the probe prevents."""
     reward_model = RewardModel(tiny_reward_model("mistral", sliding_window=4))
     with pytest.raises(AssertionError, match="results equal those without a cache"):
-        check_scorer(CausalScorer(reward_model, path="siblings"), ReferenceScorer(reward_model))
+        check_scorer(CausalScorer(reward_model, strategy="tree_attention"), ReferenceScorer(reward_model))
 
 
 OPERATIONS = st.lists(
@@ -222,7 +223,7 @@ def compare_on_history(scorer, reward_model, operations):
         generator = torch.Generator().manual_seed(seed)
         rows = changed(rows, candidates, operation, generator)
         candidates = torch.randint(1, VOCAB_SIZE, (rows.shape[0], 3), generator=generator)
-        mask = text_mask(rows, PAD)
+        mask = infer_attention_mask(rows, PAD)
         assert torch.allclose(scorer.score(rows, mask, candidates), reference.score(rows, mask, candidates), atol=1e-4)
 
 
@@ -240,7 +241,7 @@ def count_tokens(reward_model, ask):
 
 
 def ask(scorer, rows, candidates):
-    return scorer.score(rows, text_mask(rows, PAD), candidates)
+    return scorer.score(rows, infer_attention_mask(rows, PAD), candidates)
 
 
 def test_each_step_is_one_forward_over_what_is_new():
@@ -338,6 +339,8 @@ def test_an_interrupted_step_leaves_no_trace():
     assert torch.allclose(ask(scorer, longer, candidates), ask(reference, longer, candidates), atol=1e-4)
 
 
-def test_an_unknown_path():
-    with pytest.raises(InvalidArgumentError, match="Expected path to be 'auto' or one of siblings, .* but got 'magic'"):
-        CausalScorer(RewardModel(tiny_reward_model()), path="magic")
+def test_an_unknown_strategy():
+    with pytest.raises(
+        InvalidArgumentError, match="Expected strategy to be 'auto' or one of tree_attention, .* but got 'magic'"
+    ):
+        CausalScorer(RewardModel(tiny_reward_model()), strategy="magic")

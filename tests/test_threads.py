@@ -16,10 +16,10 @@ BETA, TOP_K, ROUNDS = 0.7, 5, 3
 PROMPTS = [[[7, 3, 9, 11, 4, 20, 31], [5, 8]], [[7, 3, 9, 12, 4, 20, 31], [5, 8, 8]]]
 """The prompts of each thread, so alike that what one remembers looks like what the other asks about."""
 SCORERS = {
-    "siblings": {},
+    "tree_attention": {},
     "speculating": {"speculate": True},
-    "expand": {"path": "expand"},
-    "recompute": {"path": "recompute"},
+    "expand": {"strategy": "expand"},
+    "recompute": {"strategy": "recompute"},
 }
 MODES = {"greedy": {}, "beams": {"num_beams": 2}}
 

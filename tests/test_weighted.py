@@ -19,7 +19,7 @@ from rgtg_logits import (
     WeightedScorer,
 )
 from rgtg_logits.errors import InvalidArgumentError, NonFiniteRewardError
-from rgtg_logits.padding import text_mask
+from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.testing import EOS, PAD, check_scorer, tiny_base_model, tiny_reward_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer(vocab_size=420)
@@ -63,7 +63,7 @@ class Whole(Scorer):
 
 def ask(scorer, rows, candidates):
     rows, candidates = torch.as_tensor(rows), torch.as_tensor(candidates)
-    return scorer.score(rows, text_mask(rows, PAD), candidates)
+    return scorer.score(rows, infer_attention_mask(rows, PAD), candidates)
 
 
 def test_the_laws():

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from rgtg_logits import CausalScorer, ReferenceScorer, RewardModel, Scorer
 from rgtg_logits.errors import RGTGError
-from rgtg_logits.padding import text_mask
+from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.reward_model import check_decoder, classifier_class
 from rgtg_logits.testing import PAD, VOCAB_SIZE, check_scorer
 
@@ -95,7 +95,7 @@ def _error_while_growing(scorer: Scorer, reference: Scorer) -> float:
     worst = 0.0
     for _ in range(12):
         candidates = torch.stack([torch.randperm(VOCAB_SIZE - 1, generator=generator)[:3] + 1 for _ in rows])
-        mask = text_mask(rows, PAD)
+        mask = infer_attention_mask(rows, PAD)
         difference = scorer.score(rows, mask, candidates) - reference.score(rows, mask, candidates)
         worst = max(worst, float(_relative_to_row(difference).abs().max()))
         rows = torch.cat([rows, candidates[:, :1]], dim=1)

@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification, set_seed
 
 from rgtg_logits import CausalScorer, RewardModel
-from rgtg_logits.scorers import strategies as _passes
+from rgtg_logits.scorers.engine import tree_attention
 
 SIZES = ((1, 512), (1, 1024), (1, 2048), (4, 1024))
 TYPES = (torch.float32, torch.bfloat16)
@@ -34,7 +34,7 @@ def main() -> None:
         scorer = CausalScorer(RewardModel(model.to(dtype)))
         for batch, length in SIZES:
             rows, candidates = torch.randint(32_000, (batch, length)), torch.randint(32_000, (batch, K))
-            times: dict[int, list[float]] = {length + K: [], _passes.PIECE: []}
+            times: dict[int, list[float]] = {length + K: [], tree_attention.PREFILL_CHUNK: []}
             for _ in range(ROUNDS):
                 for piece, found in times.items():
                     found.append(milliseconds(scorer, rows, candidates, piece))
@@ -45,11 +45,11 @@ def main() -> None:
 
 def milliseconds(scorer: CausalScorer, rows: torch.Tensor, candidates: torch.Tensor, piece: int) -> float:
     """The time of a first question, in pieces of about so many columns."""
-    usual, _passes.PIECE = _passes.PIECE, piece
+    usual, tree_attention.PREFILL_CHUNK = tree_attention.PREFILL_CHUNK, piece
     scorer.reset()
     begun = perf_counter()
     scorer.score(rows, torch.ones_like(rows), candidates)
-    _passes.PIECE = usual
+    tree_attention.PREFILL_CHUNK = usual
     return 1000 * (perf_counter() - begun)
 
 

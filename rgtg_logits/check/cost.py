@@ -22,32 +22,33 @@ from rgtg_logits.scorers import CausalScorer, LogRatioScorer, RetokenizingScorer
 PROMPT_LENGTH, NEW_TOKENS, ROUNDS = 64, 6, 3
 """Size of a run in tokens, and how many runs: a glance, not a benchmark."""
 CANDIDATES = {
-    "siblings": ("ok", "one forward per token, the prefix stored once"),
+    "tree_attention": ("ok", "one forward per token, the prefix stored once"),
     "expand": ("note", "a copy of the prefix per candidate, so that memory grows with top_k"),
     "recompute": ("note", "no cache, top_k whole texts are read again for every token"),
 }
-"""What a path costs that reads candidates, by the beginning of its name."""
+"""Cost of a strategy that reads candidates, by the beginning of its name."""
 NEXT_TOKENS = {
-    "siblings": ("ok", "one forward per token over a single token, whatever top_k is"),
+    "tree_attention": ("ok", "one forward per token over a single token, whatever top_k is"),
     "expand": ("ok", "one forward per token over a single token, on a copy of the cache, whatever top_k is"),
     "recompute": ("note", "no cache, the whole text is read again for every token"),
 }
 """The same of a model that scores its own next tokens."""
 
 
-def describe_path(scorer: Scorer) -> Finding:
-    """Which path the probe chose, and what that costs."""
+def describe_strategy(scorer: Scorer) -> Finding:
+    """The strategy that the probe chose, and its cost."""
     if not isinstance(scorer, CausalScorer | RetokenizingScorer | VocabularyScorer | LogRatioScorer):
-        return Finding("cost", "path", "note", f"{type(scorer).__name__}, whose cost is not known here")
+        return Finding("cost", "strategy", "note", f"{type(scorer).__name__}, whose cost is not known here")
     reads_candidates = isinstance(scorer, CausalScorer | RetokenizingScorer)
-    status, meaning = (CANDIDATES if reads_candidates else NEXT_TOKENS)[scorer.path.partition("_")[0]]
+    costs = CANDIDATES if reads_candidates else NEXT_TOKENS
+    status, meaning = next(cost for name, cost in costs.items() if scorer.strategy.startswith(name))
     if isinstance(scorer, RetokenizingScorer):
         meaning += "; top_k tokenisations"
     if isinstance(scorer, LogRatioScorer) and scorer.reference is not None:
         meaning += "; of both models"
     advice = "Exact, but slow; a plain attention model without ALiBi or recurrent layers shares the prefix."
-    value = f"{type(scorer).__name__}, {scorer.path}: {meaning}"
-    return Finding("cost", "path", status, value, advice if status == "note" else "")
+    value = f"{type(scorer).__name__}, {scorer.strategy}: {meaning}"
+    return Finding("cost", "strategy", status, value, advice if status == "note" else "")
 
 
 def measure_cost(pair: ModelPair, scorer: Scorer, texts: Sequence[str], *, top_k: int, seed: int) -> list[Finding]:
@@ -65,7 +66,7 @@ def measure_cost(pair: ModelPair, scorer: Scorer, texts: Sequence[str], *, top_k
         reason = f"{type(scorer).__name__} is none of this library's scorers" if prompt else "the context is too short"
         return [Finding("cost", "time", "note", f"not measured: {reason}")]
     guided = PartialRewardLogitsProcessor(scorer, top_k=top_k, pad_token_id=pair.pad_token_id)
-    arms = ["plain", "ours", *(["floor"] if scorer.path.startswith("siblings") else [])]
+    arms = ["plain", "ours", *(["floor"] if scorer.strategy.startswith("tree_attention") else [])]
     steps: dict[str, list[list[float]]] = {arm: [] for arm in arms}
     try:
         for _ in range(ROUNDS):

@@ -13,7 +13,7 @@ import torch
 import transformers
 from rich.progress import Progress
 
-from rgtg_logits.check.cost import describe_path, measure_cost
+from rgtg_logits.check.cost import describe_strategy, measure_cost
 from rgtg_logits.check.exactness import (
     STEPS,
     Exactness,
@@ -182,7 +182,7 @@ def check_models(
     say("writing under guidance")
     findings += _attempt("exactness", "guided text", lambda: _guided_text(pair, scorers, prompts, settings, say))
     say("timing")
-    findings.append(describe_path(scorers.fast))
+    findings.append(describe_strategy(scorers.fast))
     return [*findings, *measure_cost(pair, scorers.fast, settings.prompts, top_k=settings.top_k, seed=settings.seed)]
 
 

@@ -19,7 +19,7 @@ from rgtg_logits.evaluate.methods import Policy
 from rgtg_logits.evaluate.models import MethodModels, load_models
 from rgtg_logits.evaluate.records import Record
 from rgtg_logits.evaluate.texts import distinct
-from rgtg_logits.guidance import spread, truncate
+from rgtg_logits.guidance import scatter_to_vocabulary, truncate
 from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.sampling import Answer, Draw, Prompt, Sampler, reward_function
 
@@ -42,7 +42,7 @@ class TruncationProcessor(LogitsProcessor):
     ) -> Float[Tensor, "batch vocab"]:
         """Log-probabilities renormalised over the candidates, -inf elsewhere."""
         candidates = self._rule.select(scores)
-        return spread(candidates, truncate(candidates), like=scores)
+        return scatter_to_vocabulary(candidates, truncate(candidates), like=scores)
 
 
 class Greedy(LogitsProcessor):

@@ -1,4 +1,4 @@
-"""Scorers: everything that gives rewards of next tokens, the contract they keep, and one file for each."""
+"""Scorers, which give rewards of next tokens: their contract, and one file for each."""
 
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.causal import CausalScorer

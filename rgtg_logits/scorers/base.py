@@ -1,4 +1,4 @@
-"""The contract of everything that gives rewards."""
+"""The contract of scorers: rewards of next tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Scorer(ABC):
 
     1. permuting rows permutes results;
     2. a row alone gives the same as in a batch;
-    3. asking again gives the same, whatever was asked in between;
+    3. a repeated call gives the same, whatever was scored in between;
     4. left padding changes nothing;
     5. results equal those of a scorer without a cache.
 
@@ -39,8 +39,8 @@ class Scorer(ABC):
 
         Args:
             rows: Token ids as `generate` shows them, padding included.
-            attention_mask: 1 for text, 0 for padding. A row whose last token is padding has finished: it costs
-                nothing and its rewards are 0.
+            attention_mask: 1 for text, 0 for padding. A row whose last token is padding has finished: it costs nothing,
+                and its rewards are 0.
             candidates: Next tokens to score.
 
         Returns:
@@ -49,8 +49,8 @@ class Scorer(ABC):
         """
 
     def observe(self, rows: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]) -> None:
-        """Is shown rows that nobody needs a reward of, because only one next token is left.
+        """Shows rows that need no rewards, because each has only one candidate.
 
-        For scorers that tell prompt from answer by which rows follow from which. By default nothing happens.
+        For scorers that distinguish prompt and answer by which rows continue which. By default nothing happens.
         """
         return None

@@ -1,4 +1,4 @@
-"""Rewards of next tokens from language models that were trained to be policies: log-probabilities and their ratios."""
+"""Rewards of next tokens from language models that were trained as policies: log-probabilities and their ratios."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
-from rgtg_logits.scorers.engine import EngineOptions
+from rgtg_logits.scorers.engine import EngineOptions, old_path
 from rgtg_logits.scorers.vocabulary import LogProbabilityScorer
 
 
@@ -23,8 +23,8 @@ class LogRatioScorer(Scorer):
     - Two models: a policy trained by DPO (arXiv 2305.18290) and the reference that it started from. With beta =
       1/β_dpo this is the exact implicit reward, and guidance moves any base model as DPO moved the reference.
 
-    A reward is a total, fixed up to a constant per row: what is returned is the total less that of the row itself,
-    which is the one new term, log π(v | row) − log π_ref(v | row). So a step is one cached single-token forward of each
+    A reward is a total, fixed up to a constant per row: the scorer returns the total less that of the row itself, which
+    is the one new term, log π(v | row) − log π_ref(v | row). So a step is one cached single-token forward of each
     model, and k may be the whole vocabulary.
 
     Args:
@@ -34,7 +34,7 @@ class LogRatioScorer(Scorer):
 
     Raises:
         InvalidArgumentError: If an argument is out of its range, or the checkpoint names a reference and none is given.
-        RewardModelError: If a model is not causal, has no logits, or no path is exact on it.
+        RewardModelError: If a model is not causal, has no logits, or no strategy is exact on it.
     """
 
     def __init__(
@@ -47,15 +47,21 @@ class LogRatioScorer(Scorer):
             )
         models = [policy] if reference is None else [policy, reference]
         self._scorers = [LogProbabilityScorer(model, **options) for model in models]
-        self.reward_model, self.reference = policy, reference
+        self.reward_model = policy
+        self.reference = reference
         self.vocab_size = min(scorer.vocab_size or 0 for scorer in self._scorers)
         self.pad_token_id = policy.pad_token_id
         self._lock = RLock()
 
     @property
+    def strategy(self) -> str:
+        """The strategy of running the policy; see `CausalScorer`."""
+        return self._scorers[0].strategy
+
+    @property
     def path(self) -> str:
-        """How the policy is run; see `CausalScorer`."""
-        return self._scorers[0].path
+        """Deprecated name of `strategy`."""
+        return old_path(self.strategy)
 
     def reset(self) -> None:
         """Forgets all rows and frees the caches."""
@@ -63,7 +69,7 @@ class LogRatioScorer(Scorer):
             scorer.reset()
 
     def cache_bytes(self) -> int:
-        """Memory that the caches of the last rows hold."""
+        """Memory that the caches of the previous rows hold."""
         return sum(scorer.cache_bytes() for scorer in self._scorers)
 
     def score(
@@ -74,5 +80,5 @@ class LogRatioScorer(Scorer):
     ) -> Float[Tensor, "batch k"]:
         """Scores every candidate; see `Scorer.score` and, for the errors, `CausalScorer.score`."""
         with self._lock:
-            policy, *reference = (scorer.score(rows, attention_mask, candidates) for scorer in self._scorers)
-        return policy - reference[0] if reference else policy
+            rewards = [scorer.score(rows, attention_mask, candidates) for scorer in self._scorers]
+        return rewards[0] if self.reference is None else rewards[0] - rewards[1]

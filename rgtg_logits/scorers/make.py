@@ -1,4 +1,4 @@
-"""From whatever a user calls a reward model to the scorer for it."""
+"""Makes the scorer for whatever a user passes as a reward model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rgtg_logits.scorers.vocabulary import VocabularyScorer
 from rgtg_logits.tokenization import differing_tokens
 
 _DEFAULTS = EngineOptions(on_overflow="error", max_tokens_per_forward=None, compile=False, prepack=False)
-"""What a processor passes on when the user says nothing."""
+"""Options of a processor whose user passes none."""
 
 
 def make_scorer(
@@ -30,7 +30,7 @@ def make_scorer(
     prompt_format: str | Callable[[str, str], str] | None = None,
     **options: Unpack[EngineOptions],
 ) -> Scorer:
-    """The scorer for a reward model beside a base model's tokenizer; see `PartialRewardLogitsProcessor`."""
+    """Makes the scorer for a reward model and a base model's tokenizer; see `PartialRewardLogitsProcessor`."""
     if isinstance(source, Scorer):
         if prompt_format is not None or options != _DEFAULTS:
             raise InvalidArgumentError(
@@ -51,7 +51,7 @@ def make_scorer(
     if source.kind == "causal":
         if prompt_format is None and not differing:
             return CausalScorer(source, **options)
-        return RetokenizingScorer(source, _needed(tokenizer), prompt_format=prompt_format, **options)
+        return RetokenizingScorer(source, _checked_tokenizer(tokenizer), prompt_format=prompt_format, **options)
     if differing or prompt_format is not None:
         raise VocabularyError(
             f"Expected the base model and a reward model of kind {source.kind!r} to share a vocabulary, because it "
@@ -60,20 +60,20 @@ def make_scorer(
         )
     if source.kind == "vocabulary":
         return VocabularyScorer(source, **options)
-    return LogRatioScorer(source, _reference(source), **options)
+    return LogRatioScorer(source, _load_reference(source), **options)
 
 
 def load_scorer(
     name: str, tokenizer: PreTrainedTokenizerBase, *, dtype: str, device: str, kind: str | None = None
 ) -> Scorer:
-    """The scorer for a checkpoint, in some type of weights on some device; see `RewardModel.from_pretrained`."""
+    """Loads a checkpoint in some dtype on some device and makes its scorer; see `RewardModel.from_pretrained`."""
     model = RewardModel.from_pretrained(name, kind=kind, dtype=dtype)
     model.model.to(device)
     return make_scorer(model, tokenizer)
 
 
-def _reference(policy: RewardModel) -> RewardModel | None:
-    """The model that a policy is compared with, where and as the policy is."""
+def _load_reference(policy: RewardModel) -> RewardModel | None:
+    """Loads the reference model of a policy, in the policy's dtype and on its device."""
     if policy.config.reference is None:
         return None
     reference = RewardModel.from_pretrained(policy.config.reference, kind="log_ratio", dtype=policy.dtype)
@@ -88,7 +88,7 @@ def _differing(tokenizer: PreTrainedTokenizerBase | None, reward_model: RewardMo
     return differing_tokens(tokenizer, reward_model.tokenizer)
 
 
-def _needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+def _checked_tokenizer(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
     if tokenizer is None:
         raise InvalidArgumentError(
             "Expected the base model's tokenizer, because with prompt_format the reward model reads text, but got "

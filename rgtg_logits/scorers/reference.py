@@ -1,4 +1,4 @@
-"""The obviously right scorer that every fast one is compared with."""
+"""The reference scorer: no cache, no batch, no padding. Every fast scorer is compared with it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class ReferenceScorer(Scorer):
     Cost: `batch · k` forwards of the whole prefix per step. For tests and doubts.
 
     Args:
-        reward_model: A model of any kind. Of "log_ratio", a reward is log π of the whole text, without any reference
-            model.
-        tokenizer: The base model's tokenizer, for a model of kind "causal" with another one: it reads each candidate's
-            whole text, as `RetokenizingScorer` says. Left out, token ids are taken to be those of the rows.
-        prompt_format: How prompt and answer are put for the reward model; see `RetokenizingScorer`.
-        prompts: The base model's tokens of every prompt that rows begin with, which `prompt_format` has to tell from
-            the answer.
+        reward_model: A model of any kind. Of kind "log_ratio", a reward is log π of the whole text, without any
+            reference model.
+        tokenizer: The base model's tokenizer, for a model of kind "causal" with another one: the model reads each
+            candidate's whole text, as in `RetokenizingScorer`. Left out, token ids are taken to be those of the rows.
+        prompt_format: Format of prompt and answer for the reward model; see `RetokenizingScorer`.
+        prompts: The base model's tokens of every prompt that rows begin with, where `prompt_format` has to distinguish
+            prompt and answer.
 
     Raises:
-        InvalidArgumentError: If a model that is to read text has no tokenizer, scores its own next tokens, or has no
-            chat template where one is asked for.
+        InvalidArgumentError: If a model that has to read text has no tokenizer, scores its own next tokens, or lacks
+            the chat template that `prompt_format` needs.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class ReferenceScorer(Scorer):
         self.reward_model = reward_model
         self.vocab_size = reward_model.vocab_size if tokenizer is None else len(tokenizer)
         self.pad_token_id = reward_model.pad_token_id if tokenizer is None else tokenizer.pad_token_id
-        self._texts: _WholeTexts | None = None
+        self._reader: _TextReader | None = None
         if tokenizer is not None and prompt_format is None:
-            self._texts = _WholeTexts(reward_model, tokenizer)
+            self._reader = _TextReader(reward_model, tokenizer)
         elif tokenizer is not None:
-            self._texts = _FormattedTexts(reward_model, tokenizer, prompt_format, prompts)
+            self._reader = _FormattedTextReader(reward_model, tokenizer, prompt_format, prompts)
 
     @torch.no_grad()
     def score(
@@ -71,37 +71,36 @@ class ReferenceScorer(Scorer):
         return rewards
 
     def read(self, prefix: list[int], candidate: int) -> list[int]:
-        """What the reward model reads of a prefix without padding and a candidate, in its own tokens."""
-        return [*prefix, candidate] if self._texts is None else self._texts.tokens(prefix, candidate)
+        """Tokens, in the reward model's vocabulary, of a prefix without padding and a candidate."""
+        return [*prefix, candidate] if self._reader is None else self._reader.tokens(prefix, candidate)
 
 
-class _WholeTexts:
-    """Text in a reward model's own tokens, the whole of it tokenised from scratch each time."""
+class _TextReader:
+    """Text in a reward model's own tokens, tokenised as a whole each time."""
 
     def __init__(self, reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        own = reward_model.tokenizer
-        if own is None or reward_model.kind != "causal":
-            missing = "no tokenizer" if own is None else f"the kind {reward_model.kind!r}"
+        rm_tokenizer = reward_model.tokenizer
+        if rm_tokenizer is None or reward_model.kind != "causal":
+            missing = "no tokenizer" if rm_tokenizer is None else f"the kind {reward_model.kind!r}"
             raise InvalidArgumentError(
                 "Expected a reward model of kind 'causal' with its tokenizer, because it has to read text, but it has "
                 f"{missing}. Leave tokenizer out, or pass RewardModel(model, tokenizer)."
             )
-        self._base, self._own = Detokenizer(tokenizer, incremental=False), own
-        # A text without any token still has to be read at something.
-        starts = (own.bos_token_id, reward_model.text_config.bos_token_id, own.eos_token_id, reward_model.pad_token_id)
-        self._anchor = next((token for token in starts if token is not None), 0)
+        self._detokenizer = Detokenizer(tokenizer, incremental=False)
+        self._rm_tokenizer = rm_tokenizer
+        self._anchor = _anchor_token(reward_model, rm_tokenizer)
 
     def tokens(self, prefix: list[int], candidate: int) -> list[int]:
         """The tokens of the text; if the candidate ends it, of the text so far and its end."""
-        if self._base.is_end(candidate):
-            tokens = encode_finished(self._own, self._base.decode(prefix))
+        if self._detokenizer.is_end(candidate):
+            tokens = encode_finished(self._rm_tokenizer, self._detokenizer.decode(prefix))
         else:
-            tokens = encode_prompt(self._own, self._base.decode([*prefix, candidate]))
+            tokens = encode_prompt(self._rm_tokenizer, self._detokenizer.decode([*prefix, candidate]))
         return tokens or [self._anchor]
 
 
-class _FormattedTexts(_WholeTexts):
-    """The same of texts put by a format."""
+class _FormattedTextReader(_TextReader):
+    """Text that a prompt format puts together from prompt and answer."""
 
     def __init__(
         self,
@@ -111,16 +110,34 @@ class _FormattedTexts(_WholeTexts):
         prompts: Sequence[Sequence[int]],
     ) -> None:
         super().__init__(reward_model, tokenizer)
-        self._writer = Retokenizer(tokenizer, self._own, prompt_format, incremental=False)
+        self._retokenizer = Retokenizer(tokenizer, self._rm_tokenizer, prompt_format, incremental=False)
         self._prompts = sorted(map(list, prompts), key=len, reverse=True)
 
     def tokens(self, prefix: list[int], candidate: int) -> list[int]:
-        """The tokens of the text, where the longest prompt that the prefix begins with is not answer."""
-        end = next((len(prompt) for prompt in self._prompts if prefix[: len(prompt)] == prompt), None)
-        if end is None:
-            raise InvalidArgumentError(
-                f"Expected a row that begins with one of the {len(self._prompts)} prompts that this scorer was given, "
-                "but none does. Pass prompts= all that will be asked about."
-            )
-        (row,) = self._writer.encode([prefix[:end]], [prefix[end:]], [[candidate]])
+        """The tokens of the text, in which the longest known prompt that the prefix begins with is the prompt."""
+        end = self._prompt_length(prefix)
+        (row,) = self._retokenizer.encode([prefix[:end]], [prefix[end:]], [[candidate]])
         return row.candidates[0] or [self._anchor]
+
+    def _prompt_length(self, prefix: list[int]) -> int:
+        for prompt in self._prompts:
+            if prefix[: len(prompt)] == prompt:
+                return len(prompt)
+        raise InvalidArgumentError(
+            f"Expected a row that begins with one of the {len(self._prompts)} prompts that this scorer was given, "
+            "but none does. Pass prompts= of all rows that will be scored."
+        )
+
+
+def _anchor_token(reward_model: RewardModel, rm_tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token at which a text without any token is read."""
+    candidates = (
+        rm_tokenizer.bos_token_id,
+        reward_model.text_config.bos_token_id,
+        rm_tokenizer.eos_token_id,
+        reward_model.pad_token_id,
+    )
+    for token in candidates:
+        if token is not None:
+            return token
+    return 0

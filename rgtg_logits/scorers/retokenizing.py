@@ -15,11 +15,11 @@ from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.engine import (
     CachedScorer,
     EngineOptions,
-    Layout,
+    RowAligner,
     ScoreRequest,
     TokenTree,
-    dropped,
-    no_text,
+    empty_row_error,
+    num_dropped_tokens,
 )
 from rgtg_logits.scorers.text import EncodedRow, PromptMemory, Retokenizer
 from rgtg_logits.tokenization import common_prefix_length
@@ -53,7 +53,7 @@ class RetokenizingScorer(CachedScorer):
     Raises:
         InvalidArgumentError: If an argument is out of its range, the reward model came without a tokenizer, or a chat
             template is asked for and missing.
-        RewardModelError: If the model is not causal, or no path is exact on it.
+        RewardModelError: If the model is not causal, or no strategy is exact on it.
     """
 
     def __init__(
@@ -71,20 +71,21 @@ class RetokenizingScorer(CachedScorer):
             )
         self._retokenizer = Retokenizer(tokenizer, reward_model.tokenizer, prompt_format)
         super().__init__(reward_model, trees=True, **options)
-        # Texts are cut here, by what depends on the row alone; the reader would look at the longest candidate.
-        self._truncates, self._reader.on_overflow = self._reader.on_overflow == "truncate_left", "error"
+        # Texts are truncated here, by the row alone; the engine would go by the longest candidate.
+        self._truncates = self._engine.on_overflow == "truncate_left"
+        self._engine.on_overflow = "error"
         self.vocab_size = len(tokenizer)
         self.pad_token_id = tokenizer.pad_token_id
-        known = (self._reader.bos, reward_model.tokenizer.eos_token_id, reward_model.pad_token_id, 0)
+        known = (self._engine.bos_token_id, reward_model.tokenizer.eos_token_id, reward_model.pad_token_id, 0)
         self._anchor = next(token for token in known if token is not None)
         self._prompts = PromptMemory()
-        self._layout = Layout()
+        self._aligner = RowAligner()
 
     def reset(self) -> None:
         """Forgets all rows, where their prompts end, and frees the cache."""
         with self._lock:
             super().reset()
-            self._layout.reset()
+            self._aligner.reset()
             self._prompts = PromptMemory()
 
     def score(
@@ -96,7 +97,7 @@ class RetokenizingScorer(CachedScorer):
         """Scores every candidate's text; see `Scorer.score` and, for the errors, `CausalScorer.score`."""
         empty = (attention_mask == 0).all(-1).nonzero()[:, 0].tolist()
         if empty:
-            raise no_text(empty[0])
+            raise empty_row_error(empty[0])
         running = attention_mask[:, -1].nonzero()[:, 0]
         rewards = torch.zeros(candidates.shape, device=candidates.device)
         if len(running) == 0:
@@ -111,7 +112,7 @@ class RetokenizingScorer(CachedScorer):
         with self._lock:
             self._prompts.prompt_lengths(_texts(rows[running], attention_mask[running]))
 
-    def _question(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> ScoreRequest:
+    def _request(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> ScoreRequest:
         texts = _texts(rows, attention_mask)
         ends = self._prompts.prompt_lengths(texts)
         encoded = self._retokenizer.encode(
@@ -122,15 +123,23 @@ class RetokenizingScorer(CachedScorer):
         fitting = [self._fit(row) for row in encoded]
         shared = [_common(row) for row in fitting]
         device = self.reward_model.device
-        keys = self._layout.place([row[0][:common] for row, common in zip(fitting, shared, strict=True)])
-        branches = TokenTree.grow(
+        padded_ids = self._aligner.align([row[0][:common] for row, common in zip(fitting, shared, strict=True)])
+        token_tree = TokenTree.from_continuations(
             [[tokens[common:] for tokens in row] for row, common in zip(fitting, shared, strict=True)]
         )
         finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
-        asked = candidates.to(device)
-        return ScoreRequest(keys.to(device), branches.to(device), asked, finished, self._values, own_ids=False)
+        return ScoreRequest(
+            padded_ids=padded_ids.to(device),
+            token_tree=token_tree.to(device),
+            candidates=candidates.to(device),
+            finished=finished,
+            rewards_from_states=self._rewards_from_states,
+            shared_vocabulary=False,
+        )
 
-    def _values(self, states: Float[Tensor, "rows k state"], _: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
+    def _rewards_from_states(
+        self, states: Float[Tensor, "rows k state"], _: Int[Tensor, "rows k"]
+    ) -> Float[Tensor, "rows k"]:
         return self.reward_model.rewards(states)
 
     def _fit(self, row: EncodedRow) -> list[list[int]]:
@@ -140,12 +149,12 @@ class RetokenizingScorer(CachedScorer):
         candidates = [tokens or [self._anchor] for tokens in row.candidates]
         if limit is None or not self._truncates:
             return candidates
-        # By the length of the row alone, because a candidate's reward must not depend on its siblings.
-        drop = dropped(len(row.prefix) + min(SLACK, limit // 4), limit)
+        # By the length of the row alone, because a candidate's reward must not depend on the other candidates.
+        drop = num_dropped_tokens(len(row.prefix) + min(SLACK, limit // 4), limit)
         if drop == 0:
             return candidates
-        self._reader.warn_of_overflow(limit)
-        start = int(row.prefix[0] == self._reader.bos)
+        self._engine.warn_of_overflow(limit)
+        start = int(row.prefix[0] == self._engine.bos_token_id)
         return [[*tokens[:start], *tokens[start + drop :]] for tokens in candidates]
 
 

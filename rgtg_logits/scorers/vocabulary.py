@@ -24,39 +24,50 @@ class VocabularyScorer(CachedScorer):
 
     Raises:
         InvalidArgumentError: If an argument is out of its range.
-        RewardModelError: If the model is not causal, has no logits, or no path is exact on it.
+        RewardModelError: If the model is not causal, has no logits, or no strategy is exact on it.
     """
 
     def __init__(self, reward_model: RewardModel, **options: Unpack[EngineOptions]) -> None:
         parts = self._split(reward_model)
-        self._layer: nn.Linear | None = None if parts is None else parts[1]
+        self._output_layer: nn.Linear | None = None if parts is None else parts[1]
         super().__init__(reward_model if parts is None else parts[0], **options)
         self.reward_model = reward_model
         self.vocab_size = min(reward_model.vocab_size, reward_model.num_next_tokens)
 
     @staticmethod
     def _split(reward_model: RewardModel) -> tuple[RewardModel, nn.Linear] | None:
-        # The output layer is a quarter of a small model, and of its rows only those of the candidates are needed.
+        # The output layer is a quarter of a small model, and only its rows of the candidates are needed.
         return reward_model.split_output_layer()
 
-    def _question(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> ScoreRequest:
+    def _request(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> ScoreRequest:
         device = self.reward_model.device
-        keys = torch.where(attention_mask.bool(), rows, PADDING).to(device)
-        finished = ~attention_mask[:, -1].bool().to(device)
-        # The last token of a row is the one branch to read. When another follows it, it need not be read again.
-        last = TokenTree(keys[:, -1:].clamp(min=0))
-        return ScoreRequest(keys[:, :-1], last, candidates.to(device), finished, self._values)
+        padded_ids = torch.where(attention_mask.bool(), rows, PADDING).to(device)
+        # The last token of a row is the one node of its tree. When another token follows, it need not be read again.
+        return ScoreRequest(
+            padded_ids=padded_ids[:, :-1],
+            token_tree=TokenTree(padded_ids[:, -1:].clamp(min=0)),
+            candidates=candidates.to(device),
+            finished=~attention_mask[:, -1].bool().to(device),
+            rewards_from_states=self._rewards_from_states,
+        )
 
-    def _values(self, states: Float[Tensor, "rows 1 state"], asked: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
-        last = states[:, 0]
-        if self._layer is None:
-            return last.float().gather(-1, asked.to(last.device))
-        weight, bias, asked = self._layer.weight, self._layer.bias, asked.to(self._layer.weight.device)
-        last = last.to(weight.device)
-        if 4 * asked.shape[1] > weight.shape[0]:
-            return self._layer(last).float().gather(-1, asked).to(states.device)
-        rewards = (weight[asked] @ last[..., None])[..., 0]
-        return (rewards if bias is None else rewards + bias[asked]).float().to(states.device)
+    def _rewards_from_states(
+        self, states: Float[Tensor, "rows 1 state"], candidates: Int[Tensor, "rows k"]
+    ) -> Float[Tensor, "rows k"]:
+        state = states[:, 0]
+        layer = self._output_layer
+        if layer is None:
+            return state.float().gather(-1, candidates.to(state.device))
+        device = layer.weight.device
+        state = state.to(device)
+        candidates = candidates.to(device)
+        if 4 * candidates.shape[1] > layer.weight.shape[0]:
+            # One matrix product over the whole vocabulary is faster than gathering many rows.
+            return layer(state).float().gather(-1, candidates).to(states.device)
+        rewards = (layer.weight[candidates] @ state[..., None])[..., 0]
+        if layer.bias is not None:
+            rewards = rewards + layer.bias[candidates]
+        return rewards.float().to(states.device)
 
 
 class LogProbabilityScorer(VocabularyScorer):
@@ -67,5 +78,7 @@ class LogProbabilityScorer(VocabularyScorer):
         # All logits are needed to normalise.
         return None
 
-    def _values(self, logits: Float[Tensor, "rows 1 vocab"], asked: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
-        return logits[:, 0].float().log_softmax(-1).gather(-1, asked.to(logits.device))
+    def _rewards_from_states(
+        self, logits: Float[Tensor, "rows 1 vocab"], candidates: Int[Tensor, "rows k"]
+    ) -> Float[Tensor, "rows k"]:
+        return logits[:, 0].float().log_softmax(-1).gather(-1, candidates.to(logits.device))

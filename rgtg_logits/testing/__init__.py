@@ -1,7 +1,8 @@
-"""For tests, ours and yours: tiny models and tokenizers built in code, and the laws of a scorer as assertions."""
+"""Tools for tests, of this package and of users: tiny models and tokenizers, and the laws of a scorer as assertions."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers import (
     set_seed,
 )
 
-from rgtg_logits.padding import text_mask
+from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.scorers import Scorer
 from rgtg_logits.testing.tokenizers import TOKENIZER_KINDS, tiny_tokenizer
 
@@ -77,7 +78,7 @@ TINY: dict[str, dict[str, Any]] = {
         "use_mamba_kernels": False,
     },
 }
-"""Tiny configurations by model type, together covering the ways a decoder can attend."""
+"""Tiny configurations by model type, together covering the kinds of attention in decoders."""
 
 
 def tiny_config(model_type: str, **changes: Any) -> Any:
@@ -96,7 +97,7 @@ def tiny_base_model(model_type: str = "llama", *, seed: int = 0, **changes: Any)
 
 
 def tiny_reward_model(model_type: str = "llama", *, seed: int = 1, **changes: Any) -> PreTrainedModel:
-    """A sequence classifier with random weights and a head so large that its rewards change what is drawn."""
+    """A sequence classifier with random weights and a head so large that its rewards change the tokens drawn."""
     set_seed(seed)
     model = AutoModelForSequenceClassification.from_config(tiny_config(model_type, num_labels=1, **changes)).eval()
     with torch.no_grad():
@@ -108,7 +109,7 @@ def tiny_reward_model(model_type: str = "llama", *, seed: int = 1, **changes: An
 
 
 def tiny_vocabulary_model(model_type: str = "llama", *, seed: int = 1, **changes: Any) -> PreTrainedModel:
-    """A language model whose random logits are so large that, read as rewards, they change what is drawn."""
+    """A language model whose random logits are so large that, read as rewards, they change the tokens drawn."""
     set_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).eval()
     with torch.no_grad():
@@ -129,19 +130,19 @@ def check_scorer(
     seed: int = 0,
     tolerance: float = 1e-4,
 ) -> float:
-    """Checks the laws of `Scorer` on random rows, and returns the worst difference seen.
+    """Checks the laws of `Scorer` on random rows, and returns the largest difference of rewards.
 
     Args:
         scorer: The scorer to check.
         reference: A scorer without a cache to compare with (law 5), such as `ReferenceScorer`; left out, that law is
             not checked.
-        vocab_size: Token ids to draw from; by default the scorer's.
+        vocab_size: Number of token ids to draw from; by default the scorer's.
         pad_token_id: The token that pads.
-        rounds: How many random histories.
-        lengths: Fewest and most tokens of the longest row of a batch. A model that treats distant tokens differently (a
-            window, say) is only checked where rows reach that far.
+        rounds: Number of random histories.
+        lengths: Smallest and largest number of tokens of the longest row of a batch. A model that treats distant tokens
+            differently (by a sliding window, say) is only checked where rows reach that far.
         seed: Seed of the histories.
-        tolerance: Largest difference between rewards, in the scorer's unit, that is taken for rounding.
+        tolerance: Largest difference between rewards, in the scorer's unit, that counts as rounding.
 
     Raises:
         AssertionError: If a law is broken; the message names it.
@@ -150,73 +151,81 @@ def check_scorer(
     size = vocab_size or scorer.vocab_size
     if size is None:
         raise ValueError("Expected to know the vocabulary, but the scorer has no vocab_size. Pass vocab_size=.")
-    laws = _Laws(scorer, reference, size, pad_token_id, lengths, tolerance, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    laws = _Laws(scorer, reference, size, pad_token_id, lengths, tolerance, generator)
     for _ in range(rounds):
-        laws.round()
+        laws.check_round()
     return laws.worst
 
 
+@dataclass
 class _Laws:
-    def __init__(
-        self,
-        scorer: Scorer,
-        reference: Scorer | None,
-        size: int,
-        pad: int,
-        lengths: tuple[int, int],
-        tolerance: float,
-        generator: torch.Generator,
-    ) -> None:
-        self.scorer, self.reference, self.size, self.pad, self.lengths = scorer, reference, size, pad, lengths
-        self.tolerance, self.generator, self.worst = tolerance, generator, 0.0
+    """The laws of a scorer; see `check_scorer`.
 
-    def round(self) -> None:
-        """One random batch that is asked about, permuted, split, padded, extended, rewound and asked about again."""
-        rows, candidates = self.batch()
-        first = self.ask(rows, candidates)
+    Attributes:
+        worst: Largest difference of rewards so far.
+    """
+
+    scorer: Scorer
+    reference: Scorer | None
+    vocab_size: int
+    pad_token_id: int
+    lengths: tuple[int, int]
+    tolerance: float
+    generator: torch.Generator
+    worst: float = 0.0
+
+    def check_round(self) -> None:
+        """Scores one random batch, also permuted, split, padded, extended, duplicated and rewound."""
+        rows, candidates = self._random_batch()
+        first = self._score(rows, candidates)
         order = torch.randperm(len(rows), generator=self.generator)
-        self.expect(self.ask(rows[order], candidates[order]), first[order], "permuting rows permutes results")
+        self._compare(self._score(rows[order], candidates[order]), first[order], "permuting rows permutes results")
         for row in range(len(rows)):
-            alone = self.ask(rows[row : row + 1], candidates[row : row + 1])
-            self.expect(alone, first[row : row + 1], "a row alone gives the same as in a batch")
-        padded = torch.cat([torch.full((len(rows), 2), self.pad), rows], dim=1)
-        self.expect(self.ask(padded, candidates), first, "left padding changes nothing")
-        drawn = candidates.gather(1, self.integers(candidates.shape[1], (len(rows), 1)))
-        longer = torch.cat([rows, drawn], dim=1)
-        doubled = longer.repeat_interleave(2, dim=0)
-        second = self.ask(doubled, candidates.repeat_interleave(2, dim=0))[::2]
-        self.expect(self.ask(longer, candidates), second, "duplicated rows give the same")
-        self.ask(*self.batch())
-        self.expect(self.ask(rows, candidates), first, "asking again gives the same")
-        self.expect(self.ask(longer, candidates), second, "asking again gives the same")
-        self.expect(self.ask(longer[:1], candidates[:1]), second[:1], "dropping rows changes nothing")
+            alone = self._score(rows[row : row + 1], candidates[row : row + 1])
+            self._compare(alone, first[row : row + 1], "a row alone gives the same as in a batch")
+        padded = torch.cat([torch.full((len(rows), 2), self.pad_token_id), rows], dim=1)
+        self._compare(self._score(padded, candidates), first, "left padding changes nothing")
+        sampled = candidates.gather(1, self._random_ints(candidates.shape[1], (len(rows), 1)))
+        longer = torch.cat([rows, sampled], dim=1)
+        duplicated = longer.repeat_interleave(2, dim=0)
+        second = self._score(duplicated, candidates.repeat_interleave(2, dim=0))[::2]
+        self._compare(self._score(longer, candidates), second, "duplicated rows give the same")
+        self._score(*self._random_batch())
+        self._compare(self._score(rows, candidates), first, "a repeated call gives the same")
+        self._compare(self._score(longer, candidates), second, "a repeated call gives the same")
+        self._compare(self._score(longer[:1], candidates[:1]), second[:1], "dropping rows changes nothing")
 
-    def batch(self) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch k"]]:
-        shortest, longest = self.lengths
-        ranges = ((2, 4), (shortest, longest), (2, 5))
-        batch, length, k = (int(self.integers(high - low + 1, (1,))) + low for low, high in ranges)
-        rows = self.integers(self.size - 1, (batch, length)) + 1
-        rows[rows == self.pad] = (self.pad + 1) % self.size
+    def _random_batch(self) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch k"]]:
+        batch = self._random_int(2, 4)
+        length = self._random_int(*self.lengths)
+        k = self._random_int(2, 5)
+        rows = self._random_ints(self.vocab_size - 1, (batch, length)) + 1
+        rows[rows == self.pad_token_id] = (self.pad_token_id + 1) % self.vocab_size
         for row in range(1, batch):
-            rows[row, : int(self.integers(length - 1, (1,)))] = self.pad
-        candidates = torch.stack([torch.randperm(self.size, generator=self.generator)[:k] for _ in range(batch)])
-        return rows, candidates
+            rows[row, : int(self._random_ints(length - 1, (1,)))] = self.pad_token_id
+        candidates = [torch.randperm(self.vocab_size, generator=self.generator)[:k] for _ in range(batch)]
+        return rows, torch.stack(candidates)
 
-    def ask(self, rows: Tensor, candidates: Tensor) -> Tensor:
-        mask = text_mask(rows, self.pad)
+    def _score(self, rows: Tensor, candidates: Tensor) -> Tensor:
+        mask = infer_attention_mask(rows, self.pad_token_id)
         rewards = self.scorer.score(rows, mask, candidates)
         if not bool(rewards.isfinite().all()):
             raise AssertionError(f"Broken law: rewards are finite. Got {rewards.tolist()}.")
         if self.reference is not None:
-            self.expect(rewards, self.reference.score(rows, mask, candidates), "results equal those without a cache")
+            expected = self.reference.score(rows, mask, candidates)
+            self._compare(rewards, expected, "results equal those without a cache")
         return rewards
 
-    def expect(self, got: Tensor, wanted: Tensor, law: str) -> None:
-        # A constant per row is free.
-        difference = float(((got - got[:, :1]) - (wanted - wanted[:, :1])).abs().max())
+    def _compare(self, rewards: Tensor, expected: Tensor, law: str) -> None:
+        # Rewards are fixed up to a constant per row.
+        difference = float(((rewards - rewards[:, :1]) - (expected - expected[:, :1])).abs().max())
         self.worst = max(self.worst, difference)
         if not difference <= self.tolerance:
             raise AssertionError(f"Broken law: {law}. Rewards differ by {difference:.3g}, more than {self.tolerance}.")
 
-    def integers(self, high: int, shape: tuple[int, ...]) -> Tensor:
+    def _random_int(self, low: int, high: int) -> int:
+        return int(self._random_ints(high - low + 1, (1,))) + low
+
+    def _random_ints(self, high: int, shape: tuple[int, ...]) -> Tensor:
         return torch.randint(0, max(high, 1), shape, generator=self.generator)

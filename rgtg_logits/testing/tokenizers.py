@@ -1,4 +1,4 @@
-"""Tiny tokenizers of the kinds that matter, trained in code on a few sentences of several scripts."""
+"""Tiny tokenizers of common kinds, trained in code on a few sentences of several scripts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Llama 3 splits text before byte pairs are merged."""
+"""Pattern by which Llama 3 splits text before byte pairs are merged."""
 
 SPECIAL = ["<|pad|>", "<|endoftext|>", "<|begin|>", "<|im_start|>", "<|im_end|>"]
 """Special tokens, with ids from 0, so that the pad token is `PAD` and the end-of-text token is `EOS`."""
@@ -25,7 +25,7 @@ TEXTS = [
     "映画は良かったです。結末は悪かった。電影很好看，结局不好。",
     "😀 the 👩‍👩‍👧 liked it 🎬🎬\tвесь фильм был хорошим",
 ]
-"""What they are trained on by default."""
+"""Training texts by default."""
 
 
 def tiny_tokenizer(
@@ -41,7 +41,7 @@ def tiny_tokenizer(
     """A tokenizer trained on a few sentences; pads on the left.
 
     Args:
-        texts: What it is trained on.
+        texts: Training texts.
         vocab_size: Number of tokens, about.
         kind: One of `TOKENIZER_KINDS`.
         adds_bos: Whether it begins texts with "<|begin|>" by itself.
@@ -94,7 +94,7 @@ def _llama3(texts: list[str], vocab_size: int) -> Tokenizer:
 
 
 def _qwen2(texts: list[str], vocab_size: int) -> Tokenizer:
-    """The same after Unicode normalisation, one digit a piece."""
+    """As Llama 3, after Unicode normalisation, with one digit a piece."""
     split = pre_tokenizers.Split(Regex(LLAMA3_PATTERN.replace("{1,3}", "")), behavior="isolated")
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = _byte_level(texts, vocab_size, pre_tokenizers.Sequence([split, bytes_only]))
@@ -123,7 +123,7 @@ def _llama2(texts: list[str], vocab_size: int, *, across_words: bool = False) ->
 
 
 def _llama2_across(texts: list[str], vocab_size: int) -> Tokenizer:
-    """The same with tokens of several words."""
+    """As Llama 2, with tokens of several words."""
     return _llama2(texts, vocab_size, across_words=True)
 
 
@@ -147,4 +147,4 @@ TOKENIZER_KINDS: dict[str, Callable[[list[str], int], Tokenizer]] = {
     "llama2_across": _llama2_across,
     "unigram": _unigram,
 }
-"""How tokenizers are made, by the kind of tokenizer that they are small versions of."""
+"""Makers of tokenizers, by the kind of tokenizer that they are small versions of."""

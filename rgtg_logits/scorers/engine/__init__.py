@@ -1,21 +1,22 @@
-"""The engine behind every fast scorer: it reads a reward model behind token rows, each prefix cached once."""
+"""The engine behind every fast scorer: runs a reward model over token rows, each prefix cached once."""
 
-from rgtg_logits.scorers.engine.alignment import Layout, common_prefix
+from rgtg_logits.scorers.engine.alignment import RowAligner
 from rgtg_logits.scorers.engine.cached_scorer import CachedScorer
+from rgtg_logits.scorers.engine.deprecated import old_path
 from rgtg_logits.scorers.engine.options import EngineOptions
 from rgtg_logits.scorers.engine.probe import check_causal
-from rgtg_logits.scorers.engine.scoring_engine import ScoreRequest, no_text
+from rgtg_logits.scorers.engine.request import ScoreRequest, empty_row_error
 from rgtg_logits.scorers.engine.token_tree import TokenTree
-from rgtg_logits.scorers.engine.truncation import dropped
+from rgtg_logits.scorers.engine.truncation import num_dropped_tokens
 
 __all__ = [
     "CachedScorer",
     "EngineOptions",
-    "Layout",
+    "RowAligner",
     "ScoreRequest",
     "TokenTree",
     "check_causal",
-    "common_prefix",
-    "dropped",
-    "no_text",
+    "empty_row_error",
+    "num_dropped_tokens",
+    "old_path",
 ]

@@ -1,4 +1,4 @@
-"""What the scorers that read one reward model through a cache have in common."""
+"""The base class of scorers that read one reward model through a cache."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing_extensions import Unpack
 
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
+from rgtg_logits.scorers.engine.deprecated import current_options, old_path
 from rgtg_logits.scorers.engine.options import EngineOptions
-from rgtg_logits.scorers.engine.scoring_engine import ScoreRequest, ScoringEngine
+from rgtg_logits.scorers.engine.request import ScoreRequest
+from rgtg_logits.scorers.engine.scoring_engine import ScoringEngine
 
 
 class CachedScorer(Scorer):
-    """A scorer whose every step is one question to a `ScoringEngine`.
+    """A scorer whose every step is one request to a `ScoringEngine`.
 
     One object may serve several threads: they take turns, and each finds its own rows again, at the price of the cache.
     """
@@ -25,22 +27,27 @@ class CachedScorer(Scorer):
         self.reward_model = reward_model
         self.vocab_size = reward_model.vocab_size
         self.pad_token_id = reward_model.pad_token_id
-        self._reader = ScoringEngine(reward_model, trees=trees, **options)
+        self._engine = ScoringEngine(reward_model, trees=trees, **current_options(options))
         self._lock = RLock()
 
     @property
+    def strategy(self) -> str:
+        """The strategy of running the model; see `CausalScorer`."""
+        return self._engine.strategy
+
+    @property
     def path(self) -> str:
-        """How the model is run; see `CausalScorer`."""
-        return self._reader.path
+        """Deprecated name of `strategy`."""
+        return old_path(self.strategy)
 
     def reset(self) -> None:
         """Forgets all rows and frees the cache."""
         with self._lock:
-            self._reader.reset()
+            self._engine.reset()
 
     def cache_bytes(self) -> int:
-        """Memory that the cache of the last rows holds."""
-        return self._reader.cache_bytes()
+        """Memory that the cache of the previous rows holds."""
+        return self._engine.cache_bytes()
 
     def score(
         self,
@@ -57,14 +64,14 @@ class CachedScorer(Scorer):
             NonFiniteRewardError: If a reward is NaN or infinite.
         """
         with self._lock:
-            question = self._question(rows, attention_mask, candidates)
-            return self._reader.read(question).to(candidates.device)
+            request = self._request(rows, attention_mask, candidates)
+            return self._engine.score(request).to(candidates.device)
 
     @abstractmethod
-    def _question(
+    def _request(
         self,
         rows: Int[Tensor, "batch length"],
         attention_mask: Int[Tensor, "batch length"],
         candidates: Int[Tensor, "batch k"],
     ) -> ScoreRequest:
-        """What to ask the model."""
+        """Builds the engine's request of one step."""

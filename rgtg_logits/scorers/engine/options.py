@@ -1,4 +1,4 @@
-"""How a scorer runs its reward model: what a user may choose."""
+"""Options of every scorer that runs on the scoring engine."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ class EngineOptions(TypedDict, total=False):
     """How a scorer runs its reward model.
 
     Attributes:
-        path: One of the names that `CausalScorer` explains, or "auto" for the cheapest that is exact; the default.
-        speculate: Whether to take the ordinary step before looking at the rows, which keeps an accelerator busy; by
-            default everywhere but on a CPU, where looking is free.
-        on_overflow: What to do with a text longer than the model can read: "error", the default, or "truncate_left" to
-            let it read the end alone (and a start token), which it says once. The beginning is left out in steps of a
-            quarter of the context, so that the cache is rebuilt rarely.
-        max_tokens_per_forward: Most tokens (rows × columns, at least one per row) in one forward, to bound memory;
-            results are unchanged. None, the default: all that a step needs.
+        strategy: One of the names that `CausalScorer` explains, or "auto", the default, for the cheapest one that is
+            exact.
+        speculate: Whether to take the ordinary step before looking at the rows (speculative execution), which keeps an
+            accelerator busy; by default everywhere but on a CPU, where looking is free.
+        on_overflow: Treatment of a text that is longer than the model can read: "error", the default, or
+            "truncate_left" to let it read the end alone (and a start token), with one warning. The beginning is dropped
+            in steps of a quarter of the context, so that the cache is rebuilt rarely.
+        max_tokens_per_forward: Largest number of tokens (rows × columns, at least one per row) in one forward, to bound
+            memory; results are unchanged. None, the default: all that a step needs.
         compile: Whether to compile the ordinary step with `torch.compile`, as transformers compiles `generate` with a
             static cache: on a GPU a step becomes one launch of a recorded graph, which is what a small model waits for.
-            The first steps are slow, and those at which the cache doubles. A `CompileConfig` of transformers says how;
-            off by default. Results are unchanged. Only the paths named "siblings…" can.
+            The first steps are slow, and those at which the cache doubles. A `CompileConfig` of transformers sets how;
+            off by default. Results are unchanged. Needs one of the strategies "tree_attention…".
         prepack: Whether to keep a second copy of the weights of linear layers, laid out as the processor's matrix
             instructions take them (oneDNN), for a reward model on a CPU. On an AMD processor with AVX-512 its matrix
             products take 0.35 to 0.85 of the time in float32, and 0.5 to 0.8 in bfloat16 up to 50 tokens. Off by
-            default. Results are unchanged up to rounding. What is later written to weights through `.data`, as PEFT
-            merges adapters, is not seen. Not with `compile`.
+            default. Results are unchanged up to rounding. Later writes to weights through `.data`, as when PEFT merges
+            adapters, are not noticed. Not with `compile`.
     """
 
-    path: str
+    strategy: str
     speculate: bool | None
     on_overflow: str
     max_tokens_per_forward: int | None
@@ -44,15 +45,18 @@ class EngineOptions(TypedDict, total=False):
 
 
 def check_options(
-    path: str, on_overflow: str, max_tokens_per_forward: int | None, compile: bool | CompileConfig, prepack: bool
+    strategy: str, on_overflow: str, max_tokens_per_forward: int | None, compile: bool | CompileConfig, prepack: bool
 ) -> None:
-    """Refuses what `EngineOptions` does not allow.
+    """Refuses options that `EngineOptions` does not allow.
 
     Raises:
         InvalidArgumentError: If an option is out of its range, or two exclude each other.
     """
-    if path != "auto" and path not in STRATEGIES:
-        raise InvalidArgumentError(f"Expected path to be 'auto' or one of {', '.join(STRATEGIES)}, but got {path!r}.")
+    if strategy != "auto" and strategy not in STRATEGIES:
+        raise InvalidArgumentError(
+            f"Expected strategy to be 'auto' or one of {', '.join(STRATEGIES)}, but got {strategy!r}. Leave it out to "
+            "take the cheapest one that is exact on the model."
+        )
     if on_overflow not in OVERFLOWS:
         raise InvalidArgumentError(
             f"Expected on_overflow to be one of {', '.join(OVERFLOWS)}, but got {on_overflow!r}. Use 'error' to be "

@@ -1,4 +1,8 @@
-"""What may follow each row: k continuations that share the row, and perhaps their first tokens."""
+"""The token tree of tree attention: k continuations of each prefix, merged where they begin alike.
+
+The data structure of Medusa (arXiv 2401.10774) and SpecInfer (arXiv 2305.09781). They verify draft tokens at its nodes;
+here rewards are read there.
+"""
 
 from __future__ import annotations
 
@@ -12,114 +16,130 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenTree:
-    """k continuations of each row as a tree of tokens; the root is the row.
+    """k continuations of each prefix of a batch as one tree per prefix, whose root is the prefix.
+
+    The tree is flat, and the optional attributes are None, if every continuation is one token: a child of the prefix.
 
     Attributes:
-        tokens: The tokens of the tree, parents before children.
-        parents: The node before each node, -1 for the row itself; None if each node hangs on the row.
-        leaves: The node that ends each continuation; None if each node is one.
-        above: Entry (b, i, j): whether node j is node i or lies on its way to the row; None if each is itself alone.
+        tokens: Token ids of the nodes, parents before children.
+        parents: Index of each node's parent; -1 for children of the prefix.
+        ends: Index of the last node of each continuation.
+        ancestors: Entry (b, i, j) is true if node j is node i or an ancestor of it.
     """
 
     tokens: Int[Tensor, "batch nodes"]
     parents: Int[Tensor, "batch nodes"] | None = None
-    leaves: Int[Tensor, "batch k"] | None = None
-    above: Bool[Tensor, "batch nodes nodes"] | None = None
+    ends: Int[Tensor, "batch k"] | None = None
+    ancestors: Bool[Tensor, "batch nodes nodes"] | None = None
 
     @classmethod
-    def grow(cls, continuations: Sequence[Sequence[Sequence[int]]]) -> TokenTree:
-        """Merges the continuations of each row (one token or more each, k in every row) where they begin alike.
+    def from_continuations(cls, continuations: Sequence[Sequence[Sequence[int]]]) -> TokenTree:
+        """Builds the trees of k continuations per row, of one token or more each.
 
-        Rows with fewer nodes than the largest tree are filled up with tokens that end nothing.
+        Rows with fewer nodes than the largest tree are padded with nodes at which no continuation ends.
         """
-        trees = [_merge(row) for row in continuations]
-        nodes = max(len(tokens) for tokens, _, _ in trees)
-        tokens, parents = torch.zeros(len(trees), nodes, dtype=torch.long), torch.full((len(trees), nodes), -1)
-        for row, (ids, above, _) in enumerate(trees):
-            tokens[row, : len(ids)] = torch.tensor(ids)
-            parents[row, : len(ids)] = torch.tensor(above)
-        return cls(tokens, parents, torch.tensor([leaves for _, _, leaves in trees]), _above(parents))
+        tries = [_build_trie(row) for row in continuations]
+        nodes = max(len(trie.tokens) for trie in tries)
+        tokens = torch.zeros(len(tries), nodes, dtype=torch.long)
+        parents = torch.full((len(tries), nodes), -1)
+        for row, trie in enumerate(tries):
+            tokens[row, : len(trie.tokens)] = torch.tensor(trie.tokens)
+            parents[row, : len(trie.parents)] = torch.tensor(trie.parents)
+        return cls(tokens, parents, torch.tensor([trie.ends for trie in tries]), _ancestors(parents))
 
     @property
-    def single(self) -> bool:
-        """Whether every continuation is one token of its own."""
+    def is_flat(self) -> bool:
+        """Whether every continuation is one token."""
         return self.parents is None
 
     @property
-    def depth(self) -> int:
-        """Tokens of the longest continuation."""
-        return 1 if self.parents is None else int(self.levels().max()) + 1
+    def max_depth(self) -> int:
+        """Number of tokens of the longest continuation."""
+        return 1 if self.is_flat else int(self.depths().max()) + 1
 
-    def levels(self) -> Int[Tensor, "batch nodes"]:
-        """How many nodes lie between each node and the row."""
-        if self.parents is None:
+    def depths(self) -> Int[Tensor, "batch nodes"]:
+        """Number of nodes between each node and the prefix; 0 for children of the prefix."""
+        if self.is_flat:
             return torch.zeros_like(self.tokens)
-        return self.visible().sum(-1) - 1
+        return self.ancestor_mask().sum(-1) - 1
 
-    def visible(self) -> Bool[Tensor, "#batch nodes nodes"]:
-        """Which nodes each node sees: itself and those on its way to the row."""
-        if self.above is not None:
-            return self.above
+    def ancestor_mask(self) -> Bool[Tensor, "#batch nodes nodes"]:
+        """Which nodes each node attends to: itself and its ancestors."""
+        if self.ancestors is not None:
+            return self.ancestors
         return torch.eye(self.tokens.shape[1], dtype=torch.bool, device=self.tokens.device)[None]
 
-    def paths(self) -> tuple[Int[Tensor, "batch k depth"], Int[Tensor, "batch k"]]:
-        """The tokens of each continuation, filled up at the end with its last one, and their number."""
-        if self.parents is None or self.leaves is None:
+    def continuations(self) -> tuple[Int[Tensor, "batch k depth"], Int[Tensor, "batch k"]]:
+        """Tokens of each continuation, padded on the right with its last one, and its number of tokens."""
+        if self.parents is None or self.ends is None:
             return self.tokens[..., None], torch.ones_like(self.tokens)
-        node = self.leaves
+        node = self.ends
         rows = torch.arange(node.shape[0], device=node.device)[:, None]
-        backwards, lengths = [], torch.zeros_like(node)
+        reversed_nodes = []
+        lengths = torch.zeros_like(node)
+        # Climbs from the ends to the root; -1 stands for the root, where a continuation is complete.
         while bool((node >= 0).any()):
-            backwards.append(node)
+            reversed_nodes.append(node)
             lengths += (node >= 0).long()
             node = torch.where(node >= 0, self.parents[rows, node.clamp(min=0)], -1)
-        ends = torch.stack(backwards, dim=-1)
-        slots = (lengths[..., None] - 1 - torch.arange(ends.shape[-1], device=ends.device)).clamp(min=0)
-        return self.tokens[rows[..., None], ends.gather(-1, slots)], lengths
+        climbed = torch.stack(reversed_nodes, dim=-1)
+        order = (lengths[..., None] - 1 - torch.arange(climbed.shape[-1], device=climbed.device)).clamp(min=0)
+        return self.tokens[rows[..., None], climbed.gather(-1, order)], lengths
 
-    def columns(self) -> Int[Tensor, "batch columns"]:
-        """Everything that tells the branches of two rows apart."""
-        parts = (self.tokens, self.parents, self.leaves)
+    def flattened(self) -> Int[Tensor, "batch columns"]:
+        """The tree of each row as a row of integers: equal trees give equal rows."""
+        parts = (self.tokens, self.parents, self.ends)
         return torch.cat([part for part in parts if part is not None], dim=1)
 
-    def pick(self, rows: Int[Tensor, " some"]) -> TokenTree:
-        """The branches of some rows."""
-        return self._each(lambda part: part[rows])
+    def select(self, rows: Int[Tensor, " some"]) -> TokenTree:
+        """The trees of some rows."""
+        return self._map(lambda part: part[rows])
 
     def to(self, device: torch.device) -> TokenTree:
-        """The same on another device."""
-        return self._each(lambda part: part.to(device))
+        """The same trees on another device."""
+        return self._map(lambda part: part.to(device))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> TokenTree:
-        rest = (None if part is None else change(part) for part in (self.parents, self.leaves, self.above))
-        return TokenTree(change(self.tokens), *rest)
+    def _map(self, change: Callable[[Tensor], Tensor]) -> TokenTree:
+        return TokenTree(
+            tokens=change(self.tokens),
+            parents=None if self.parents is None else change(self.parents),
+            ends=None if self.ends is None else change(self.ends),
+            ancestors=None if self.ancestors is None else change(self.ancestors),
+        )
 
 
-def _above(parents: Int[Tensor, "batch nodes"]) -> Bool[Tensor, "batch nodes nodes"]:
-    """Itself and all nodes above each node; found once, on the CPU, because it takes a look for each level."""
-    nodes = parents.shape[1]
-    seen = torch.eye(nodes, dtype=torch.bool).repeat(parents.shape[0], 1, 1)
-    rows, node = torch.arange(parents.shape[0])[:, None], parents
-    # Each round climbs one level; a node that has arrived at the row stays there.
+def _ancestors(parents: Int[Tensor, "batch nodes"]) -> Bool[Tensor, "batch nodes nodes"]:
+    """Mask of each node's ancestors and itself; computed once, on the CPU, because each level needs a look."""
+    batch, nodes = parents.shape
+    mask = torch.eye(nodes, dtype=torch.bool).repeat(batch, 1, 1)
+    rows = torch.arange(batch)[:, None]
+    node = parents
+    # Each round climbs one level; a node that has arrived at the root stays there.
     while bool((node >= 0).any()):
-        seen |= torch.nn.functional.one_hot(node.clamp(min=0), nodes).bool() & (node >= 0)[..., None]
+        mask |= torch.nn.functional.one_hot(node.clamp(min=0), nodes).bool() & (node >= 0)[..., None]
         node = torch.where(node >= 0, parents[rows, node.clamp(min=0)], -1)
-    return seen
+    return mask
 
 
-def _merge(continuations: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
-    """Tokens, parents and leaves of one tree."""
-    tokens: list[int] = []
-    parents: list[int] = []
-    leaves: list[int] = []
+@dataclass
+class _Trie:
+    """The tree of one row, in the attributes of `TokenTree`."""
+
+    tokens: list[int]
+    parents: list[int]
+    ends: list[int]
+
+
+def _build_trie(continuations: Sequence[Sequence[int]]) -> _Trie:
+    trie = _Trie([], [], [])
     children: dict[tuple[int, int], int] = {}
     for continuation in continuations:
         node = -1
         for token in continuation:
             if (node, token) not in children:
-                children[node, token] = len(tokens)
-                tokens.append(token)
-                parents.append(node)
+                children[node, token] = len(trie.tokens)
+                trie.tokens.append(token)
+                trie.parents.append(node)
             node = children[node, token]
-        leaves.append(node)
-    return tokens, parents, leaves
+        trie.ends.append(node)
+    return trie

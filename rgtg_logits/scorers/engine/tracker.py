@@ -1,6 +1,7 @@
-"""The prefix tracker: how the rows of a step follow from those of the step before.
+"""The prefix tracker: how the cache of the previous rows becomes the cache of the rows now.
 
-Rows may be permuted, duplicated, dropped or rolled back without notice, so state is only ever a memory of prefixes.
+Rows may be permuted, duplicated, dropped or rolled back without notice (beams, return sequences, rejected drafts), so
+state is only ever a memory of prefixes, never a step count.
 """
 
 from __future__ import annotations
@@ -13,61 +14,64 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How the rows now follow from the rows last time.
+class CachePlan:
+    """Which part of the cache of the previous rows the rows now can use.
 
     Attributes:
-        parents: For each row now, the row last time that it continues; None if each continues its own.
-        keep: How many leading columns of the parents are still right. All of them: the rows extend. Fewer: rewind.
-            0: restart.
+        source_rows: The previous row that each row continues, as `beam_idx` of `Cache.reorder_cache`; None if each
+            continues its own.
+        kept_length: Number of leading columns of those rows that stay valid. All of them: the rows extend. Fewer: they
+            rewind. 0: restart.
     """
 
-    parents: Int[Tensor, " batch"] | None
-    keep: int
+    source_rows: Int[Tensor, " batch"] | None
+    kept_length: int
 
 
 class PrefixTracker:
-    """Remembers a batch of rows and says how the next batch follows from it.
+    """Memory of one batch of rows, with which the next batch is compared.
 
     Args (of its methods):
-        keys: Token ids with `PADDING` where a row is padded, so that equal keys are equal prefixes.
+        padded_ids: Token ids with `PADDING` where a row is padded, so that equal rows are equal prefixes.
     """
 
     def __init__(self) -> None:
-        self._keys: Int[Tensor, "batch length"] | None = None
+        self._padded_ids: Int[Tensor, "batch length"] | None = None
 
     @property
     def length(self) -> int:
         """Number of columns remembered."""
-        return 0 if self._keys is None else self._keys.shape[1]
+        return 0 if self._padded_ids is None else self._padded_ids.shape[1]
 
-    def plan(self, keys: Int[Tensor, "batch length"]) -> Plan:
-        """Compares the rows now with those remembered: extend, rewind or restart."""
-        if self._keys is None:
-            return Plan(None, 0)
-        known = self._keys.to(keys.device)
-        columns = min(known.shape[1], keys.shape[1])
-        if keys.shape[0] == known.shape[0] and torch.equal(keys[:, :columns], known[:, :columns]):
-            return Plan(None, columns)
-        shared = _common_prefix(keys[:, None, :columns], known[None, :, :columns])
-        own = torch.arange(keys.shape[0])
-        if keys.shape[0] == known.shape[0] and bool((shared[own, own] == shared.amax(1)).all()):
-            return Plan(None, int(shared[own, own].min()))
-        length, parents = shared.max(dim=1)
-        return Plan(parents, int(length.min()))
+    def plan(self, padded_ids: Int[Tensor, "batch length"]) -> CachePlan:
+        """Compares rows with those remembered: extend, rewind or restart."""
+        if self._padded_ids is None:
+            return CachePlan(None, 0)
+        known = self._padded_ids.to(padded_ids.device)
+        columns = min(known.shape[1], padded_ids.shape[1])
+        same_batch = padded_ids.shape[0] == known.shape[0]
+        if same_batch and torch.equal(padded_ids[:, :columns], known[:, :columns]):
+            return CachePlan(None, columns)
+        # Every row against every row: entry (i, j) is the length of the prefix that row i shares with previous row j.
+        shared = _common_prefix_lengths(padded_ids[:, None, :columns], known[None, :, :columns])
+        rows = torch.arange(padded_ids.shape[0])
+        if same_batch and bool((shared[rows, rows] == shared.amax(1)).all()):
+            return CachePlan(None, int(shared[rows, rows].min()))
+        length, source_rows = shared.max(dim=1)
+        return CachePlan(source_rows, int(length.min()))
 
-    def remember(self, keys: Int[Tensor, "batch length"]) -> None:
-        """Replaces what is remembered."""
-        self._keys = keys
+    def remember(self, padded_ids: Int[Tensor, "batch length"]) -> None:
+        """Replaces the rows remembered."""
+        self._padded_ids = padded_ids
 
     def forget(self) -> None:
         """Makes the next plan a restart."""
-        self._keys = None
+        self._padded_ids = None
 
 
-def _common_prefix(one: Tensor, other: Tensor) -> Tensor:
+def _common_prefix_lengths(first: Tensor, second: Tensor) -> Tensor:
     """Length of the common prefix along the last axis."""
-    same: Bool[Tensor, "*shape length"] = one == other
-    padded = torch.nn.functional.pad(~same, (0, 1), value=True)
-    # argmax finds the first mismatch; the column of ones stands for "none".
-    return padded.to(torch.uint8).argmax(-1)
+    same: Bool[Tensor, "*shape length"] = first == second
+    differs = torch.nn.functional.pad(~same, (0, 1), value=True)
+    # argmax finds the first mismatch; the last column is one for rows without any.
+    return differs.to(torch.uint8).argmax(-1)

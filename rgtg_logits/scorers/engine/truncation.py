@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -9,28 +11,33 @@ from torch import Tensor
 from rgtg_logits.padding import PADDING
 
 
-def dropped(length: int, limit: int) -> int:
-    """How many tokens of a text of `length` to leave out on the left so that at most `limit` remain.
+def num_dropped_tokens(length: int, limit: int) -> int:
+    """Number of tokens to drop on the left of a text of `length`, so that at most `limit` remain.
 
-    A number that depends on the length alone and grows in steps of a quarter of the limit, so that a text which grows
-    token by token keeps its beginning most of the time, and with it whatever is cached.
+    It depends on the length alone and grows in steps of a quarter of the limit, so that a text that grows token by
+    token keeps its beginning most of the time, and with it the cache.
     """
+    if length <= limit:
+        return 0
     block = max(1, limit // 4)
-    return max(0, -(-(length - limit) // block) * block)
+    return math.ceil((length - limit) / block) * block
 
 
-def cut_left(keys: Int[Tensor, "batch length"], limit: int, bos: int | None) -> Int[Tensor, "batch kept"]:
-    """Leaves out the beginning of rows with more than `limit` tokens, but for a start token; see `dropped`.
+def truncate_left(
+    padded_ids: Int[Tensor, "batch length"], limit: int, bos_token_id: int | None
+) -> Int[Tensor, "batch kept"]:
+    """Drops the beginning of rows with more than `limit` tokens, but keeps a start token; see `num_dropped_tokens`.
 
     Args:
-        keys: Token ids with `PADDING` where a row is padded.
-        limit: Most tokens of a row.
-        bos: The token that starts a text, which a model misses more than any other; None if it has none.
+        padded_ids: Token ids with `PADDING` where a row is padded.
+        limit: Largest number of tokens of a row.
+        bos_token_id: The token that starts a text, on which a model depends more than on any other (an attention sink,
+            arXiv 2309.17453); None if the model has none.
     """
-    rows = [row[row != PADDING] for row in keys]
+    rows = [row[row != PADDING] for row in padded_ids]
     for index, row in enumerate(rows):
-        start = int(len(row) > 0 and limit > 1 and row[0] == bos)
-        drop = dropped(len(row), limit)
+        start = int(len(row) > 0 and limit > 1 and row[0] == bos_token_id)
+        drop = num_dropped_tokens(len(row), limit)
         rows[index] = torch.cat([row[:start], row[start + drop :]])
     width = max(len(row) for row in rows)
     return torch.stack([torch.nn.functional.pad(row, (width - len(row), 0), value=PADDING) for row in rows])

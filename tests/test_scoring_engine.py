@@ -1,4 +1,4 @@
-"""The cached reader beyond one token per branch: trees, padding inside rows, bounded memory, equal rows, overflow."""
+"""The scoring engine: token trees, padding inside rows, bounded memory, equal rows, overflow, compiled steps."""
 
 import warnings
 
@@ -11,11 +11,12 @@ from transformers import CompileConfig
 
 from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, ReferenceScorer, RewardModel
 from rgtg_logits.errors import ContextLengthError, InvalidArgumentError
-from rgtg_logits.padding import PADDING, text_mask
-from rgtg_logits.scorers.engine.scoring_engine import ScoreRequest, ScoringEngine
-from rgtg_logits.scorers.engine.strategies import PIECE
+from rgtg_logits.padding import PADDING, infer_attention_mask
+from rgtg_logits.scorers.engine.request import ScoreRequest
+from rgtg_logits.scorers.engine.scoring_engine import ScoringEngine
 from rgtg_logits.scorers.engine.token_tree import TokenTree
-from rgtg_logits.scorers.engine.truncation import cut_left, dropped
+from rgtg_logits.scorers.engine.tree_attention import PREFILL_CHUNK
+from rgtg_logits.scorers.engine.truncation import num_dropped_tokens, truncate_left
 from rgtg_logits.testing import PAD, TINY, VOCAB_SIZE, check_scorer, tiny_base_model, tiny_reward_model
 
 TOKENS = st.integers(2, VOCAB_SIZE - 1)
@@ -23,56 +24,56 @@ CONTINUATIONS = st.lists(st.lists(st.integers(2, 5), min_size=1, max_size=4), mi
 
 
 @given(st.lists(CONTINUATIONS, min_size=1, max_size=3))
-def test_a_tree_holds_what_it_was_grown_from(continuations):
-    branches = TokenTree.grow(continuations)
-    paths, lengths = branches.paths()
-    assert branches.depth == max(len(path) for row in continuations for path in row)
-    visible, levels = branches.visible(), branches.levels()
+def test_a_token_tree_holds_the_continuations_that_it_was_built_from(continuations):
+    token_tree = TokenTree.from_continuations(continuations)
+    tokens, lengths = token_tree.continuations()
+    assert token_tree.max_depth == max(len(one) for row in continuations for one in row)
+    ancestor_mask, depths = token_tree.ancestor_mask(), token_tree.depths()
     for row, expected in enumerate(continuations):
-        distinct = {tuple(path[: end + 1]) for path in expected for end in range(len(path))}
-        assert len(distinct) <= branches.tokens.shape[1]
-        for slot, path in enumerate(expected):
-            assert paths[row, slot, : int(lengths[row, slot])].tolist() == path
-            leaf = int(branches.leaves[row, slot])
-            seen = visible[row, leaf].nonzero()[:, 0]
-            assert branches.tokens[row, seen].tolist() == path
-            assert levels[row, seen].tolist() == list(range(len(path)))
+        distinct = {tuple(one[: end + 1]) for one in expected for end in range(len(one))}
+        assert len(distinct) <= token_tree.tokens.shape[1]
+        for slot, one in enumerate(expected):
+            assert tokens[row, slot, : int(lengths[row, slot])].tolist() == one
+            end = int(token_tree.ends[row, slot])
+            ancestors = ancestor_mask[row, end].nonzero()[:, 0]
+            assert token_tree.tokens[row, ancestors].tolist() == one
+            assert depths[row, ancestors].tolist() == list(range(len(one)))
 
 
 @pytest.fixture(scope="module", params=TINY)
-def reader(request):
+def engine(request):
     return ScoringEngine(RewardModel(tiny_reward_model(request.param)), trees=True)
 
 
-def ask(reader, keys, continuations):
-    branches = TokenTree.grow(continuations)
-    finished = torch.zeros(len(keys), dtype=torch.bool)
-    return reader.read(
-        ScoreRequest(keys, branches, branches.leaves, finished, lambda s, _: reader.reward_model.rewards(s))
+def engine_rewards(engine, padded_ids, continuations):
+    token_tree = TokenTree.from_continuations(continuations)
+    finished = torch.zeros(len(padded_ids), dtype=torch.bool)
+    return engine.score(
+        ScoreRequest(padded_ids, token_tree, token_tree.ends, finished, lambda s, _: engine.reward_model.rewards(s))
     )
 
 
-def alone(reader, keys, continuations):
-    """Each branch behind its row's text, without cache, batch and padding."""
+def expected_rewards(engine, padded_ids, continuations):
+    """Rewards of each continuation behind its row's text, without cache, batch and padding."""
     rewards = [
         [
-            reader.reward_model.score_tokens(torch.tensor([[t for t in row if t != PADDING] + path]))[0, -1]
-            for path in paths
+            engine.reward_model.score_tokens(torch.tensor([[t for t in row if t != PADDING] + one]))[0, -1]
+            for one in row_continuations
         ]
-        for row, paths in zip(keys.tolist(), continuations, strict=True)
+        for row, row_continuations in zip(padded_ids.tolist(), continuations, strict=True)
     ]
     return torch.tensor(rewards)
 
 
-def test_trees_keep_a_cheap_path(reader):
-    model_type = reader.reward_model.text_config.model_type
-    siblings = {"llama", "gpt2", "qwen3", "mistral", "gemma2"}
-    assert reader.path.startswith("siblings") == (model_type in siblings)
+def test_trees_keep_a_cheap_strategy(engine):
+    model_type = engine.reward_model.text_config.model_type
+    with_tree_attention = {"llama", "gpt2", "qwen3", "mistral", "gemma2"}
+    assert engine.strategy.startswith("tree_attention") == (model_type in with_tree_attention)
 
 
 @settings(max_examples=12, deadline=None)
 @given(st.data())
-def test_trees_behind_rows_with_padding_inside(reader, data):
+def test_trees_behind_rows_with_padding_inside(engine, data):
     rows = torch.tensor(data.draw(st.lists(st.lists(TOKENS, min_size=6, max_size=6), min_size=2, max_size=2)))
     rows[1, : data.draw(st.integers(0, 3))] = PADDING
     for _ in range(3):
@@ -81,14 +82,22 @@ def test_trees_behind_rows_with_padding_inside(reader, data):
             new[row, : data.draw(st.integers(0, 2))] = PADDING
         rows = torch.cat([rows[:, : rows.shape[1] - data.draw(st.integers(0, 3))], new], dim=1)
         continuations = data.draw(st.lists(CONTINUATIONS, min_size=2, max_size=2))
-        assert torch.allclose(ask(reader, rows, continuations), alone(reader, rows, continuations), atol=1e-4)
+        assert torch.allclose(
+            engine_rewards(engine, rows, continuations), expected_rewards(engine, rows, continuations), atol=1e-4
+        )
 
 
-def test_a_row_without_any_token_yet(reader):
-    keys, continuations = torch.tensor([[PADDING, PADDING], [7, 8]]), [[[5], [6, 9]], [[5], [9]]]
-    assert torch.allclose(ask(reader, keys, continuations), alone(reader, keys, continuations), atol=1e-4)
+def test_a_row_without_any_token_yet(engine):
+    padded_ids, continuations = torch.tensor([[PADDING, PADDING], [7, 8]]), [[[5], [6, 9]], [[5], [9]]]
+    assert torch.allclose(
+        engine_rewards(engine, padded_ids, continuations),
+        expected_rewards(engine, padded_ids, continuations),
+        atol=1e-4,
+    )
     none = torch.empty(2, 0, dtype=torch.long)
-    assert torch.allclose(ask(reader, none, continuations), alone(reader, none, continuations), atol=1e-4)
+    assert torch.allclose(
+        engine_rewards(engine, none, continuations), expected_rewards(engine, none, continuations), atol=1e-4
+    )
 
 
 # Bounded memory
@@ -107,11 +116,11 @@ def forwards(reward_model, act):
     return sizes
 
 
-@pytest.mark.parametrize("path", ["auto", "expand", "expand_own", "recompute"])
+@pytest.mark.parametrize("strategy", ["auto", "expand", "expand_model_cache", "recompute"])
 @pytest.mark.parametrize("limit", [1, 7, 30])
-def test_a_bound_on_the_tokens_of_a_forward_changes_nothing(path, limit):
+def test_a_bound_on_the_tokens_of_a_forward_changes_nothing(strategy, limit):
     reward_model = RewardModel(tiny_reward_model())
-    bounded = CausalScorer(reward_model, path=path, max_tokens_per_forward=limit)
+    bounded = CausalScorer(reward_model, strategy=strategy, max_tokens_per_forward=limit)
     check_scorer(bounded, ReferenceScorer(reward_model), rounds=2)
 
 
@@ -120,11 +129,14 @@ def test_a_bound_on_the_tokens_of_a_forward_is_kept():
     rows, candidates = torch.randint(2, VOCAB_SIZE, (4, 20)), torch.randint(2, VOCAB_SIZE, (4, 9))
     for limit in (4, 10, 40):
         scorer = CausalScorer(reward_model, max_tokens_per_forward=limit)
-        assert max(forwards(reward_model, lambda s=scorer: s.score(rows, text_mask(rows, PAD), candidates))) <= limit
+        assert (
+            max(forwards(reward_model, lambda s=scorer: s.score(rows, infer_attention_mask(rows, PAD), candidates)))
+            <= limit
+        )
 
 
-def test_a_bound_keeps_what_was_drawn():
-    """Also in pieces, the drawn candidate is not read again."""
+def test_a_bound_keeps_the_sampled_token():
+    """Also in chunks, the sampled candidate is not read again."""
     reward_model, read = RewardModel(tiny_reward_model()), []
     scorer = CausalScorer(reward_model, max_tokens_per_forward=2)
     rows, candidates = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[7, 8, 9]])
@@ -156,18 +168,19 @@ def test_equal_rows_are_computed_once():
     assert forwards(reward_model, lambda: scorer.score(rows, mask, candidates)) == [2 * (4 + 3)]
     # The rows part: each is computed, and what is new of it is its three candidates.
     parted = torch.cat([rows, candidates.gather(1, torch.tensor([[0], [1], [2], [2], [1], [0]]))], dim=1)
-    ask = lambda one: one.score(parted, torch.ones_like(parted), candidates)  # noqa: E731
-    assert forwards(reward_model, lambda: ask(scorer)) == [6 * 3]
-    assert torch.allclose(ask(scorer), ask(reference), atol=1e-4)
+    mask = torch.ones_like(parted)
+    assert forwards(reward_model, lambda: scorer.score(parted, mask, candidates)) == [6 * 3]
+    expected = reference.score(parted, mask, candidates)
+    assert torch.allclose(scorer.score(parted, mask, candidates), expected, atol=1e-4)
 
 
 def test_equal_rows_with_other_candidates_are_not_equal():
     reward_model = RewardModel(tiny_reward_model())
     rows, candidates = torch.tensor([[3, 4, 5]] * 2), torch.tensor([[7, 8], [8, 9]])
-    got, wanted = (
+    rewards, expected = (
         one(reward_model).score(rows, torch.ones_like(rows), candidates) for one in (CausalScorer, ReferenceScorer)
     )
-    assert torch.allclose(got, wanted, atol=1e-4)
+    assert torch.allclose(rewards, expected, atol=1e-4)
 
 
 def test_the_first_step_of_beams_reads_one_row_per_prompt():
@@ -187,41 +200,41 @@ def test_the_first_step_of_beams_reads_one_row_per_prompt():
 
 
 @given(st.integers(1, 300), st.integers(1, 100))
-def test_how_much_is_dropped(length, limit):
-    drop = dropped(length, limit)
+def test_how_much_is_num_dropped_tokens(length, limit):
+    drop = num_dropped_tokens(length, limit)
     assert drop >= 0
     assert length - drop <= limit
     assert drop == 0 or length - drop > limit - max(1, limit // 4)
-    assert drop <= dropped(length + 1, limit)
+    assert drop <= num_dropped_tokens(length + 1, limit)
 
 
-def test_cutting_keeps_the_start_token():
-    keys = torch.tensor([[PADDING, *range(1, 10)], [*range(1, 11)], [PADDING] * 8 + [1, 2]])
-    assert cut_left(keys, 8, bos=1).tolist() == [
+def test_truncation_keeps_the_start_token():
+    padded_ids = torch.tensor([[PADDING, *range(1, 10)], [*range(1, 11)], [PADDING] * 8 + [1, 2]])
+    assert truncate_left(padded_ids, 8, bos_token_id=1).tolist() == [
         [PADDING, 1, 4, 5, 6, 7, 8, 9], [1, 4, 5, 6, 7, 8, 9, 10], [PADDING] * 6 + [1, 2],
     ]  # fmt: skip
-    assert cut_left(keys, 8, bos=None)[1].tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
+    assert truncate_left(padded_ids, 8, bos_token_id=None)[1].tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
 
 
-@pytest.mark.parametrize("path", ["auto", "expand", "expand_own", "recompute"])
-def test_truncation_is_exact_for_what_it_keeps(path):
+@pytest.mark.parametrize("strategy", ["auto", "expand", "expand_model_cache", "recompute"])
+def test_truncation_is_exact_for_what_it_keeps(strategy):
     model = tiny_reward_model("gpt2", max_position_embeddings=24, n_positions=24, bos_token_id=5)
     reward_model = RewardModel(model)
-    scorer = CausalScorer(reward_model, path=path, on_overflow="truncate_left")
+    scorer = CausalScorer(reward_model, strategy=strategy, on_overflow="truncate_left")
     rows = torch.randint(6, VOCAB_SIZE, (2, 18))
     rows[0, 0], rows[1, :3] = 5, PAD
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(14):
             candidates = torch.randint(6, VOCAB_SIZE, (2, 3))
-            got = scorer.score(rows, text_mask(rows, PAD), candidates)
+            rewards = scorer.score(rows, infer_attention_mask(rows, PAD), candidates)
             for row in range(2):
                 text = [token for token in rows[row].tolist() if token != PAD]
-                drop = dropped(len(text), 23)
+                drop = num_dropped_tokens(len(text), 23)
                 kept = [5, *text[1 + drop :]] if text[0] == 5 else text[drop:]
                 for slot in range(3):
-                    wanted = reward_model.score_tokens(torch.tensor([[*kept, int(candidates[row, slot])]]))[0, -1]
-                    assert abs(float(got[row, slot] - wanted)) < 1e-4
+                    expected = reward_model.score_tokens(torch.tensor([[*kept, int(candidates[row, slot])]]))[0, -1]
+                    assert abs(float(rewards[row, slot] - expected)) < 1e-4
             rows = torch.cat([rows, candidates[:, :1]], dim=1)
     assert sum("longer than the 24 tokens" in str(warning.message) for warning in caught) == 1
 
@@ -249,7 +262,7 @@ def test_overflow_is_an_error_by_default():
         scorer.score(rows, torch.ones_like(rows), torch.tensor([[2, 3]]))
 
 
-def test_an_unknown_way_to_overflow():
+def test_an_unknown_treatment_of_overflow():
     with pytest.raises(
         InvalidArgumentError, match="Expected on_overflow to be one of error, truncate_left, but got 'x'"
     ):
@@ -257,25 +270,27 @@ def test_an_unknown_way_to_overflow():
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "mistral"])
-def test_a_long_prompt_is_read_in_pieces(model_type):
+def test_a_long_prompt_is_read_in_chunks(model_type):
     limit = {"n_positions": 2048} if model_type == "gpt2" else {"max_position_embeddings": 2048}
     reward_model, widths = RewardModel(tiny_reward_model(model_type, **limit)), []
     scorer, reference = CausalScorer(reward_model), ReferenceScorer(reward_model)
-    rows = torch.randint(2, VOCAB_SIZE, (2, 2 * PIECE + 30))
-    rows[1, : PIECE + 7] = PAD
+    rows = torch.randint(2, VOCAB_SIZE, (2, 2 * PREFILL_CHUNK + 30))
+    rows[1, : PREFILL_CHUNK + 7] = PAD
     candidates = torch.randint(2, VOCAB_SIZE, (2, 4))
 
-    def note(_, arguments, options):
+    def record_width(_, arguments, options):
         widths.append((arguments or (options["input_ids"],))[0].shape[1])
 
-    with reward_model.backbone.register_forward_pre_hook(note, with_kwargs=True):
-        got = scorer.score(rows, text_mask(rows, PAD), candidates)
-        assert widths == [PIECE + 17, PIECE + 17]
+    with reward_model.backbone.register_forward_pre_hook(record_width, with_kwargs=True):
+        rewards = scorer.score(rows, infer_attention_mask(rows, PAD), candidates)
+        assert widths == [PREFILL_CHUNK + 17, PREFILL_CHUNK + 17]
         longer = torch.cat([rows, candidates[:, :1]], dim=1)
-        further = scorer.score(longer, text_mask(longer, PAD), candidates)
+        further = scorer.score(longer, infer_attention_mask(longer, PAD), candidates)
         assert widths[2:] == [4]
-    for asked, answer in ((rows, got), (longer, further)):
-        assert torch.allclose(answer, reference.score(asked, text_mask(asked, PAD), candidates), atol=1e-4)
+    for prefixes, result in ((rows, rewards), (longer, further)):
+        assert torch.allclose(
+            result, reference.score(prefixes, infer_attention_mask(prefixes, PAD), candidates), atol=1e-4
+        )
 
 
 # Compiled steps
@@ -283,7 +298,7 @@ def test_a_long_prompt_is_read_in_pieces(model_type):
 
 @pytest.fixture
 def graphs():
-    """How many graphs were compiled so far."""
+    """The number of graphs compiled so far."""
     torch._dynamo.reset()
     counters.clear()
     yield lambda: counters["stats"]["unique_graphs"]
@@ -293,7 +308,7 @@ def graphs():
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "mistral", "gpt2"])
 def test_a_compiled_step_is_exact_and_compiled_once(graphs, model_type):
     reward_model = RewardModel(tiny_reward_model(model_type))
-    # The compiler proper is tested more slowly below; what it is given is the same.
+    # The compiler proper is tested more slowly below, on the same graph.
     scorer = CausalScorer(
         reward_model, compile=CompileConfig(backend="eager", mode=None, dynamic=False, fullgraph=True)
     )
@@ -301,8 +316,10 @@ def test_a_compiled_step_is_exact_and_compiled_once(graphs, model_type):
     rows[1, :2] = PAD
     for step in range(20):
         candidates = torch.randint(2, VOCAB_SIZE, (2, 4))
-        got, wanted = (one.score(rows, text_mask(rows, PAD), candidates) for one in (scorer, reference))
-        assert torch.allclose(got, wanted, atol=1e-4)
+        rewards, expected = (
+            one.score(rows, infer_attention_mask(rows, PAD), candidates) for one in (scorer, reference)
+        )
+        assert torch.allclose(rewards, expected, atol=1e-4)
         assert graphs() == min(step, 1)
         rows = torch.cat([rows, candidates[:, step % 4, None]], dim=1)
     check_scorer(scorer, reference, rounds=2)
