@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rgtg_logits.card.plain import from_plain, to_plain
-from rgtg_logits.card.words import OBJECTIVES
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.objectives import OBJECTIVES
 from rgtg_logits.reward_model import KINDS
 
 
@@ -181,7 +181,7 @@ class CardFacts:
 
     Attributes:
         model_id: Hub id or name, as it stands in the usage example.
-        objective: What it was trained on, such as "partial_bt"; see `train.objectives`.
+        objective: What it was trained on, such as "partial_bt"; see `rgtg_logits.objectives`.
         kind: How a score is read: "causal", "vocabulary" or "log_ratio"; see `RewardModelConfig`.
         unit: Unit of a score, where it can be told more exactly than by the objective.
         settings: The objective's own numbers by name, such as `beta` of "soft_value".

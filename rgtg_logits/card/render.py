@@ -20,7 +20,8 @@ from rgtg_logits.card.facts import (
     CardFacts,
     DataFacts,
 )
-from rgtg_logits.card.words import OBJECTIVES, PAPERS, READING
+from rgtg_logits.card.words import PAPERS, READING
+from rgtg_logits.objectives import OBJECTIVES
 
 TAGS = ("reward-model", "reward-guided-decoding", "rgtg-logits")
 
@@ -59,16 +60,16 @@ def _words(facts: CardFacts) -> dict[str, Any]:
     objective = OBJECTIVES[facts.objective]
     settings = _Names({name: f"{value:g}" for name, value in facts.settings.items()})
     beta, source = facts.suggested_beta, facts.beta_source
-    if beta is None and objective.beta is not None:
-        beta, source = objective.beta
+    if beta is None:
+        beta, source = objective.suggested_beta, objective.card.beta_reason
     return {
-        "words": objective,
+        "objective": objective,
         "unit": facts.unit or objective.unit,
         "reading": READING[facts.kind],
-        "meaning": objective.meaning.format_map(settings),
-        "training": objective.training.format_map(settings),
-        "limits": [limit.format_map(settings) for limit in objective.limits],
-        "papers": [PAPERS[key] for key in objective.papers],
+        "meaning": objective.card.meaning.format_map(settings),
+        "training": objective.card.training.format_map(settings),
+        "limits": [limit.format_map(settings) for limit in objective.card.limits],
+        "papers": [PAPERS[key] for key in objective.card.papers],
         "beta": beta,
         "beta_source": source,
     }

@@ -17,6 +17,7 @@ from peft import PeftModel
 from trl import RewardTrainer
 
 from rgtg_logits.card import CardFacts, DataFacts, Evaluation, RewardDistribution
+from rgtg_logits.objectives import OBJECTIVES
 from rgtg_logits.reward_model import RewardModelConfig
 from rgtg_logits.train.data import PERCENTS, REASONS, PairCounts
 from rgtg_logits.train.evaluation import Measured
@@ -31,15 +32,7 @@ _HYPERPARAMETERS = (
 )  # fmt: skip
 _LORA = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules")
 _PACKAGES = ("rgtg_logits", "trl", "transformers", "torch", "datasets", "peft")
-_SETTINGS = {
-    "value": ("td_lambda",),
-    "soft_value": ("beta", "clip", "td_lambda"),
-    "farma": ("farma_weight",),
-    "arm": ("arm_beta",),
-}
 _COMMIT = re.compile("[0-9a-f]{40}")
-# Objectives whose own strength the card names anyway.
-_OWN_STRENGTH = ("soft_value", "arm")
 
 
 class Measurement(NamedTuple):
@@ -118,13 +111,15 @@ def card_facts(
 
 def objective_settings(objective: str, weights: Weights) -> dict[str, float]:
     """Those of `weights` that an objective uses."""
-    return {name: getattr(weights, name) for name in _SETTINGS.get(objective, ())}
+    return {name: getattr(weights, name) for name in OBJECTIVES[objective].settings}
 
 
 def suggested_beta(described: RewardModelConfig) -> tuple[float | None, str | None]:
     """A guidance strength and where it is from; nothing where the objective itself says it, or nothing is known."""
     beta = described.suggested_beta
-    if beta is None or described.reward_std is None or described.objective in _OWN_STRENGTH:
+    objective = OBJECTIVES.get(described.objective or "")
+    follows_from_objective = objective is not None and objective.suggested_beta is not None
+    if beta is None or described.reward_std is None or follows_from_objective:
         return None, None
     return float(f"{beta:.2g}"), (
         "one over the standard deviation of its scores on held-out prefixes, at which guidance begins to be felt; it "

@@ -13,8 +13,8 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.objectives import OBJECTIVES, Objective
 from rgtg_logits.train.data import REASONS, PairCounts
-from rgtg_logits.train.objectives import OBJECTIVES, Objective
 
 REASON, CUT = "left_out_because", "was_cut"
 """Columns in which a row says, while data are prepared, why it is left out (nothing if it is not) and if it was cut."""

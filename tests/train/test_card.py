@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import sys
 
 import pytest
 from huggingface_hub import ModelCard
 
+from rgtg_logits import objectives
 from rgtg_logits.card import (
     BaseCardFacts,
     CardFacts,
@@ -17,11 +20,11 @@ from rgtg_logits.card import (
     ScoredExample,
     render_card,
 )
-from rgtg_logits.card.words import OBJECTIVES as WORDS
 from rgtg_logits.card.words import PAPERS
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.objectives import OBJECTIVES
 from rgtg_logits.reward_model.config import KINDS
-from rgtg_logits.train.objectives import OBJECTIVES
+from rgtg_logits.train.objectives import LOSSES, Weights
 
 ALL_KINDS = list(itertools.product(OBJECTIVES, KINDS))
 
@@ -87,16 +90,24 @@ def everything(objective: str, kind: str) -> CardFacts:
     )  # fmt: skip
 
 
-def test_every_objective_has_its_words() -> None:
-    assert set(WORDS) == set(OBJECTIVES)
-    for name, words in WORDS.items():
-        objective = OBJECTIVES[name]
-        assert words.unit == objective.unit
-        assert words.rows == ("pairs" if objective.data == "pairs" else "answers with a reward")
-        # What the table of objectives gives as the source is among what the card cites.
+def test_every_objective_has_a_loss_and_words() -> None:
+    assert set(LOSSES) == set(OBJECTIVES)
+    for name, objective in OBJECTIVES.items():
+        assert objective.name == name
+        assert objective.rows == {"pairs": "pairs", "labels": "answers with a reward"}[objective.data]
+        assert set(objective.kinds) <= set(KINDS)
+        assert all(hasattr(Weights(), setting) for setting in objective.settings)
+        assert objective.strength in (None, *objective.settings)
+        assert (objective.suggested_beta is None) == (objective.card.beta_reason is None)
+        # The card cites the source that the table of objectives names.
         for number in re.findall(r"\d{4}\.\d{5}", objective.source):
-            assert any(number in PAPERS[key] for key in words.papers)
-        assert words.papers[0] == "pargs"
+            assert any(number in PAPERS[key] for key in objective.card.papers)
+        assert objective.card.papers[0] == "pargs"
+
+
+def test_the_table_of_objectives_needs_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import runpy; runpy.run_path(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, objectives.__file__], check=True)
 
 
 @pytest.mark.parametrize(("objective", "kind"), ALL_KINDS)
@@ -127,7 +138,7 @@ def test_a_card_of_all_facts(objective: str, kind: str) -> None:
     assert card.data.license == "apache-2.0" and card.data.language == ["en"] and card.data.datasets == "org/data"
     assert card.data.base_model == "org/lm" and card.data.to_dict()["base_model_relation"] == "adapter"
     assert card.data.tags == ["reward-model", "reward-guided-decoding", "rgtg-logits", "trl"]
-    words = WORDS[objective]
+    words = OBJECTIVES[objective]
     for line in (
         f"Unit: {words.unit}. ",
         "Scores of 1,234 held-out prefixes (eval), in that unit:\n\n"
@@ -145,7 +156,7 @@ def test_a_card_of_all_facts(objective: str, kind: str) -> None:
         "| `learning_rate` | 5e-06 |\n| `max_length` | none |\n",
         "| cut at | 10 % | 100 % |\n|---|---|---|\n| accuracy | 0.550 | 0.812 |\n| standard error | 0.035 | 0.028 |\n",
         f"`eval`: 200 pairs of `org/data`, split `test`, revision `{'b' * 40}`, after step 50, "
-        f"loss 0.5000 {words.loss}.\n",
+        f"loss 0.5000 {words.card.loss}.\n",
         "| correlation | 0.250 | 0.500 |\n| standard error | 0.100 |  |\n",
         "`labels`: 90 answers.\n",
         "](prefix_accuracy.png)",
@@ -155,7 +166,7 @@ def test_a_card_of_all_facts(objective: str, kind: str) -> None:
         "Pairs of film reviews.",
         "- It has read no books.\n",
         "- Language of the training data: en. ",
-        *(PAPERS[key] for key in words.papers),
+        *(PAPERS[key] for key in words.card.papers),
     ):
         assert line in text, line
     loader = "AutoModelForSequenceClassification" if kind == "causal" else "AutoModelForCausalLM"
