@@ -16,7 +16,7 @@ from datasets import Dataset
 from peft import PeftModel
 from trl import RewardTrainer
 
-from rgtg_logits.card import CardFacts, DataFacts, Evaluation, RewardDistribution
+from rgtg_logits.card import CardFacts, DataFacts, PrefixEvaluation, RewardDistribution
 from rgtg_logits.objectives import OBJECTIVES
 from rgtg_logits.reward_model import RewardModelConfig
 from rgtg_logits.train.data import PERCENTS, REASONS, PairCounts
@@ -127,7 +127,7 @@ def suggested_beta(described: RewardModelConfig) -> tuple[float | None, str | No
     )
 
 
-def evaluation(item: Measurement, dataset_name: str | None, *, pairs: bool) -> Evaluation:
+def evaluation(item: Measurement, dataset_name: str | None, *, pairs: bool) -> PrefixEvaluation:
     """A measurement as a fact, with standard errors that take rows as independent.
 
     Of an accuracy p of n pairs √(p (1 − p) / n), of a correlation r of n texts (1 − r²) / √(n − 1), which is that of
@@ -144,9 +144,9 @@ def evaluation(item: Measurement, dataset_name: str | None, *, pairs: bool) -> E
     }
     if pairs:
         errors = {cut: math.sqrt(p * (1 - p) / n) for cut, p in found.by_percent.items()}
-        return Evaluation(pairs=n, prefix_accuracy=found.by_percent, standard_error=errors, **shared)
+        return PrefixEvaluation(pairs=n, prefix_accuracy=found.by_percent, standard_error=errors, **shared)
     errors = {cut: (1 - r**2) / math.sqrt(n - 1) for cut, r in found.by_percent.items()} if n > 1 else {}
-    return Evaluation(texts=n, correlation=found.by_percent, standard_error=errors, **shared)
+    return PrefixEvaluation(texts=n, correlation=found.by_percent, standard_error=errors, **shared)
 
 
 def reward_distribution(item: Measurement) -> RewardDistribution:
