@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from rgtg_logits.check.exactness import tolerance
 from rgtg_logits.check.uncached import ReshapedScorer
 from rgtg_logits.cli import app, main
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.objectives import OBJECTIVES
+from rgtg_logits.reward_model import KINDS
 from rgtg_logits.testing import PAD, tiny_base_model, tiny_reward_model, tiny_tokenizer, tiny_vocabulary_model
 
 SIZE = 300
@@ -237,6 +240,24 @@ def test_padding_on_the_wrong_side():
 def test_objectives_that_say_nothing_of_prefixes(objective, word):
     finding = named(pair(reward_model(objective=objective)).describe(), "kind, objective")
     assert finding.status == "note" and word in finding.value and "rgtg train" in finding.advice
+
+
+@pytest.mark.parametrize(("objective", "kind"), product(OBJECTIVES, KINDS))
+def test_advice_follows_from_the_objective(objective, kind):
+    table = OBJECTIVES[objective]
+    if kind == "causal":
+        reader = reward_model(objective=objective)
+    else:
+        config = RewardModelConfig(kind=kind, objective=objective)
+        reader = RewardModel(tiny_vocabulary_model(vocab_size=SIZE), tiny_tokenizer(), config=config)
+    finding = named(pair(reader).describe(), "kind, objective")
+    assert finding.value.startswith(kind) and f"{objective}: {table.trained_on}" in finding.value
+    if kind not in table.kinds:
+        assert finding.advice == f"Read it as the kind that it was trained for: --kind {table.kinds[0]}."
+    elif objective == "full_bt":
+        assert "untrained" in finding.value and "rgtg train" in finding.advice
+    else:
+        assert (finding.status, finding.advice) == ("ok", "") and "untrained" not in finding.value
 
 
 def test_a_reward_that_is_not_finite():

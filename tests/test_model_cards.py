@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import warnings
 from pathlib import Path
 
@@ -39,19 +40,24 @@ def test_the_reward_model_loads_plainly_and_through_the_library():
     plain = AutoModelForSequenceClassification.from_pretrained(REWARD, dtype=torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        ours = RewardModel.from_pretrained(REWARD, dtype=torch.float32)
-    assert plain.config.rgtg["objective"] == ours.config.objective == "partial_bt"
-    ids = ours.tokenizer(TEXT, return_tensors="pt")["input_ids"]
+        reward_model = RewardModel.from_pretrained(REWARD, dtype=torch.float32)
+    assert plain.config.rgtg["objective"] == reward_model.config.objective == "partial_bt"
+    ids = reward_model.tokenizer(TEXT, return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        assert float(plain(ids).logits) == pytest.approx(float(ours.score_tokens(ids)[0, -1]), abs=1e-5)
-    praise, blame = ours.score(["<|endoftext|>This film is "] * 2, ["a masterpiece, I loved it.", "the worst, a bore."])
+        assert float(plain(ids).logits) == pytest.approx(float(reward_model.score_tokens(ids)[0, -1]), abs=1e-5)
+    praise, blame = reward_model.score(
+        ["<|endoftext|>This film is "] * 2, ["a masterpiece, I loved it.", "the worst, a bore."]
+    )
     assert praise > blame
 
 
-@pytest.mark.parametrize("folder", [BASE, REWARD], ids=lambda folder: folder.name)
-def test_the_cards_say_what_the_facts_say(folder):
-    assert card_differences(folder) == ""
-    ModelCard.load(folder / "README.md")
+def test_the_cards_say_what_the_facts_say(monkeypatch):
+    assert card_differences(REWARD) == ""
+    monkeypatch.syspath_prepend(str(CARDS.parent / "examples" / "reviews"))
+    render = runpy.run_path(str(CARDS.parent / "examples" / "reviews" / "base_card.py"))["render"]
+    assert render(json.loads((BASE / "facts.json").read_text())) == (BASE / "README.md").read_text(encoding="utf-8")
+    for folder in (BASE, REWARD):
+        ModelCard.load(folder / "README.md")
 
 
 def test_the_usage_examples_print_what_the_card_says(monkeypatch, capsys):

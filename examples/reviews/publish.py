@@ -2,9 +2,9 @@
 
     python examples/reviews/publish.py --run runs/reviews --base runs/base/final --output_dir model_cards
 
-`--run` is what the other scripts wrote, `--base` what train_base.py wrote; without them, the folders that are there are
-kept, and only what the usage example prints is computed anew. Cards hold measured numbers only; `rgtg card` makes them
-from the `facts.json` beside them.
+`--run` is the output folder of the other scripts, `--base` that of train_base.py. Without them the present folders are
+kept, and only the scores of the usage example are computed again. Cards hold measured numbers only; `rgtg card` (for
+the base model, base_card.py) renders them again from the `facts.json` beside them.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from base_card import write_base_card
 from files import write
 from train_base import Arguments as BaseTraining
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, HfArgumentParser
 
 from rgtg_logits.card import (
-    BaseCardFacts,
     CardFacts,
     DataFacts,
-    Evaluation,
     Guidance,
     GuidedPoint,
+    PrefixEvaluation,
     read_facts,
     render_folder,
     score_example,
@@ -45,7 +45,7 @@ EXAMPLE = (
 
 @dataclass
 class Arguments:
-    """Where the parts are, and where the folders go."""
+    """Folders to read and to write."""
 
     run: str | None = None
     base: str | None = None
@@ -54,39 +54,41 @@ class Arguments:
     reward_name: str = "tiny-imdb-partial-rm"
 
 
-def base_facts(base: Path, name: str) -> BaseCardFacts:
-    """What is known of the base model."""
+def base_facts(base: Path, name: str) -> dict[str, Any]:
+    """Facts about the base model, for its card."""
     report = json.loads((base.parent / "validation.json").read_text(encoding="utf-8"))
     model = AutoModelForCausalLM.from_pretrained(base)
     training = BaseTraining(model="")
-    return BaseCardFacts(
-        model_id=name,
-        data=DataFacts(name=DATASET, on_hub=True),
-        architecture=type(model).__name__,
-        parameters=model.num_parameters(),
-        tokens=report["tokens"],
-        loss_before=report["before"],
-        loss_after=report["after"],
-        hyperparameters={name: getattr(training, name) for name in ("learning_rate", "batch_size", "window", "seed")},
-        versions={name: version(name) for name in ("torch", "transformers")},
-        license="apache-2.0",
-        language=("en",),
-        tags=("rgtg-logits",),
-        notes=(
+    return {
+        # Tells it from the facts of a reward model, which `rgtg card` reads.
+        "card": "base model",
+        "model_id": name,
+        "data": {"name": DATASET, "on_hub": True},
+        "architecture": type(model).__name__,
+        "parameters": model.num_parameters(),
+        "tokens": report["tokens"],
+        "loss_before": report["before"],
+        "loss_after": report["after"],
+        "hyperparameters": {
+            name: getattr(training, name) for name in ("learning_rate", "batch_size", "window", "seed")
+        },
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "license": "apache-2.0",
+        "language": ["en"],
+        "tags": ["rgtg-logits"],
+        "notes": [
             "It writes half-fluent film reviews and is good for nothing but tests and demonstrations of guided "
             f"decoding on a CPU. It learnt from the Large Movie Review Dataset ({CITATION}): reviews of the training "
             "and of the unsupervised part, each led by `<|endoftext|>`. Start a prompt with that token.",
             "The tokens and the first loss below are those of its last training; the model that this training began "
             "with had been trained from scratch on 9.8 million tokens of the same reviews.",
-        ),
-    )
+        ],
+    }
 
 
 def reward_facts(run: Path, name: str, base_name: str) -> CardFacts:
-    """What is known of the reward model trained on prefixes: what its training wrote, and what was measured here."""
+    """Facts about the reward model trained on prefixes: those that its training wrote, and those measured here."""
     facts = read_facts(run / "reward_models" / PUBLISHED)
-    if not isinstance(facts, CardFacts):
-        raise ValueError(f"Expected the facts of a reward model in {run / 'reward_models' / PUBLISHED}.")
     source = f"samples of {base_name} on the first words of reviews of {DATASET}"
     return replace(
         facts,
@@ -102,11 +104,11 @@ def reward_facts(run: Path, name: str, base_name: str) -> CardFacts:
     )
 
 
-def evaluations(accuracy: dict[str, Any]) -> tuple[Evaluation, ...]:
+def evaluations(accuracy: dict[str, Any]) -> tuple[PrefixEvaluation, ...]:
     """Prefix accuracy of the model and of its twin, as facts."""
     names = {PUBLISHED: "this model", "full_bt": "the same trained on finished texts only"}
     return tuple(
-        Evaluation(
+        PrefixEvaluation(
             name=label,
             pairs=accuracy["pairs"],
             prefix_accuracy=dict(zip(accuracy["percents"], accuracy["accuracy"][key]["mean"], strict=True)),
@@ -119,17 +121,10 @@ def evaluations(accuracy: dict[str, Any]) -> tuple[Evaluation, ...]:
 
 def guidance(results: dict[str, Any], base_name: str) -> Guidance:
     """Reward against KL of guidance cut to its candidates, as facts."""
-    lines = sorted((p for p in results["policies"] if p["name"] in ("base", "PARGS")), key=lambda p: p["beta"])
-    points = (
-        GuidedPoint(
-            beta=line["beta"], reward=reward[0], reward_interval=tuple(reward[1:]), kl=kl[0], kl_interval=tuple(kl[1:])
-        )
-        for line in lines
-        for reward, kl in [(line["judges"]["gold"]["reward"], line["kl"])]
-    )
+    policies = [policy for policy in results["policies"] if policy["name"] in ("base", "PARGS")]
     settings = results["settings"]
     return Guidance(
-        points=tuple(points),
+        points=tuple(_point(policy) for policy in sorted(policies, key=lambda policy: policy["beta"])),
         reward="log-odds of positive sentiment, in nats, by the classifier that labelled the pairs",
         kl="nats per answer",
         prompts=results["prompts"],
@@ -138,6 +133,15 @@ def guidance(results: dict[str, Any], base_name: str) -> Guidance:
         setting=f"sampling from the {settings['top_k']} most probable tokens, {settings['max_new_tokens']} new tokens; "
         "that truncation alone is the KL at beta 0",
     )
+
+
+def _point(policy: dict[str, Any]) -> GuidedPoint:
+    reward, *reward_interval = policy["judges"]["gold"]["reward"]
+    kl, *kl_interval = policy["kl"]
+    return GuidedPoint(
+        beta=policy["beta"], reward=reward, reward_interval=tuple(reward_interval), kl=kl,
+        kl_interval=tuple(kl_interval),
+    )  # fmt: skip
 
 
 def _notes(run: Path, base_name: str) -> tuple[str, ...]:
@@ -157,22 +161,21 @@ def _notes(run: Path, base_name: str) -> tuple[str, ...]:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """A JSON object."""
+    """Reads a JSON object."""
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def publish(source: Path, target: Path, kind: type, facts: CardFacts | BaseCardFacts) -> None:
-    """Stores a checkpoint in bfloat16, with its tokenizer and its card."""
+def save_bfloat16(source: Path, target: Path, model_class: type) -> None:
+    """Stores a checkpoint in bfloat16, with its tokenizer."""
     target.mkdir(parents=True, exist_ok=True)
-    kind.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(target)
+    model_class.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(target)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(source / name, target / name)
-    _readable_by_older_transformers(target / "tokenizer_config.json")
-    write_card(target, facts)
+    _make_readable_by_transformers_4(target / "tokenizer_config.json")
 
 
-def _readable_by_older_transformers(file: Path) -> None:
-    """Says of the tokenizer what transformers 4.57 needs: a class it knows (5 reads both names), and no token types."""
+def _make_readable_by_transformers_4(file: Path) -> None:
+    """Names a tokenizer class that transformers 4.57 knows (5 reads both names), and no token types."""
     settings = json.loads(file.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings["model_input_names"] = ["input_ids", "attention_mask"]
@@ -183,16 +186,17 @@ def _readable_by_older_transformers(file: Path) -> None:
 
 def main(args: Arguments) -> None:
     """Makes both folders."""
-    target = Path(args.output_dir)
+    base_folder = Path(args.output_dir) / args.base_name
+    reward_folder = Path(args.output_dir) / args.reward_name
     if args.base is not None:
-        facts = base_facts(Path(args.base), args.base_name)
-        publish(Path(args.base), target / args.base_name, AutoModelForCausalLM, facts)
+        save_bfloat16(Path(args.base), base_folder, AutoModelForCausalLM)
+        write_base_card(base_folder, base_facts(Path(args.base), args.base_name))
     if args.run is not None:
-        facts = reward_facts(Path(args.run), args.reward_name, args.base_name)
         source = Path(args.run) / "reward_models" / PUBLISHED
-        publish(source, target / args.reward_name, AutoModelForSequenceClassification, facts)
-    score_example(target / args.reward_name, *EXAMPLE)
-    render_folder(target / args.reward_name)
+        save_bfloat16(source, reward_folder, AutoModelForSequenceClassification)
+        write_card(reward_folder, reward_facts(Path(args.run), args.reward_name, args.base_name))
+    score_example(reward_folder, *EXAMPLE)
+    render_folder(reward_folder)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Model cards: from measured facts to text, pictures and files."""
+"""Model cards: text and pictures rendered from measured facts, and their files."""
 
 from rgtg_logits.card.facts import (
-    BaseCardFacts,
     CardFacts,
     DataFacts,
-    Evaluation,
     Guidance,
     GuidedPoint,
+    PrefixEvaluation,
     RewardDistribution,
     ScoredExample,
 )
@@ -14,12 +13,11 @@ from rgtg_logits.card.files import card_differences, read_facts, render_folder, 
 from rgtg_logits.card.render import render_card
 
 __all__ = [
-    "BaseCardFacts",
     "CardFacts",
     "DataFacts",
-    "Evaluation",
     "Guidance",
     "GuidedPoint",
+    "PrefixEvaluation",
     "RewardDistribution",
     "ScoredExample",
     "card_differences",

@@ -1,32 +1,40 @@
-"""What a model card is made from: facts, each absent where nobody knows it.
+"""The facts that a model card is made from, each absent where it is unknown.
 
-Pure: knows no model, no network, no clock.
+They are plain values: no model, no network and no clock is needed to read them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rgtg_logits.card.plain import from_plain, to_plain
-from rgtg_logits.card.words import OBJECTIVES
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.objectives import OBJECTIVES
 from rgtg_logits.reward_model import KINDS
 
 
+class _Strict:
+    """Base of all facts: reading from JSON refuses unknown keys and converts nothing but whole numbers to floats."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
 @dataclass(frozen=True, kw_only=True)
-class DataFacts:
-    """A data set, and what became of its rows.
+class DataFacts(_Strict):
+    """A data set, and the number of its rows that were used, cut and left out.
 
     Attributes:
-        name: Hub id, or what people call it.
-        on_hub: Whether `name` is a Hub id, and so belongs into the header.
+        name: Hub id, or another name.
+        on_hub: Whether `name` is a Hub id, and so belongs in the header.
         configuration: Configuration of it on the Hub.
         split: Split of it on the Hub.
         revision: Commit of it on the Hub.
         rows: Rows used: pairs, or answers with a reward each.
-        cut: Of these, rows whose texts were cut at `max_length` tokens.
+        cut: Number of these whose texts were cut at `max_length` tokens.
         left_out: Rows not used, from the reason to their number.
     """
 
@@ -41,23 +49,23 @@ class DataFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What was measured on one set of held-out pairs, or of held-out answers with a reward each.
+class PrefixEvaluation(_Strict):
+    """Accuracy on prefixes of held-out pairs, or correlation on prefixes of held-out answers with a reward each.
 
     Attributes:
-        name: Its name, such as "eval".
-        pairs: Number of pairs, of which there is a `prefix_accuracy`.
-        texts: Number of answers, of which there is a `correlation`.
+        name: Name of the held-out set, such as "eval".
+        pairs: Number of pairs, for `prefix_accuracy`.
+        texts: Number of answers, for `correlation`.
         prefix_accuracy: From percent of the answer to the fraction of pairs judged right; 0.5 is chance.
         correlation: From percent of the answer to Pearson's correlation of the score with the reward of the answer.
-        standard_error: From the same percents to the standard error of the one or the other.
+        standard_error: From the same percents to the standard error of that accuracy or correlation.
         step: Optimiser step after which it was measured.
-        loss: The training objective on it.
+        loss: Training loss on the set.
         data: Where the rows are from.
         baseline: Whether another model was measured, for comparison.
 
     Raises:
-        InvalidArgumentError: If it holds no figure, figures of both sorts, or standard errors of other positions.
+        InvalidArgumentError: If it holds no figures, both kinds of figures, or standard errors at other positions.
     """
 
     name: str
@@ -78,7 +86,7 @@ class Evaluation:
             raise InvalidArgumentError(
                 f"Expected the evaluation {self.name!r} to hold prefix_accuracy with pairs, or correlation with texts, "
                 f"but got pairs={self.pairs}, prefix_accuracy={dict(self.prefix_accuracy)}, texts={self.texts}, "
-                f"correlation={dict(self.correlation)}. Make one evaluation of each sort of figure."
+                f"correlation={dict(self.correlation)}. Make one evaluation for each kind of figure."
             )
         if not set(self.standard_error) <= set(self.figures):
             raise InvalidArgumentError(
@@ -88,20 +96,20 @@ class Evaluation:
 
     @property
     def figures(self) -> Mapping[int, float]:
-        """What was measured at each percent of the answer."""
+        """The accuracy or correlation at each percent of the answer."""
         return self.prefix_accuracy or self.correlation
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardDistribution:
+class RewardDistribution(_Strict):
     """Scores of held-out prefixes, in the model's own unit.
 
     Attributes:
-        prefixes: How many.
+        prefixes: Number of prefixes.
         mean: Their mean.
         standard_deviation: Their standard deviation.
         quantiles: From percent (5, 25, 50, 75, 95) to the score that this share of them does not exceed.
-        source: Which prefixes.
+        source: Description of the prefixes.
     """
 
     prefixes: int
@@ -112,8 +120,8 @@ class RewardDistribution:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidedPoint:
-    """What came of guidance with one strength.
+class GuidedPoint(_Strict):
+    """Reward and divergence of generation guided with one strength.
 
     Attributes:
         beta: Guidance strength, in nats per unit of the score; 0 is none.
@@ -131,7 +139,7 @@ class GuidedPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guidance:
+class Guidance(_Strict):
     """Reward against divergence, measured by generating on held-out prompts.
 
     Attributes:
@@ -141,7 +149,7 @@ class Guidance:
         prompts: Number of prompts.
         confidence: Of the intervals, in percent.
         base_model: Name of the model that was guided.
-        setting: How texts were drawn.
+        setting: How texts were sampled.
     """
 
     points: tuple[GuidedPoint, ...]
@@ -154,13 +162,13 @@ class Guidance:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredExample:
+class ScoredExample(_Strict):
     """Answers to one prompt with the scores that the model gave them when the card was made.
 
     Attributes:
         prompt: The prompt.
         answers: The answers.
-        scores: What `RewardModel.score` returned for each, computed in float32.
+        scores: Score of each by `RewardModel.score`, computed in float32.
     """
 
     prompt: str
@@ -176,28 +184,28 @@ class ScoredExample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CardFacts:
-    """What is known about a reward model; None (or nothing) where nobody knows.
+class CardFacts(_Strict):
+    """Facts about a reward model; None or empty where unknown.
 
     Attributes:
         model_id: Hub id or name, as it stands in the usage example.
-        objective: What it was trained on, such as "partial_bt"; see `train.objectives`.
+        objective: Training objective, such as "partial_bt"; see `rgtg_logits.objectives`.
         kind: How a score is read: "causal", "vocabulary" or "log_ratio"; see `RewardModelConfig`.
-        unit: Unit of a score, where it can be told more exactly than by the objective.
-        settings: The objective's own numbers by name, such as `beta` of "soft_value".
-        base_model: Hub id of the model it was trained from.
-        data: What it was trained on.
+        unit: Unit of a score, where it is known more exactly than from the objective.
+        settings: Numbers in the objective's loss by name, such as `beta` of "soft_value".
+        base_model: Hub id of the model that it was trained from.
+        data: Training data.
         max_length: Longest text in training, in tokens.
         steps: Optimiser steps.
         evaluations: Measurements on held-out data.
         rewards: Its scores of held-out prefixes.
-        guidance: What guided generation with it gave.
+        guidance: Reward against divergence of generation guided by it.
         suggested_beta: A guidance strength to begin with, in nats per unit of the score.
-        beta_source: Where that is from.
-        example: What the usage example prints.
-        hyperparameters: Those that differ from the defaults of `PartialRewardConfig`.
-        hardware: What it was trained on, one device of it.
-        processes: Number of processes, one device each.
+        beta_source: Reason for that strength.
+        example: Texts and scores of the usage example.
+        hyperparameters: Training arguments that differ from the defaults of `PartialRewardConfig`.
+        hardware: Name of one device that it was trained on.
+        processes: Number of training processes, one device each.
         training_seconds: Wall time of the training run.
         versions: From package to version.
         license: Licence identifier of the Hub.
@@ -205,11 +213,11 @@ class CardFacts:
         tags: Tags besides those of this library.
         pad_is_eos: Whether padding and end of text are the same token.
         adapter: Whether the checkpoint is a PEFT adapter.
-        notes: Paragraphs of Markdown that only a person can write, such as what the data are.
-        limits: Sentences of the same sort.
+        notes: Paragraphs of Markdown that only a person can write, such as a description of the data.
+        limits: Sentences about limits, likewise.
 
     Raises:
-        InvalidArgumentError: If there is no such objective or kind, or a suggested strength from nowhere.
+        InvalidArgumentError: If there is no such objective or kind, or a suggested strength without its source.
     """
 
     model_id: str
@@ -221,7 +229,7 @@ class CardFacts:
     data: DataFacts | None = None
     max_length: int | None = None
     steps: int | None = None
-    evaluations: tuple[Evaluation, ...] = ()
+    evaluations: tuple[PrefixEvaluation, ...] = ()
     rewards: RewardDistribution | None = None
     guidance: Guidance | None = None
     suggested_beta: float | None = None
@@ -245,7 +253,7 @@ class CardFacts:
             if value not in known:
                 raise InvalidArgumentError(
                     f"Expected {name} to be one of {', '.join(map(repr, known))}, but got {value!r}. "
-                    "Say what the model was trained on and how it is read, or write its card by hand."
+                    "Name the objective and the kind that it was trained with, or write its card by hand."
                 )
         if (self.suggested_beta is None) != (self.beta_source is None):
             raise InvalidArgumentError(
@@ -254,64 +262,48 @@ class CardFacts:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The known facts as JSON values; unknown ones are left out."""
-        return to_plain(self)
+        """Returns the known facts as JSON values, without unknown ones.
+
+        Raises:
+            InvalidArgumentError: If a number is NaN or infinite, which JSON cannot express.
+        """
+        values = asdict(self, dict_factory=known_fields)
+        try:
+            json.dumps(values, allow_nan=False)
+        except ValueError as error:
+            raise InvalidArgumentError(
+                "Expected finite numbers among the facts, but got NaN or infinity. Leave that fact out."
+            ) from error
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CardFacts:
-        """Reads what `to_dict` returned.
+        """Reads the output of `to_dict`.
 
         Raises:
             InvalidArgumentError: If a fact is unknown by name, missing, or of another type than it should be.
         """
-        return from_plain(cls, values, "the facts")
+        try:
+            # As JSON text, because strict reading then still takes lists for tuples and digits for the keys of figures.
+            return TypeAdapter(cls).validate_json(json.dumps(values))
+        except ValidationError as error:
+            raise InvalidArgumentError(" ".join(map(_describe_problem, error.errors()))) from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class BaseCardFacts:
-    """What is known about a base language model that was trained on for an example.
+def known_fields(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the fields of facts without unknown (None, false or empty) ones: a `dict_factory` for `asdict`."""
+    return {name: value for name, value in fields if not (value is None or value is False or value in ({}, ()))}
 
-    Attributes:
-        model_id: Hub id or name, as it stands in the usage example.
-        base_model: Hub id of the model it was trained from.
-        data: The texts.
-        architecture: Class of the model.
-        parameters: Number of weights.
-        tokens: Tokens trained on.
-        loss_before: Loss on held-out texts before the training, in nats per token.
-        loss_after: The same after it.
-        hyperparameters: Settings of the training.
-        versions: From package to version.
-        license: Licence identifier of the Hub.
-        language: Language codes.
-        tags: Tags.
-        notes: Paragraphs of Markdown that only a person can write.
-    """
 
-    model_id: str
-    base_model: str | None = None
-    data: DataFacts | None = None
-    architecture: str | None = None
-    parameters: int | None = None
-    tokens: int | None = None
-    loss_before: float | None = None
-    loss_after: float | None = None
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    license: str | None = None
-    language: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The known facts as JSON values; unknown ones are left out."""
-        return to_plain(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> BaseCardFacts:
-        """Reads what `to_dict` returned.
-
-        Raises:
-            InvalidArgumentError: If a fact is unknown by name, missing, or of another type than it should be.
-        """
-        return from_plain(cls, values, "the facts")
+def _describe_problem(problem: Mapping[str, Any]) -> str:
+    """One error of pydantic as a sentence that names the fact, such as 'guidance.points[0].beta'."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+    if problem["type"] == "value_error":
+        # Raised by the `__post_init__` of some facts.
+        return str(problem["ctx"]["error"])
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"Expected the names of known facts, but got {path!r}. Correct or remove it."
+    if problem["type"] == "missing":
+        return f"Expected the fact {path!r}, but it is missing. Add it."
+    requirement = problem["msg"].removeprefix("Input should be ")
+    return f"Expected {path!r} to be {requirement}, but got {problem['input']!r}. Correct it in the facts."

@@ -1,6 +1,7 @@
-"""The pictures of a model card: figures by position, and reward against divergence.
+"""The pictures of a model card: accuracy or correlation by position, and reward against divergence.
 
-Each file says inside which numbers it shows, so that a picture of other numbers is found out without drawing again.
+Each PNG file carries a digest of the numbers that it shows, so that an outdated picture is recognised without drawing
+it again.
 """
 
 from __future__ import annotations
@@ -9,60 +10,62 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rgtg_logits.card.facts import CardFacts, Evaluation, Guidance
-from rgtg_logits.card.plain import to_plain
+from rgtg_logits.card.facts import CardFacts, Guidance, PrefixEvaluation, known_fields
 from rgtg_logits.files import write_atomically
 
 PREFIX_ACCURACY = "prefix_accuracy.png"
 PREFIX_CORRELATION = "prefix_correlation.png"
 REWARD_AGAINST_KL = "reward_against_kl.png"
 
-_STAMP = "Facts"
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# From the Okabe-Ito palette, which stays apart for colour-blind readers; markers differ as well.
+_DIGEST_KEY = "Facts"
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# The Okabe-Ito palette, whose colours colour-blind readers can distinguish; markers differ as well.
 _STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
 
 
-def wanted(facts: CardFacts) -> dict[str, str]:
-    """The pictures that these facts give, from file name to a digest of what each shows."""
-    shown: dict[str, Any] = {
-        PREFIX_ACCURACY: [_named(item) for item in facts.evaluations if item.prefix_accuracy],
-        PREFIX_CORRELATION: [_named(item) for item in facts.evaluations if item.correlation],
-        # A point alone is no curve.
-        REWARD_AGAINST_KL: to_plain(facts.guidance) if facts.guidance and len(facts.guidance.points) > 1 else None,
+def expected_digests(facts: CardFacts) -> dict[str, str]:
+    """The pictures that these facts give, from file name to a digest of the numbers that each shows."""
+    numbers: dict[str, Any] = {
+        PREFIX_ACCURACY: [_plotted(item) for item in facts.evaluations if item.prefix_accuracy],
+        PREFIX_CORRELATION: [_plotted(item) for item in facts.evaluations if item.correlation],
     }
+    # A single point is no curve.
+    if facts.guidance is not None and len(facts.guidance.points) > 1:
+        numbers[REWARD_AGAINST_KL] = asdict(facts.guidance, dict_factory=known_fields)
     return {
         name: hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-        for name, data in shown.items()
+        for name, data in numbers.items()
         if data
     }
 
 
-def stamp(path: Path) -> str | None:
-    """The digest of what a picture shows; None if there is no picture, or not one of these."""
+def read_digest(path: Path) -> str | None:
+    """The digest that a picture carries; None if there is no picture, or not one of these."""
     if not path.is_file():
         return None
-    content, position = path.read_bytes(), len(_SIGNATURE)
-    if not content.startswith(_SIGNATURE):
+    content = path.read_bytes()
+    if not content.startswith(_PNG_SIGNATURE):
         return None
-    # A PNG file is a list of parts: length, type, content, checksum.
+    position = len(_PNG_SIGNATURE)
+    # A PNG file is a list of chunks: length, type, data, checksum.
     while position + 8 <= len(content):
         length, kind = struct.unpack(">I4s", content[position : position + 8])
         key, _, text = content[position + 8 : position + 8 + length].partition(b"\0")
-        if kind == b"tEXt" and key.decode("latin-1") == _STAMP:
+        if kind == b"tEXt" and key.decode("latin-1") == _DIGEST_KEY:
             return text.decode("latin-1")
         position += length + 12
     return None
 
 
 def draw(facts: CardFacts, name: str, path: Path) -> None:
-    """Draws one of the `wanted` pictures. Needs matplotlib."""
+    """Draws one of the pictures of `expected_digests`. Needs matplotlib."""
     from matplotlib.figure import Figure  # noqa: PLC0415  (heavy, and not needed for cards without pictures)
 
-    # Without pyplot, so that neither a window nor the settings of the caller's own figures are touched.
+    # Without pyplot, which would touch the windows and settings of the caller's own figures.
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     if name == REWARD_AGAINST_KL and facts.guidance is not None:
@@ -71,29 +74,33 @@ def draw(facts: CardFacts, name: str, path: Path) -> None:
         _draw_positions(axes, facts.evaluations, accuracy=name == PREFIX_ACCURACY)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.5)
-    # The version of matplotlib is left out, so that the same facts give the same file where the fonts are the same.
-    metadata = {_STAMP: wanted(facts)[name], "Software": None}
+    # Without the version of matplotlib, so that the same facts give the same file where the fonts are the same.
+    metadata = {_DIGEST_KEY: expected_digests(facts)[name], "Software": None}
     write_atomically(path, lambda file: figure.savefig(file, dpi=120, format="png", metadata=metadata))
 
 
-def _named(item: Evaluation) -> Mapping[str, Any]:
-    return {"name": item.name, "figures": to_plain(item.figures), "errors": to_plain(item.standard_error)}
+def _plotted(item: PrefixEvaluation) -> Mapping[str, Any]:
+    """The plotted numbers, with keys as text, as in JSON."""
+    figures = {str(percent): value for percent, value in item.figures.items()}
+    errors = {str(percent): value for percent, value in item.standard_error.items()}
+    return {"name": item.name, "figures": figures, "errors": errors}
 
 
-def _draw_positions(axes: Any, evaluations: tuple[Evaluation, ...], *, accuracy: bool) -> None:
+def _draw_positions(axes: Any, evaluations: tuple[PrefixEvaluation, ...], *, accuracy: bool) -> None:
     shown = [item for item in evaluations if (item.prefix_accuracy if accuracy else item.correlation)]
     for index, item in enumerate(shown):
         color, marker = _STYLES[index % len(_STYLES)]
-        places = list(item.figures)
-        # A little apart, so that error bars of several sets do not hide each other.
-        shifted = [place + 0.8 * (index - (len(shown) - 1) / 2) for place in places]
-        errors = [item.standard_error.get(place, 0.0) for place in places] if item.standard_error else None
+        percents = list(item.figures)
+        # Sets are shifted a little, so that their error bars do not hide each other.
+        shift = 0.8 * (index - (len(shown) - 1) / 2)
+        errors = [item.standard_error.get(percent, 0.0) for percent in percents] if item.standard_error else None
         axes.errorbar(
-            shifted, list(item.figures.values()), yerr=errors, color=color, marker=marker, label=item.name,
-            linestyle="--" if item.baseline else "-", linewidth=1.6, markersize=5, elinewidth=1.1, capsize=3,
+            [percent + shift for percent in percents], list(item.figures.values()), yerr=errors, label=item.name,
+            color=color, marker=marker, linestyle="--" if item.baseline else "-", linewidth=1.6, markersize=5,
+            elinewidth=1.1, capsize=3,
         )  # fmt: skip
     axes.axhline(0.5 if accuracy else 0.0, color="#555555", linestyle=":", linewidth=1, label="chance")
-    axes.set_xticks(sorted({place for item in shown for place in item.figures}))
+    axes.set_xticks(sorted({percent for item in shown for percent in item.figures}))
     axes.set_xlabel("Answers cut at (percent of their length)")
     bars = " (bars: one standard error)" if any(item.standard_error for item in shown) else ""
     axes.set_ylabel("Prefix accuracy" if accuracy else "Correlation with the reward")
@@ -124,11 +131,12 @@ def _draw_guidance(axes: Any, guidance: Guidance) -> None:
 
 
 def _bars(values: list[float], intervals: list[tuple[float, float] | None]) -> list[list[float]] | None:
-    """Distances down and up from each value to the ends of its interval; None without any interval."""
+    """Distances down and up from each value to the ends of its interval; None if no value has an interval."""
     if not any(intervals):
         return None
-    ends = [(value, value) if interval is None else interval for value, interval in zip(values, intervals, strict=True)]
-    return [
-        [value - lower for value, (lower, _) in zip(values, ends, strict=True)],
-        [upper - value for value, (_, upper) in zip(values, ends, strict=True)],
-    ]
+    down, up = [], []
+    for value, interval in zip(values, intervals, strict=True):
+        lower, upper = (value, value) if interval is None else interval
+        down.append(value - lower)
+        up.append(upper - value)
+    return [down, up]

@@ -1,7 +1,6 @@
-"""The model card: from facts to text.
+"""The text of a model card, rendered from facts.
 
-Pure: knows no model, no network, no clock. What is not known is absent; nothing is invented. Of pictures it is only
-told which files there are.
+It needs no model, no network and no clock. Unknown facts are left out; nothing is invented.
 """
 
 from __future__ import annotations
@@ -15,90 +14,83 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from rgtg_logits.card.facts import (
-    BaseCardFacts,
-    CardFacts,
-    DataFacts,
-)
-from rgtg_logits.card.words import OBJECTIVES, PAPERS, READING
+from rgtg_logits.card.facts import CardFacts, DataFacts
+from rgtg_logits.card.words import PAPERS, READING
+from rgtg_logits.objectives import OBJECTIVES
 
 TAGS = ("reward-model", "reward-guided-decoding", "rgtg-logits")
 
 
-class _Names(dict[str, str]):
-    """Settings in words; one that is not known is called by its name."""
+class _Settings(dict[str, str]):
+    """Values of an objective's settings as text; the name of a setting stands for an unknown value."""
 
     def __missing__(self, name: str) -> str:
         return name
 
 
-def render_card(facts: CardFacts | BaseCardFacts, pictures: Collection[str] = ()) -> str:
+def render_card(facts: CardFacts, pictures: Collection[str] = ()) -> str:
     """Renders the card as Markdown with the YAML header that the Hub reads.
 
     Args:
-        facts: What is known.
-        pictures: Names of the picture files beside the card (see `plots`); no other picture is referred to.
+        facts: The facts.
+        pictures: Names of the picture files beside the card (see `plots`); the card refers to no others.
     """
     # Autoescaping is for HTML; StrictUndefined, because a misspelt fact should fail instead of vanishing.
     environment = Environment(
         autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters.update(seconds=_duration, data=_data, literal=_literal)
-    if isinstance(facts, CardFacts):
-        name, more = "model_card.md.jinja", _words(facts)
-    else:
-        name, more = "base_model_card.md.jinja", {}
-    template = environment.from_string((files("rgtg_logits") / "templates" / name).read_text(encoding="utf-8"))
-    text = template.render(facts=facts, header=_header(facts), pictures=pictures, **more)
-    # Absent facts leave blank lines behind, which the template would have to count otherwise.
+    environment.filters.update(seconds=_duration, source=_data_source, literal=_literal)
+    source = (files("rgtg_logits") / "templates" / "model_card.md.jinja").read_text(encoding="utf-8")
+    template = environment.from_string(source)
+    text = template.render(facts=facts, header=_header(facts), pictures=pictures, **_sentences(facts))
+    # Unknown facts leave blank lines behind.
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def _words(facts: CardFacts) -> dict[str, Any]:
-    """What the objective and the kind of checkpoint have to say on this card."""
+def _sentences(facts: CardFacts) -> dict[str, Any]:
+    """Sentences that the objective and the kind of checkpoint add to this card."""
     objective = OBJECTIVES[facts.objective]
-    settings = _Names({name: f"{value:g}" for name, value in facts.settings.items()})
+    settings = _Settings({name: f"{value:g}" for name, value in facts.settings.items()})
     beta, source = facts.suggested_beta, facts.beta_source
-    if beta is None and objective.beta is not None:
-        beta, source = objective.beta
+    if beta is None:
+        beta, source = objective.suggested_beta, objective.card.beta_reason
     return {
-        "words": objective,
+        "objective": objective,
         "unit": facts.unit or objective.unit,
         "reading": READING[facts.kind],
-        "meaning": objective.meaning.format_map(settings),
-        "training": objective.training.format_map(settings),
-        "limits": [limit.format_map(settings) for limit in objective.limits],
-        "papers": [PAPERS[key] for key in objective.papers],
+        "meaning": objective.card.meaning.format_map(settings),
+        "training": objective.card.training.format_map(settings),
+        "limits": [limit.format_map(settings) for limit in objective.card.limits],
+        "papers": [PAPERS[name] for name in objective.card.papers],
         "beta": beta,
         "beta_source": source,
     }
 
 
-def _header(facts: CardFacts | BaseCardFacts) -> str:
-    own: dict[str, Any] = {"pipeline_tag": "text-generation", "tags": list(facts.tags) or None}
-    if isinstance(facts, CardFacts):
-        own["tags"] = list(dict.fromkeys((*TAGS, *facts.tags)))
-        if facts.kind == "causal":
-            own["pipeline_tag"] = "text-classification"
-        results = _results(facts, own["pipeline_tag"])
-        if results:
-            own |= {"eval_results": results, "model_name": facts.model_id}
-        if facts.base_model is not None:
-            own["base_model_relation"] = "adapter" if facts.adapter else "finetune"
-    on_hub = facts.data is not None and facts.data.on_hub
+def _header(facts: CardFacts) -> str:
+    """The YAML header of the card."""
+    task = "text-classification" if facts.kind == "causal" else "text-generation"
+    options: dict[str, Any] = {}
+    results = _results(facts, task)
+    if results:
+        options |= {"eval_results": results, "model_name": facts.model_id}
+    if facts.base_model is not None:
+        options["base_model_relation"] = "adapter" if facts.adapter else "finetune"
     data = ModelCardData(
         base_model=facts.base_model,
-        datasets=facts.data.name if facts.data is not None and on_hub else None,
+        datasets=facts.data.name if facts.data is not None and facts.data.on_hub else None,
         language=list(facts.language) or None,
         library_name="transformers",
         license=facts.license,
-        **own,
+        pipeline_tag=task,
+        tags=list(dict.fromkeys((*TAGS, *facts.tags))),
+        **options,
     )
     return str(data.to_yaml()).strip()
 
 
 def _results(facts: CardFacts, task: str) -> list[EvalResult]:
-    """Measurements of this model on data of the Hub, which alone the Hub's index of results can name."""
+    """Evaluations of this model on data sets of the Hub, the only ones that the Hub's index of results can refer to."""
     return [
         EvalResult(
             task_type=task,
@@ -117,18 +109,18 @@ def _results(facts: CardFacts, task: str) -> list[EvalResult]:
     ]
 
 
-def _data(data: DataFacts) -> str:
-    """Where data are from, as far as it is known."""
+def _data_source(data: DataFacts) -> str:
+    """The source of data, as far as it is known."""
     parts = [f"`{data.name}`"] if data.name is not None else []
-    for word in ("configuration", "split", "revision"):
-        value = getattr(data, word)
+    for name in ("configuration", "split", "revision"):
+        value = getattr(data, name)
         if value is not None:
-            parts.append(f"{word} `{value}`")
+            parts.append(f"{name} `{value}`")
     return ", ".join(parts)
 
 
 def _literal(text: str) -> str:
-    """A text as Python writes it, in double quotes."""
+    """A text as a Python literal in double quotes."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -137,4 +129,6 @@ def _duration(seconds: float) -> str:
         return "less than a second"
     if seconds < 120:
         return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"

@@ -12,22 +12,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rgtg_logits.check.findings import Finding
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.objectives import OBJECTIVES
+from rgtg_logits.reward_model import RewardModel, RewardModelConfig
 from rgtg_logits.scorers import Retokenizer
 from rgtg_logits.tokenization import differing_tokens, encode_prompt
 
-OBJECTIVES = {
-    "partial_bt": ("ok", "partial_bt: every prefix of a pair"),
-    "full_bt": ("note", "full_bt: finished texts only, so that its prefix rewards are untrained"),
-    None: ("note", "not stated: a full-sequence RM whose prefix rewards are untrained"),
-}
-"""What is to be said of `config.rgtg["objective"]` of a model with a scalar head."""
 LANGUAGE_MODELS = {
     "vocabulary": "its logits are the rewards of next tokens",
     "log_ratio": "its log-probabilities are the rewards of next tokens",
 }
-"""What is to be said of a language model read as a reward model, by its kind."""
+"""How the rewards of a language model are read, by its kind."""
 TRAIN = "Train one on partial sequences with rgtg train."
+MAKE_SURE = "Make sure that it was trained on partial sequences, as rgtg train does."
 
 
 @dataclass(frozen=True)
@@ -134,15 +130,16 @@ class ModelPair:
         ]
 
     def _objective(self) -> Finding:
+        """How rewards are read, and whether those of prefixes were trained."""
         config = self.reward_model.config
+        text = config.kind
         if config.kind in LANGUAGE_MODELS:
-            value = f"{config.kind}: {LANGUAGE_MODELS[config.kind]}"
-            value += f", less those of {config.reference}" if config.reference is not None else ""
-            value += f"; {config.objective}" if config.objective is not None else ""
-            return Finding("models", "kind, objective", "ok", value)
-        status, objective = OBJECTIVES.get(config.objective, ("note", str(config.objective)))
-        advice = TRAIN if status == "note" else ""
-        return Finding("models", "kind, objective", status, f"{config.kind}, {objective}", advice)
+            text += f": {LANGUAGE_MODELS[config.kind]}"
+        if config.reference is not None:
+            text += f", less those of {config.reference}"
+        objective, advice = _describe_objective(config)
+        text += f"; {objective}" if objective else ""
+        return Finding("models", "kind, objective", "note" if advice else "ok", text, advice)
 
     def check_vocabulary(self) -> Finding:
         """Whether token ids mean the same to both models, or the reward model reads text."""
@@ -274,6 +271,27 @@ class ModelPair:
         """How many tokens the reward model reads of each prompt, put as it wants them."""
         nothing: list[list[int]] = [[] for _ in prompts]
         return [len(row.prefix) for row in self._writer.encode([list(prompt) for prompt in prompts], nothing, nothing)]
+
+
+def _describe_objective(config: RewardModelConfig) -> tuple[str, str]:
+    """The training objective in words, and advice where rewards of prefixes may mean nothing."""
+    name, objective = config.objective, OBJECTIVES.get(config.objective or "")
+    if objective is not None and config.kind not in objective.kinds:
+        kinds = " or ".join(objective.kinds)
+        return (
+            f"{name}: {objective.trained_on}, for the kind {kinds}",
+            f"Read it as the kind that it was trained for: --kind {objective.kinds[0]}.",
+        )
+    if objective is not None and not objective.scores_prefixes:
+        return f"{name}: {objective.trained_on}, so its prefix rewards are untrained", TRAIN
+    if objective is not None:
+        return f"{name}: {objective.trained_on}", ""
+    # A language model's own probabilities give every prefix a reward, whatever it was trained on.
+    if config.kind in LANGUAGE_MODELS:
+        return name or "", ""
+    if name is not None:
+        return f"{name}: an objective that this version does not know", MAKE_SURE
+    return "objective not stated: taken to be a full-sequence RM, whose prefix rewards are untrained", TRAIN
 
 
 def _model(name: str, model: nn.Module, where: str) -> Finding:

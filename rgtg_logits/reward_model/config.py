@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError
+from rgtg_logits.objectives import OBJECTIVES
 
 KINDS = ("causal", "vocabulary", "log_ratio")
 
@@ -20,8 +21,8 @@ class RewardModelConfig:
             token v behind a prefix is the reward of prefix + v (as FaRMA trains it, arXiv 2502.04517).
             "log_ratio": the log-probability of each token is what it adds to the reward (GenARM, arXiv 2410.08193;
             an implicit reward of DPO, arXiv 2305.18290).
-        objective: What the model was trained on: "partial_bt" (Bradley-Terry on every prefix pair, arXiv
-            2406.07780), "full_bt" (on whole sequences only), or None when nobody said.
+        objective: Name of the training objective, such as "partial_bt" (Bradley-Terry on every prefix pair, arXiv
+            2406.07780) or "full_bt" (on whole sequences only); see `rgtg_logits.objectives`. None if unknown.
         reference: For "log_ratio" alone: Hub id or folder of the reference model of a DPO pair, whose log-probability
             is subtracted; None for the log-probability alone.
         unit: What a reward is measured in, in words.
@@ -77,8 +78,9 @@ class RewardModelConfig:
         the spread of rewards on held-out prefixes: a prefix that is better than the mean by as much as prefixes usually
         differ gets e times the odds. That is no optimum, but of the order at which guidance begins to be felt.
         """
-        if self.objective in ("soft_value", "arm"):
-            return 1.0
+        objective = OBJECTIVES.get(self.objective or "")
+        if objective is not None and objective.suggested_beta is not None:
+            return objective.suggested_beta
         return 1.0 / self.reward_std if self.reward_std else None
 
 

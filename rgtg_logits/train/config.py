@@ -9,8 +9,9 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.objectives import OBJECTIVES, Objective
 from rgtg_logits.reward_model import RewardModelConfig
-from rgtg_logits.train.objectives import OBJECTIVES, Objective, Weights
+from rgtg_logits.train.objectives import Weights
 
 
 @dataclass
@@ -158,7 +159,7 @@ class PartialRewardConfig(RewardConfig):
                 raise InvalidArgumentError(
                     f"Expected {name} to be a finite number {least}, but got {value}. Leave it out for the default."
                 )
-        if not 0 <= self.td_lambda <= 1 or (self.td_lambda < 1 and self.objective not in ("value", "soft_value")):
+        if not 0 <= self.td_lambda <= 1 or (self.td_lambda < 1 and "td_lambda" not in self.what.settings):
             raise InvalidArgumentError(
                 "Expected td_lambda from 0 to 1, and 1 but for the objectives 'value' and 'soft_value', but got "
                 f"{self.td_lambda} for {self.objective!r}. Leave it out for the default."
@@ -190,10 +191,10 @@ class PartialRewardConfig(RewardConfig):
     @property
     def reward_model(self) -> RewardModelConfig:
         """What the checkpoint says of itself, as far as it is known before any evaluation."""
-        betas = {"soft_value": self.soft_value_beta, "arm": self.arm_beta}
+        strength = self.what.strength
         return RewardModelConfig(
             kind=self.kind or self.what.kinds[0],
             objective=self.objective,
             unit=self.what.unit,
-            beta=betas.get(self.objective),
+            beta=None if strength is None else getattr(self.weights, strength),
         )

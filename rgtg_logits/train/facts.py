@@ -16,7 +16,8 @@ from datasets import Dataset
 from peft import PeftModel
 from trl import RewardTrainer
 
-from rgtg_logits.card import CardFacts, DataFacts, Evaluation, RewardDistribution
+from rgtg_logits.card import CardFacts, DataFacts, PrefixEvaluation, RewardDistribution
+from rgtg_logits.objectives import OBJECTIVES
 from rgtg_logits.reward_model import RewardModelConfig
 from rgtg_logits.train.data import PERCENTS, REASONS, PairCounts
 from rgtg_logits.train.evaluation import Measured
@@ -31,15 +32,7 @@ _HYPERPARAMETERS = (
 )  # fmt: skip
 _LORA = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules")
 _PACKAGES = ("rgtg_logits", "trl", "transformers", "torch", "datasets", "peft")
-_SETTINGS = {
-    "value": ("td_lambda",),
-    "soft_value": ("beta", "clip", "td_lambda"),
-    "farma": ("farma_weight",),
-    "arm": ("arm_beta",),
-}
 _COMMIT = re.compile("[0-9a-f]{40}")
-# Objectives whose own strength the card names anyway.
-_OWN_STRENGTH = ("soft_value", "arm")
 
 
 class Measurement(NamedTuple):
@@ -118,13 +111,15 @@ def card_facts(
 
 def objective_settings(objective: str, weights: Weights) -> dict[str, float]:
     """Those of `weights` that an objective uses."""
-    return {name: getattr(weights, name) for name in _SETTINGS.get(objective, ())}
+    return {name: getattr(weights, name) for name in OBJECTIVES[objective].settings}
 
 
 def suggested_beta(described: RewardModelConfig) -> tuple[float | None, str | None]:
     """A guidance strength and where it is from; nothing where the objective itself says it, or nothing is known."""
     beta = described.suggested_beta
-    if beta is None or described.reward_std is None or described.objective in _OWN_STRENGTH:
+    objective = OBJECTIVES.get(described.objective or "")
+    follows_from_objective = objective is not None and objective.suggested_beta is not None
+    if beta is None or described.reward_std is None or follows_from_objective:
         return None, None
     return float(f"{beta:.2g}"), (
         "one over the standard deviation of its scores on held-out prefixes, at which guidance begins to be felt; it "
@@ -132,7 +127,7 @@ def suggested_beta(described: RewardModelConfig) -> tuple[float | None, str | No
     )
 
 
-def evaluation(item: Measurement, dataset_name: str | None, *, pairs: bool) -> Evaluation:
+def evaluation(item: Measurement, dataset_name: str | None, *, pairs: bool) -> PrefixEvaluation:
     """A measurement as a fact, with standard errors that take rows as independent.
 
     Of an accuracy p of n pairs √(p (1 − p) / n), of a correlation r of n texts (1 − r²) / √(n − 1), which is that of
@@ -149,9 +144,9 @@ def evaluation(item: Measurement, dataset_name: str | None, *, pairs: bool) -> E
     }
     if pairs:
         errors = {cut: math.sqrt(p * (1 - p) / n) for cut, p in found.by_percent.items()}
-        return Evaluation(pairs=n, prefix_accuracy=found.by_percent, standard_error=errors, **shared)
+        return PrefixEvaluation(pairs=n, prefix_accuracy=found.by_percent, standard_error=errors, **shared)
     errors = {cut: (1 - r**2) / math.sqrt(n - 1) for cut, r in found.by_percent.items()} if n > 1 else {}
-    return Evaluation(texts=n, correlation=found.by_percent, standard_error=errors, **shared)
+    return PrefixEvaluation(texts=n, correlation=found.by_percent, standard_error=errors, **shared)
 
 
 def reward_distribution(item: Measurement) -> RewardDistribution:

@@ -1,4 +1,4 @@
-"""The objectives by name: what each is trained from, what kind of checkpoint it makes, and what its rewards mean."""
+"""Losses by the name of their objective, and the data of a batch that they need."""
 
 from __future__ import annotations
 
@@ -95,31 +95,18 @@ class Weights:
     td_lambda: float = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """One way to train.
+@dataclass(frozen=True)
+class Loss:
+    """The loss of an objective.
 
     Attributes:
-        name: What `--objective` takes, and what `config.rgtg` says.
-        data: "pairs" of a preferred and another answer, or answers with "labels" (a number each).
-        kinds: The kinds of checkpoint that it can train (see `RewardModelConfig`), the usual one first.
-        every_prefix: Whether unfinished texts are trained on, so that a text may be cut.
-        unit: What a reward means.
-        source: Where it is from.
-        terms: The parts of the loss, of what the model says of a batch, and what is known of it (`Pairs`, `Labelled`).
-        count: How many parts each row of a batch has, told from what is known of it alone.
-        needs_best: Whether it needs the largest reward behind every prefix.
+        terms: Parts of the loss, from the model's rewards for a batch, the batch's data (`Pairs` or `Labelled`), and
+            the weights.
+        count: Number of parts of each row of a batch, from the data alone.
     """
 
-    name: str
-    data: str
-    kinds: tuple[str, ...]
-    every_prefix: bool
-    unit: str
-    source: str
     terms: Callable[[Reading, Any, Weights], Terms]
     count: Callable[[Any], Int[Tensor, " rows"]]
-    needs_best: bool = False
 
 
 def _each(parts: Tensor) -> Terms:
@@ -178,41 +165,21 @@ def _one(rows: Pairs | Labelled) -> Int[Tensor, " rows"]:
     return torch.ones_like(rows.start)
 
 
-_LOG_ODDS = "log-odds of Bradley-Terry"
-_ALL = (
-    Objective(
-        name="partial_bt", data="pairs", kinds=("causal", "vocabulary"), every_prefix=True, unit=_LOG_ODDS,
-        source="PARGS, arXiv 2406.07780", terms=_partial_bt,
-        count=lambda rows: torch.maximum(rows.chosen, rows.rejected) - rows.start,
-    ),
-    Objective(
-        name="full_bt", data="pairs", kinds=("causal",), every_prefix=False, unit=_LOG_ODDS,
-        source="Bradley-Terry on finished answers, arXiv 2203.02155", terms=_full_bt, count=_one,
-    ),
-    Objective(
-        name="value", data="labels", kinds=("causal", "vocabulary"), every_prefix=True,
-        unit="unit of the data's rewards", source="CD-FUDGE, arXiv 2310.17022", terms=_value,
-        count=lambda rows: rows.lengths - rows.start,
-    ),
-    Objective(
-        name="soft_value", data="labels", kinds=("causal", "vocabulary"), every_prefix=True, unit="nats",
-        source="log E[exp(beta · r) | prefix] by the LINEX loss", terms=_soft_value,
-        count=lambda rows: rows.lengths - rows.start,
-    ),
-    Objective(
-        name="cumulative", data="labels", kinds=("causal", "vocabulary"), every_prefix=True,
-        unit="unit of the data's rewards", source="RAD, arXiv 2310.09520", terms=_cumulative, count=_one,
-    ),
-    Objective(
-        name="farma", data="pairs", kinds=("vocabulary",), every_prefix=False, unit=_LOG_ODDS,
-        source="FaRMA, arXiv 2502.04517", terms=_farma, count=_one,
-        needs_best=True,
-    ),
-    Objective(
-        name="arm", data="pairs", kinds=("log_ratio",), every_prefix=False, unit="nats of log-probability",
-        source="GenARM, arXiv 2410.08193", terms=_arm, count=_one,
-    ),
-)  # fmt: skip
+def _longer_answer(rows: Pairs) -> Int[Tensor, " pairs"]:
+    return torch.maximum(rows.chosen, rows.rejected) - rows.start
 
-OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in _ALL}
-"""Every objective by its name."""
+
+def _every_token(rows: Labelled) -> Int[Tensor, " rows"]:
+    return rows.lengths - rows.start
+
+
+LOSSES: dict[str, Loss] = {
+    "partial_bt": Loss(_partial_bt, _longer_answer),
+    "full_bt": Loss(_full_bt, _one),
+    "value": Loss(_value, _every_token),
+    "soft_value": Loss(_soft_value, _every_token),
+    "cumulative": Loss(_cumulative, _one),
+    "farma": Loss(_farma, _one),
+    "arm": Loss(_arm, _one),
+}
+"""The loss of each of `rgtg_logits.objectives.OBJECTIVES`, by name."""

@@ -13,9 +13,9 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.objectives import OBJECTIVES, Objective
 from rgtg_logits.tokenization import common_prefix_length, encode_finished
 from rgtg_logits.train.data import REASONS, PairCounts
-from rgtg_logits.train.objectives import OBJECTIVES, Objective
 
 REASON, CUT = "left_out_because", "was_cut"
 """Columns in which a row says, while data are prepared, why it is left out (nothing if it is not) and if it was cut."""

@@ -41,7 +41,7 @@ from rgtg_logits.train.models import (
     scale_initial_logits,
     taken_as_loaded,
 )
-from rgtg_logits.train.objectives import Labelled, Pairs, Reading
+from rgtg_logits.train.objectives import LOSSES, Labelled, Pairs, Reading
 from rgtg_logits.train.packing import SharedPrompts
 from rgtg_logits.train.push import HubPushMixin
 from rgtg_logits.train.reading import RewardReader
@@ -116,6 +116,7 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
                 "Build the arguments with rgtg_logits.train.PartialRewardConfig."
             )
         self._what = args.what
+        self._loss = LOSSES[args.objective]
         self._prepared = False
         self.pair_counts: dict[str, PairCounts] = {}
         self._figures: list[Tensor] = []
@@ -248,7 +249,7 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
             self._keep_metrics(outputs.logits, known, tokens["attention_mask"])
         # Evaluated on the data alone, whatever was trained on, so that losses can be compared.
         weights = self.args.weights if self.model.training else replace(self.args.weights, td_lambda=1.0)
-        terms = self._what.terms(reading, known, weights)
+        terms = self._loss.terms(reading, known, weights)
         if self.model.training:
             self._describe(None)  # What was measured before is no longer true.
         else:
@@ -280,7 +281,7 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
         """Counts the parts of the loss of one optimiser step, over all its batches and processes."""
         count = torch.zeros((), dtype=torch.long, device=device)
         for batch in batch_samples:
-            count += self._what.count(self._known(batch)).sum().to(device)
+            count += self._loss.count(self._known(batch)).sum().to(device)
         return self.accelerator.gather(count).sum()
 
     def evaluation_loop(

@@ -19,10 +19,10 @@ from transformers import (
     GraniteForCausalLM,
 )
 
+from rgtg_logits.objectives import OBJECTIVES
 from rgtg_logits.reward_model.model import RewardModel, RewardModelConfig
 from rgtg_logits.testing import tiny_base_model
 from rgtg_logits.train import PartialRewardTrainer
-from rgtg_logits.train.objectives import OBJECTIVES
 
 WAYS = [(name, kind) for name, objective in OBJECTIVES.items() for kind in objective.kinds]
 LABELLED = ["value", "soft_value", "cumulative"]

@@ -14,7 +14,7 @@ from rgtg_logits.reward_model.model import RewardModel
 from rgtg_logits.testing import VOCAB_SIZE, tiny_reward_model
 from rgtg_logits.train import full_bt, losses, partial_bt
 from rgtg_logits.train.data import pair_lengths
-from rgtg_logits.train.objectives import OBJECTIVES, Labelled, Pairs, Reading, Weights
+from rgtg_logits.train.objectives import LOSSES, Labelled, Pairs, Reading, Weights
 
 
 def common_prefix(left: list[int], right: list[int]) -> int:
@@ -118,7 +118,7 @@ REWARDS = torch.tensor([[777.0, 1.0, 2.0, 777.0], [777.0, 777.0, 0.0, -1.5]])
 
 
 def terms(name: str, **weights: float):
-    return OBJECTIVES[name].terms(Reading(REWARDS), ANSWERS, Weights(**weights))
+    return LOSSES[name].terms(Reading(REWARDS), ANSWERS, Weights(**weights))
 
 
 def test_value_is_half_the_squared_error_of_every_prefix_of_the_answer() -> None:
@@ -126,7 +126,7 @@ def test_value_is_half_the_squared_error_of_every_prefix_of_the_answer() -> None
 
     assert found.losses.tolist() == [[0.0, 2.0, 0.5, 0.0], [0.0, 0.0, 0.5, 0.125]]
     assert found.exists.tolist() == [[False, True, True, False], [False, False, True, True]]
-    assert OBJECTIVES["value"].count(ANSWERS).tolist() == [2, 2]
+    assert LOSSES["value"].count(ANSWERS).tolist() == [2, 2]
 
 
 def test_cumulative_weighs_the_tokens_of_the_answer_by_their_place() -> None:
@@ -192,7 +192,7 @@ def test_the_lambda_return_mixes_the_next_reward_with_the_next_return_up_to_the_
 def test_td_lambda_changes_what_an_objective_is_fitted_to(name: str) -> None:
     answers = ANSWERS._replace(lengths=torch.tensor([4, 4]), start=torch.tensor([1, 1]))
     rewards = torch.tensor([[777.0, 1.0, 2.0, 0.5], [777.0, 0.0, 0.0, -1.5]])
-    function, options = OBJECTIVES[name].terms, Weights(td_lambda=0.5, beta=2.0)
+    function, options = LOSSES[name].terms, Weights(td_lambda=0.5, beta=2.0)
     found = function(Reading(rewards), answers, options)
     exists = found.exists
     targets = answers.rewards * (2.0 if name == "soft_value" else 1.0)
@@ -213,7 +213,7 @@ def test_farma_is_bradley_terry_at_the_end_and_the_best_next_reward_before_it() 
     best = torch.tensor([[777.0, 4.0, 777.0, 777.0], [777.0, 1.5, -1.0, 777.0]], requires_grad=True)
     pair = PAIR._replace(margin=torch.tensor([0.25]))
 
-    loss = OBJECTIVES["farma"].terms(Reading(rewards, best), pair, Weights(farma_weight=0.5)).losses
+    loss = LOSSES["farma"].terms(Reading(rewards, best), pair, Weights(farma_weight=0.5)).losses
     loss.sum().backward()
 
     constraint = ((1.0 - 4.0) ** 2 + (0.5 - 1.5) ** 2 + (0.0 + 1.0) ** 2) / 3
@@ -229,14 +229,14 @@ def test_farma_of_answers_of_one_token_is_bradley_terry() -> None:
     pair = Pairs(torch.tensor([2]), torch.tensor([2]), torch.tensor([1]))
     reading = Reading(torch.tensor([[9.0, 1.0], [9.0, -1.0]]), torch.full((2, 2), 777.0))
 
-    assert OBJECTIVES["farma"].terms(reading, pair, Weights()).losses.item() == pytest.approx(math.log1p(math.exp(-2)))
+    assert LOSSES["farma"].terms(reading, pair, Weights()).losses.item() == pytest.approx(math.log1p(math.exp(-2)))
 
 
 def test_arm_compares_the_summed_log_probabilities_of_finished_answers() -> None:
     summed = torch.tensor([[-9.0, -1.0, -3.0, 777.0], [-9.0, -1.0, -2.0, -3.5]], requires_grad=True)
     pair = PAIR._replace(margin=torch.tensor([0.5]))
 
-    loss = OBJECTIVES["arm"].terms(Reading(summed), pair, Weights(arm_beta=2.0)).losses
+    loss = LOSSES["arm"].terms(Reading(summed), pair, Weights(arm_beta=2.0)).losses
     loss.sum().backward()
 
     assert loss.tolist() == [[pytest.approx(math.log1p(math.exp(-(2.0 * 0.5 - 0.5))))]]

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from rgtg_logits import exact
 from rgtg_logits.exact import World
+from rgtg_logits.objectives import OBJECTIVES
 from rgtg_logits.train.data import pair_lengths
-from rgtg_logits.train.objectives import OBJECTIVES, Labelled, Pairs, Reading, Terms, Weights
+from rgtg_logits.train.objectives import LOSSES, Labelled, Pairs, Reading, Terms, Weights
 
 WORLDS = {"no end": {"vocab": 3, "horizon": 3}, "ends": {"vocab": 3, "horizon": 4, "eos": 0}}
 ERROR = 1e-3
@@ -117,8 +118,8 @@ def expected_loss(name: str, texts: Texts, read: Callable[[Tensor], Reading], we
     def loss(table: Tensor) -> Tensor:
         reading = read(table)
         reading = Reading(reading.rewards[rows], None if reading.best is None else reading.best[rows])
-        terms: Terms = objective.terms(reading, facts, weights)
-        assert torch.equal(terms.exists.sum(1), objective.count(facts))
+        terms: Terms = LOSSES[name].terms(reading, facts, weights)
+        assert torch.equal(terms.exists.sum(1), LOSSES[name].count(facts))
         return (share[:, None] * terms.losses).sum()
 
     return loss

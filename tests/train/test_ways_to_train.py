@@ -19,11 +19,11 @@ from transformers import (
 )
 
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
+from rgtg_logits.objectives import OBJECTIVES
 from rgtg_logits.reward_model.config import RewardModelConfig
 from rgtg_logits.reward_model.model import RewardModel
 from rgtg_logits.testing import tiny_base_model
 from rgtg_logits.train import PartialRewardTrainer
-from rgtg_logits.train.objectives import OBJECTIVES
 from rgtg_logits.train.run import train
 
 QUICK = ["--max_steps", "1", "--per_device_train_batch_size", "2", "--report_to", "none", "--save_strategy", "no"]
