@@ -145,7 +145,7 @@ def partial_bt(world: World, sampler: Table | None = None, *, tie_finished: bool
         world: The world.
         sampler: The policy that both sequences of a pair are from; by default the base policy.
         tie_finished: Whether a finished text has one reward, which it keeps while the other text of the pair goes on,
-            and comparisons end with the longer text (`rgtg_logits.train.losses.every_prefix`). Then lengths hang
+            and comparisons end with the longer text (`rgtg_logits.train.losses.prefix_comparisons`). Then lengths hang
             together, and only full sequences have mean 0. Otherwise text and end-of-text tokens together are a prefix
             like any other.
     """

@@ -1,4 +1,4 @@
-"""What a training uploads: the folder that it saved, or that adapter merged into its base model."""
+"""Uploads of a training: the saved model, or its adapter merged into the base model, in one commit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import nn
 
 from rgtg_logits.errors import HubError, InvalidArgumentError
 from rgtg_logits.hub import CARD, CLIENT_ERRORS, PushOptions, explain
-from rgtg_logits.reward_model import RewardModel, push_folder
+from rgtg_logits.reward_model import RewardModel, push_folder, unwrap_adapter
 
 logger = logging.getLogger(__name__)
 
 
 class HubPushMixin:
-    """For a trainer: `push_to_hub` is one commit of what others need to load the model."""
+    """A trainer whose `push_to_hub` makes one commit, of the files that others need to load the model."""
 
     args: Any
     state: Any
@@ -31,10 +31,10 @@ class HubPushMixin:
     is_world_process_zero: Callable[[], bool]
 
     _merging = False
-    """Whether the card is being written of the merged model."""
+    """Whether the card that is being written describes the merged model."""
 
     def init_hf_repo(self, *args: Any, **options: Any) -> None:
-        """Creates the repository before the training, so that a token that may not fails before it and not after.
+        """Creates the repository before the training, so that a token without permission fails before it, not after.
 
         Raises:
             HubError: If the Hub refuses or fails, or the connection does.
@@ -56,11 +56,11 @@ class HubPushMixin:
         adapter: bool | None = None,
         **card: Any,
     ) -> str | None:
-        """Saves model and card to `output_dir` and uploads them, and nothing else there, in one commit or not at all.
+        """Saves model and card to `output_dir` and uploads them alone, in one commit or not at all.
 
         Args:
             commit_message: Title of the commit.
-            blocking: Has no effect: it always waits, because nothing else would tell of a failure.
+            blocking: Without effect: the call always waits, because a failure in the background would not be noticed.
             token: Access token; by default that of the training arguments, of HF_TOKEN or of the login.
             revision: The branch, created if it does not exist; by default that of the training arguments.
             private: Whether a repository that is created is private; by default as the training arguments say.
@@ -69,14 +69,14 @@ class HubPushMixin:
             card: Arguments of `create_model_card`.
 
         Returns:
-            The address of the commit; None on all processes but the first.
+            The URL of the commit; None on all processes but the first.
 
         Raises:
             HubError: If the Hub refuses or fails, or the connection does; the repository is then as it was.
-            CheckpointError: If others could not load what would be uploaded.
+            CheckpointError: If the files to upload could not be loaded by others.
             InvalidArgumentError: If there is no adapter to upload.
         """
-        merge = merges(self.model, adapter)
+        merge = should_merge(self.model, adapter)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
@@ -94,15 +94,15 @@ class HubPushMixin:
         try:
             self._merging = merge
             self.create_model_card(**card)
-            return push_saved(self.args.output_dir, repository, options, dtype=self.model.dtype, merge=merge)
+            return push_output_dir(self.args.output_dir, repository, options, dtype=self.model.dtype, merge=merge)
         finally:
             self._merging = False
             if merge:
-                # The folder holds the adapter.
+                # The folder itself holds the adapter, not the merged model.
                 self.create_model_card(**card)
 
 
-def merges(model: nn.Module, adapter: bool | None) -> bool:
+def should_merge(model: nn.Module, adapter: bool | None) -> bool:
     """Whether a trained model is uploaded with its adapter merged into the base model.
 
     Args:
@@ -120,24 +120,26 @@ def merges(model: nn.Module, adapter: bool | None) -> bool:
                 "adapter out."
             )
         return False
-    quantised = bool(getattr(model.get_base_model(), "is_quantized", False))
-    if adapter is None and quantised:
+    if adapter is not None:
+        return not adapter
+    is_quantised = bool(getattr(unwrap_adapter(model), "is_quantized", False))
+    if is_quantised:
         logger.warning("The adapter is uploaded without its base model, which is quantised (QLoRA).")
-    return not quantised if adapter is None else not adapter
+    return not is_quantised
 
 
-def push_saved(folder: str, repo_id: str, options: PushOptions, *, dtype: Any, merge: bool) -> str:
-    """Uploads what a training saved, in one commit.
+def push_output_dir(folder: str, repo_id: str, options: PushOptions, *, dtype: Any, merge: bool) -> str:
+    """Uploads a saved model and its card in one commit.
 
     Args:
-        folder: Holds the checkpoint and its card, and whatever else, which is not uploaded.
+        folder: The folder of the checkpoint and its card; its other files are not uploaded.
         repo_id: Name on the Hub.
-        options: Where it goes and what the commit says.
-        dtype: In which type the model was trained; the base model is loaded in it.
+        options: Visibility, branch, commit message and token.
+        dtype: The type in which the model was trained; the base model is loaded in it.
         merge: Whether to merge the adapter into its base model, on the CPU.
 
     Returns:
-        The address of the commit or of the pull request.
+        The URL of the commit or of the pull request.
     """
     if not merge:
         return push_folder(Path(folder), repo_id, options)
