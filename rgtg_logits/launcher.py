@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
-
-from rgtg_logits.errors import InvalidArgumentError
 
 _COMMAND_MODULE = "rgtg_logits.cli"
 
@@ -28,37 +27,23 @@ def launch_processes(processes: int, argv: Sequence[str], *, on_cpu: bool) -> No
         argv: Arguments of `rgtg`, beginning with the name of its command.
         on_cpu: Whether the processes compute on the CPU.
     """
-    launch_module(_COMMAND_MODULE, argv, ["--num_processes", str(processes)], on_cpu=on_cpu)
+    from accelerate.commands.launch import launch_command_parser  # noqa: PLC0415  (an extra)
+
+    arguments = launch_command_parser().parse_args(["--num_processes", str(processes), "--module", _COMMAND_MODULE])
+    launch(arguments, argv, on_cpu=on_cpu)
 
 
-def launch_module(
-    module: str,
-    argv: Sequence[str],
-    launch_args: Sequence[str],
-    *,
-    on_cpu: bool,
-    cpu_args: Sequence[str] = (),
-) -> None:
-    """Runs `python -m module` in the processes that `accelerate launch` starts.
+def launch(arguments: argparse.Namespace, argv: Sequence[str], *, on_cpu: bool, cpu_args: Sequence[str] = ()) -> None:
+    """Runs a module in the processes that parsed arguments of `accelerate launch` describe.
 
     Args:
-        module: Name of the module.
-        argv: Its arguments.
-        launch_args: Arguments of `accelerate launch`, such as `--num_processes 2`.
-        on_cpu: Whether the processes compute on the CPU; `--cpu` among `launch_args` says so too.
-        cpu_args: Further arguments of the module for several processes on the CPU.
-
-    Raises:
-        InvalidArgumentError: If `accelerate launch` does not know one of `launch_args`.
+        arguments: Arguments of `accelerate launch`, among them `--module` and its name.
+        argv: Arguments of the module.
+        on_cpu: Whether the processes compute on the CPU, also if `arguments` do not say so (`--cpu`).
+        cpu_args: Further arguments of the module where several processes compute on the CPU.
     """
-    from accelerate.commands.launch import launch_command, launch_command_parser  # noqa: PLC0415  (an extra)
+    from accelerate.commands.launch import launch_command  # noqa: PLC0415  (an extra)
 
-    arguments, unknown = launch_command_parser().parse_known_args([*launch_args, "--module", module])
-    if unknown or arguments.training_script != module:
-        raise InvalidArgumentError(
-            f"Expected arguments of the command or of `accelerate launch`, but got {' '.join(unknown or launch_args)}. "
-            "See the command's --help and `accelerate launch --help`."
-        )
     arguments.training_script_args = list(argv)
     if (arguments.num_processes or 1) > 1 and (arguments.cpu or on_cpu):
         # With --cpu alone accelerate (1.15) silently starts one process, which would do a part of the work.

@@ -8,9 +8,10 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from accelerate.commands.launch import launch_command_parser
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.launcher import is_worker, launch_module
+from rgtg_logits.launcher import is_worker, launch
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.run import make_parser, train
 
@@ -34,16 +35,22 @@ def launch_training(argv: list[str]) -> None:
     if is_worker():
         train(argv, allow_unknown=True)
         return
-    *parsed, unknown_in_file, unknown_in_argv = make_parser().parse_args_and_config(
+    *parsed, in_file, on_line = make_parser().parse_args_and_config(
         argv, return_remaining_strings=True, separate_remaining_strings=True
     )
-    launch_args = _with_config_file([*unknown_in_file, *unknown_in_argv])
+    launch_args = _with_config_file([*in_file, *on_line])
     if not launch_args and torch.cuda.device_count() < 2:
         train(argv)
         return
+    launcher = launch_command_parser()
+    arguments, unknown = launcher.parse_known_args([*launch_args, "--module", _MODULE])
+    if unknown or arguments.training_script != _MODULE:
+        raise InvalidArgumentError(
+            f"Expected arguments of training or of `accelerate launch`, but got {' '.join(unknown or launch_args)}. "
+            "See `trl reward --help` and `accelerate launch --help`."
+        )
     on_cpu = any(isinstance(item, PartialRewardConfig) and item.device.type == "cpu" for item in parsed)
-    training_args = without(argv, unknown_in_argv)
-    launch_module(_MODULE, training_args, launch_args, on_cpu=on_cpu, cpu_args=("--use_cpu", "true"))
+    launch(arguments, without(argv, on_line), on_cpu=on_cpu, cpu_args=("--use_cpu", "true"))
 
 
 def without(argv: Sequence[str], removed: Sequence[str]) -> list[str]:

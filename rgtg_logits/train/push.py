@@ -1,4 +1,4 @@
-"""Uploads of a training: the saved model, or its adapter merged into the base model, in one commit."""
+"""Push of a trained model: of the folder that was saved, or of its adapter merged into the base model."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import nn
 
 from rgtg_logits.errors import HubError, InvalidArgumentError
 from rgtg_logits.hub import CARD, CLIENT_ERRORS, PushOptions, explain
-from rgtg_logits.reward_model import RewardModel, push_folder, unwrap_adapter
+from rgtg_logits.reward_model import RewardModel, push_folder
 
 logger = logging.getLogger(__name__)
 
 
 class HubPushMixin:
-    """A trainer whose `push_to_hub` makes one commit, of the files that others need to load the model."""
+    """Mixin of a trainer whose `push_to_hub` uploads the files that others need to load the model, in one commit."""
 
     args: Any
     state: Any
@@ -31,10 +32,10 @@ class HubPushMixin:
     is_world_process_zero: Callable[[], bool]
 
     _merging = False
-    """Whether the card that is being written describes the merged model."""
+    """Whether the card that is being written describes the model with its adapter merged."""
 
     def init_hf_repo(self, *args: Any, **options: Any) -> None:
-        """Creates the repository before the training, so that a token without permission fails before it, not after.
+        """Creates the repository before the training, so that a token without permission fails early.
 
         Raises:
             HubError: If the Hub refuses or fails, or the connection does.
@@ -56,11 +57,11 @@ class HubPushMixin:
         adapter: bool | None = None,
         **card: Any,
     ) -> str | None:
-        """Saves model and card to `output_dir` and uploads them alone, in one commit or not at all.
+        """Saves model and card to `output_dir` and uploads only these, in one commit or not at all.
 
         Args:
             commit_message: Title of the commit.
-            blocking: Without effect: the call always waits, because a failure in the background would not be noticed.
+            blocking: Has no effect: the upload is always waited for, because otherwise a failure would go unnoticed.
             token: Access token; by default that of the training arguments, of HF_TOKEN or of the login.
             revision: The branch, created if it does not exist; by default that of the training arguments.
             private: Whether a repository that is created is private; by default as the training arguments say.
@@ -69,14 +70,14 @@ class HubPushMixin:
             card: Arguments of `create_model_card`.
 
         Returns:
-            The URL of the commit; None on all processes but the first.
+            The address of the commit; None on all processes but the first.
 
         Raises:
             HubError: If the Hub refuses or fails, or the connection does; the repository is then as it was.
-            CheckpointError: If the files to upload could not be loaded by others.
+            CheckpointError: If others could not load the model.
             InvalidArgumentError: If there is no adapter to upload.
         """
-        merge = should_merge(self.model, adapter)
+        merge = merges(self.model, adapter)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
@@ -88,27 +89,28 @@ class HubPushMixin:
             commit_message=commit_message or "End of training",
             token=token or self.args.hub_token,
         )
+        # Uploads of the trainer itself during training must not commit at the same time.
         background = getattr(self, "push_in_progress", None)
         if background is not None:
             background.wait_until_done()
         try:
             self._merging = merge
             self.create_model_card(**card)
-            return push_output_dir(self.args.output_dir, repository, options, dtype=self.model.dtype, merge=merge)
+            return push_saved(self.args.output_dir, repository, options, dtype=self.model.dtype, merge=merge)
         finally:
             self._merging = False
             if merge:
-                # The folder itself holds the adapter, not the merged model.
+                # The folder still holds the adapter, so its card has to describe that.
                 self.create_model_card(**card)
 
 
-def should_merge(model: nn.Module, adapter: bool | None) -> bool:
-    """Whether a trained model is uploaded with its adapter merged into the base model.
+def merges(model: nn.Module, adapter: bool | None) -> bool:
+    """Whether to upload a trained model with its adapter merged into the base model.
 
     Args:
         model: The trained model.
-        adapter: True to upload the adapter, False to merge it; by default it is merged unless the base model is
-            quantised (QLoRA), because it was trained on rounded weights and fits others less well.
+        adapter: True to upload the adapter, False to merge it. By default it is merged, unless the base model is
+            quantised (QLoRA): an adapter trained on rounded weights fits the exact ones less well.
 
     Raises:
         InvalidArgumentError: If there is no adapter to upload.
@@ -120,26 +122,26 @@ def should_merge(model: nn.Module, adapter: bool | None) -> bool:
                 "adapter out."
             )
         return False
-    if adapter is not None:
-        return not adapter
-    is_quantised = bool(getattr(unwrap_adapter(model), "is_quantized", False))
-    if is_quantised:
+    quantised = bool(getattr(model.get_base_model(), "is_quantized", False))
+    if adapter is None and quantised:
         logger.warning("The adapter is uploaded without its base model, which is quantised (QLoRA).")
-    return not is_quantised
+    if adapter is None:
+        return not quantised
+    return not adapter
 
 
-def push_output_dir(folder: str, repo_id: str, options: PushOptions, *, dtype: Any, merge: bool) -> str:
-    """Uploads a saved model and its card in one commit.
+def push_saved(folder: str, repo_id: str, options: PushOptions, *, dtype: torch.dtype, merge: bool) -> str:
+    """Uploads a model that was saved after training, in one commit.
 
     Args:
-        folder: The folder of the checkpoint and its card; its other files are not uploaded.
+        folder: A folder with the checkpoint and its card; other files in it are not uploaded.
         repo_id: Name on the Hub.
-        options: Visibility, branch, commit message and token.
-        dtype: The type in which the model was trained; the base model is loaded in it.
+        options: Destination, and title and text of the commit.
+        dtype: Type of the trained model's weights, in which the base model is loaded.
         merge: Whether to merge the adapter into its base model, on the CPU.
 
     Returns:
-        The URL of the commit or of the pull request.
+        The address of the commit or of the pull request.
     """
     if not merge:
         return push_folder(Path(folder), repo_id, options)

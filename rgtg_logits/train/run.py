@@ -31,9 +31,9 @@ _SUFFIXES = [suffix for suffix, builder in DATA_FILE_BUILDERS.items() if builder
 
 
 def make_parser() -> TrlParser:
-    """The parser of the arguments of `rgtg train`."""
+    """Reads the arguments of a training."""
     parser = TrlParser((ScriptArguments, PartialRewardConfig, ModelConfig, DatasetMixtureConfig), prog="rgtg train")
-    # One commit with the trained model, instead of one for each checkpoint during training.
+    # One commit, of what was trained; not one for each checkpoint on the way.
     parser.set_defaults(hub_strategy="end")
     return parser
 

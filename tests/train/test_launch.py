@@ -71,7 +71,7 @@ def test_what_is_left_of_the_arguments() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--colour", "red"], "arguments of the command or of `accelerate launch`, but got --colour"),
+        (["--colour", "red"], "arguments of training or of `accelerate launch`, but got --colour"),
         (["--num_processes", "2", "--colour"], "but got --colour"),
         (["--accelerate_config", "zero9"], "a file or one of .*fsdp2, multi_gpu.*, but got 'zero9'"),
         (["--num_processes", "2", "--accelerate_config"], "a file or one of .*, but got ''"),
