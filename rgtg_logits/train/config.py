@@ -141,7 +141,7 @@ class PartialRewardConfig(RewardConfig):
                 f"Expected objective to be one of {', '.join(map(repr, OBJECTIVES))}, but got {self.objective!r}. "
                 "Choose 'partial_bt' for guided decoding, 'full_bt' for a reward model of finished texts."
             )
-        kinds = self.what.kinds
+        kinds = self.objective_definition.kinds
         self.kind = kinds[0] if self.kind is None else self.kind
         if self.kind not in kinds:
             fitting = [name for name, objective in OBJECTIVES.items() if self.kind in objective.kinds]
@@ -152,7 +152,7 @@ class PartialRewardConfig(RewardConfig):
                 f"Expected kind to be one of {', '.join(map(repr, kinds))}, which the objective {self.objective!r} can "
                 f"train, but got {self.kind!r}. {advice}"
             )
-        if self.shared_prompt and (self.what.data, self.kind) != ("pairs", "causal"):
+        if self.shared_prompt and (self.objective_definition.data, self.kind) != ("pairs", "causal"):
             raise InvalidArgumentError(
                 "Expected shared_prompt for pairs and the kind 'causal', whose scalar head is read at every token, but "
                 f"got it for {self.objective!r} and {self.kind!r}. Leave it out."
@@ -184,7 +184,7 @@ class PartialRewardConfig(RewardConfig):
             )
 
     @property
-    def what(self) -> Objective:
+    def objective_definition(self) -> Objective:
         """The definition of the objective."""
         return OBJECTIVES[self.objective]
 
@@ -205,8 +205,8 @@ class PartialRewardConfig(RewardConfig):
         """The checkpoint's `config.rgtg` before any evaluation."""
         betas = {"soft_value": self.soft_value_beta, "arm": self.arm_beta}
         return RewardModelConfig(
-            kind=self.kind or self.what.kinds[0],
+            kind=self.kind or self.objective_definition.kinds[0],
             objective=self.objective,
-            unit=self.what.unit,
+            unit=self.objective_definition.unit,
             beta=betas.get(self.objective),
         )

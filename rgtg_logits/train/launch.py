@@ -66,7 +66,7 @@ def without(argv: Sequence[str], removed: Sequence[str]) -> list[str]:
 
 
 def _with_config_file(launch_args: list[str]) -> list[str]:
-    """Replaces `--accelerate_config NAME` by `--config_file FILE`, as `accelerate launch` spells it."""
+    """Spells `--accelerate_config` as `accelerate launch` does."""
     if "--accelerate_config" not in launch_args:
         return launch_args
     index = launch_args.index("--accelerate_config")

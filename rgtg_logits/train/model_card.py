@@ -98,7 +98,9 @@ def card_facts(
         data=data_facts(trainer.train_dataset, dataset_name, counts),
         max_length=args.max_length,
         steps=trainer.state.global_step,
-        evaluations=tuple(evaluation_facts(record, dataset_name, pairs=args.what.data == "pairs") for record in finite),
+        evaluations=tuple(
+            evaluation_facts(record, dataset_name, pairs=args.objective_definition.data == "pairs") for record in finite
+        ),
         rewards=reward_distribution(finite[-1]) if finite else None,
         suggested_beta=beta,
         beta_source=beta_source,

@@ -117,12 +117,12 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
                 f"Expected args to be a PartialRewardConfig, which names the objective, but got {type(args).__name__}. "
                 "Build the arguments with rgtg_logits.train.PartialRewardConfig."
             )
-        self._what = args.what
+        self._objective = args.objective_definition
         self.row_counts: dict[str, RowCounts] = {}
         self._training_data_prepared = False
         self._eval_statistics: list[Tensor] = []
         self._evaluations: dict[str, EvaluationRecord] = {}
-        check_datasets(args.what, train_dataset, eval_dataset)  # Before anything is loaded.
+        check_datasets(args.objective_definition, train_dataset, eval_dataset)  # Before anything is loaded.
         loaded_here = isinstance(model, str)
         if isinstance(model, str):
             processing_class = processing_class or load_tokenizer(model, args)
@@ -139,7 +139,7 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
                 model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional,
                 peft_config=peft_config, **options,
             )  # fmt: skip
-        if data_collator is None and self._what.data == "labels":
+        if data_collator is None and self._objective.data == "labels":
             self.data_collator = DataCollatorForRewardLabels(
                 self.processing_class.pad_token_id, args.pad_to_multiple_of
             )
@@ -148,7 +148,7 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
         half = bool(args.bf16 or args.fp16)
         shared_prompts = SharedPromptReader(self._inner, half=half) if args.shared_prompt else None
         self._reader = RewardReader(
-            self.model, kind, len(self.processing_class), shared_prompts, max_next=self._what.needs_best,
+            self.model, kind, len(self.processing_class), shared_prompts, max_next=self._objective.needs_best,
             sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
         )  # fmt: skip
         self._inner.config.architectures = [type(self._inner).__name__]
@@ -182,9 +182,9 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
         # Evaluation sets may have any name, even "train", but are prepared after the training data.
         training = not self._training_data_prepared
         self._training_data_prepared = True
-        limit = LengthLimit(args.max_length, training and self._what.every_prefix, processing_class.bos_token_id)
-        preparation = DatasetPreparation(self._what, dataset_name, limit, args.dataset_num_proc)
-        if self._what.data == "labels":
+        limit = LengthLimit(args.max_length, training and self._objective.every_prefix, processing_class.bos_token_id)
+        preparation = DatasetPreparation(self._objective, dataset_name, limit, args.dataset_num_proc)
+        if self._objective.data == "labels":
             dataset = preparation.labels(dataset, partial(answer_tokens, tokenizer=processing_class))
         else:
             # TRL would leave out every long row, and a copy of the arguments is the only way to ask it not to.
@@ -196,7 +196,7 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
         # For length-grouped batching the trainer (transformers 5.23) measures the column "input_ids", which pairs lack.
         # transformers 4.57 has no such argument.
         grouped = getattr(args, "train_sampling_strategy", "random") in ("group_by_length", "batch_rebalance")
-        if grouped and self._what.data == "pairs" and isinstance(dataset, Dataset):
+        if grouped and self._objective.data == "pairs" and isinstance(dataset, Dataset):
             dataset = add_lengths(dataset, args.length_column_name, args.dataset_num_proc)
         if counts is None:
             logger.info(
@@ -210,14 +210,14 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if self._what.data == "labels":
+        if self._objective.data == "labels":
             self._signature_columns = ["input_ids", "start", "reward"]
 
     def _batch(self, inputs: dict[str, Any]) -> PairBatch | LabelBatch:
         """The data of a batch besides its tokens."""
         attention_mask = inputs["attention_mask"]
         batch: PairBatch | LabelBatch
-        if self._what.data == "pairs":
+        if self._objective.data == "pairs":
             lengths = pair_lengths(inputs["input_ids"], attention_mask)
             batch = PairBatch(*lengths, margin=inputs.get("margin"))
         else:
@@ -245,7 +245,7 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
             # The loss of an evaluation is that of the data's own rewards, so that runs with different td_lambda can be
             # compared.
             settings = replace(settings, td_lambda=1.0)
-        terms = self._what.terms(prefixes, batch, settings)
+        terms = self._objective.terms(prefixes, batch, settings)
         if self.model.training:
             self._write_config(None)  # The weights are about to change.
         else:
@@ -307,7 +307,7 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
         """Counts the terms of the loss of one optimiser step, over all its batches and processes."""
         count = torch.zeros((), dtype=torch.long, device=device)
         for batch in batch_samples:
-            count += self._what.count(self._batch(batch)).sum().to(device)
+            count += self._objective.count(self._batch(batch)).sum().to(device)
         return self.accelerator.gather(count).sum()
 
     def evaluation_loop(
@@ -317,7 +317,7 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
         self._eval_statistics = []
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **options)
         if self._eval_statistics:
-            pairs = self._what.data == "pairs"
+            pairs = self._objective.data == "pairs"
             metrics = aggregate(torch.cat(self._eval_statistics), pairs=pairs)
             name = f"{metric_key_prefix}_prefix_{'accuracy' if pairs else 'correlation'}"
             output.metrics.update({f"{name}_{percent}": figure for percent, figure in metrics.by_percent.items()})
