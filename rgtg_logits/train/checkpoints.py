@@ -223,6 +223,7 @@ def commit_checkpoint(written: Path, target: Path) -> None:
     """Renames a checkpoint to its final name once all of it is on the disk; replaces one of that name."""
     sizes = {path.relative_to(written).as_posix(): path.stat().st_size for path in _files(written)}
     (written / FILE_LIST).write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
+    # fsync before the rename, because a file system may otherwise persist the new name before the contents.
     _fsync_folder(written)
     if target.exists():
         delete(target)
@@ -241,6 +242,7 @@ def replace_model(written: Path, target: Path) -> None:
         if (target / path.name).is_dir():
             shutil.rmtree(target / path.name)
         if path.name in _CONFIGS:
+            # All other files have to be on the disk before the config makes them a model.
             _fsync(target)
         path.replace(target / path.name)
     written.rmdir()

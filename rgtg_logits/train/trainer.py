@@ -109,14 +109,7 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
         peft_config: PeftConfig | None = None,
         **options: Any,
     ) -> None:
-        if args is None:
-            name = model if isinstance(model, str) else str(model.config.name_or_path)
-            args = PartialRewardConfig(f"{Path(name).name}-Reward")
-        if not isinstance(args, PartialRewardConfig):
-            raise InvalidArgumentError(
-                f"Expected args to be a PartialRewardConfig, which names the objective, but got {type(args).__name__}. "
-                "Build the arguments with rgtg_logits.train.PartialRewardConfig."
-            )
+        args = _training_arguments(args, model)
         self._objective = args.objective_definition
         self.row_counts: dict[str, RowCounts] = {}
         self._training_data_prepared = False
@@ -145,17 +138,25 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
             )
         inner: Any = unwrap_adapter(self.model)
         self._inner = inner
-        half = bool(args.bf16 or args.fp16)
-        shared_prompts = SharedPromptReader(self._inner, half=half) if args.shared_prompt else None
-        self._reader = RewardReader(
-            self.model, kind, len(self.processing_class), shared_prompts, max_next=self._objective.needs_best,
-            sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
-        )  # fmt: skip
         self._inner.config.architectures = [type(self._inner).__name__]
         self._write_config(None)
+        self._reader = self._make_reader(args)
         if self._reader.head is not None:
-            self._set_head_precision(self._reader.head, half=half)
+            self._set_head_precision(self._reader.head, half=bool(args.bf16 or args.fp16))
             self._warn_of_frozen_head(self._reader.head)
+
+    def _make_reader(self, args: PartialRewardConfig) -> RewardReader:
+        shared_prompts = None
+        if args.shared_prompt:
+            shared_prompts = SharedPromptReader(self._inner, half=bool(args.bf16 or args.fp16))
+        return RewardReader(
+            self.model,
+            args.reward_model.kind,
+            len(self.processing_class),
+            shared_prompts,
+            max_next=self._objective.needs_best,
+            sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
+        )
 
     def _set_head_precision(self, head: nn.Module, *, half: bool) -> None:
         if getattr(self._inner, "is_quantized", False) and not self.is_fsdp_enabled:
@@ -187,7 +188,7 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
         if self._objective.data == "labels":
             dataset = preparation.labels(dataset, partial(answer_tokens, tokenizer=processing_class))
         else:
-            # TRL would leave out every long row, and a copy of the arguments is the only way to ask it not to.
+            # TRL leaves out long rows unless its arguments have no limit, so it gets a copy of them without one.
             unlimited = copy.copy(args)
             unlimited.max_length = None
             tokenize = super()._prepare_dataset
@@ -213,7 +214,7 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
         if self._objective.data == "labels":
             self._signature_columns = ["input_ids", "start", "reward"]
 
-    def _batch(self, inputs: dict[str, Any]) -> PairBatch | LabelBatch:
+    def _batch_data(self, inputs: dict[str, Any]) -> PairBatch | LabelBatch:
         """The data of a batch besides its tokens."""
         attention_mask = inputs["attention_mask"]
         batch: PairBatch | LabelBatch
@@ -238,12 +239,11 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
 
         In training it is the sum over this batch's terms divided by their number in the whole optimiser step.
         """
-        batch = self._batch(inputs)
+        batch = self._batch_data(inputs)
         prefixes, outputs = self._read(model, inputs, batch)
         settings = self.args.loss_settings
         if not self.model.training:
-            # The loss of an evaluation is that of the data's own rewards, so that runs with different td_lambda can be
-            # compared.
+            # Evaluated on the rewards in the data, so that runs with different td_lambda can be compared.
             settings = replace(settings, td_lambda=1.0)
         terms = self._objective.terms(prefixes, batch, settings)
         if self.model.training:
@@ -306,8 +306,8 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | int | None:
         """Counts the terms of the loss of one optimiser step, over all its batches and processes."""
         count = torch.zeros((), dtype=torch.long, device=device)
-        for batch in batch_samples:
-            count += self._objective.count(self._batch(batch)).sum().to(device)
+        for inputs in batch_samples:
+            count += self._objective.count(self._batch_data(inputs)).sum().to(device)
         return self.accelerator.gather(count).sum()
 
     def evaluation_loop(
@@ -388,3 +388,16 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
         facts = self.card_facts(model_name, dataset_name, license=license)
         facts = replace(facts, tags=tuple(sorted({*extra, *self._tag_names})))
         write_card(Path(self.args.output_dir), facts)
+
+
+def _training_arguments(args: RewardConfig | None, model: str | PreTrainedModel | PeftModel) -> PartialRewardConfig:
+    """The given arguments, or defaults with an output folder that is named after the model."""
+    if args is None:
+        name = model if isinstance(model, str) else str(model.config.name_or_path)
+        return PartialRewardConfig(f"{Path(name).name}-Reward")
+    if not isinstance(args, PartialRewardConfig):
+        raise InvalidArgumentError(
+            f"Expected args to be a PartialRewardConfig, which names the objective, but got {type(args).__name__}. "
+            "Build the arguments with rgtg_logits.train.PartialRewardConfig."
+        )
+    return args
