@@ -7,9 +7,10 @@ import torch
 
 from rgtg_logits import RewardModel
 from rgtg_logits.check import ModelPair
-from rgtg_logits.check.pairs import PERCENTS, prefix_accuracy, read_pairs
+from rgtg_logits.check.pairs import measure_prefix_accuracy, read_pairs
 from rgtg_logits.check.run import _prefix_accuracy
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.prefix_accuracy import PERCENTS, PairRewards, pair_lengths, prefix_wins
 from rgtg_logits.testing import tiny_base_model, tiny_reward_model, tiny_tokenizer
 
 ROWS = [
@@ -31,25 +32,23 @@ def tokenizer_with(**changes):
 
 
 def test_prefix_accuracy_is_that_of_the_trainer():
-    data = pytest.importorskip("rgtg_logits.train.data")
     reader = reward_model()
     rows = [*ROWS, {"chosen": "", "rejected": "bad"}, {"chosen": "same", "rejected": "same"}]
-    found = prefix_accuracy(reader, rows)
+    found = measure_prefix_accuracy(reader, rows)
     wins = []
     for row in ROWS:
         texts = [row["prompt"] + row[column] + "<|endoftext|>" for column in ("chosen", "rejected")]
         batch = reader.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
         rewards = reader.score_tokens(batch["input_ids"], batch["attention_mask"])
-        lengths = data.pair_lengths(batch["input_ids"], batch["attention_mask"])
-        wins.append(data.prefix_wins(rewards[:1], rewards[1:], lengths))
-    assert data.PERCENTS == PERCENTS
+        lengths = pair_lengths(batch["input_ids"], batch["attention_mask"])
+        wins.append(prefix_wins(PairRewards(rewards[:1], rewards[1:], lengths)))
     assert list(found.accuracy.values()) == pytest.approx(torch.cat(wins).mean(0).tolist())
     assert 0 < sum(found.accuracy.values()) < len(PERCENTS)
     assert (found.pairs, found.cut, found.left_out) == (3, 0, 2)
 
 
 def test_pairs_longer_than_the_context():
-    found = prefix_accuracy(reward_model(max_position_embeddings=8), ROWS)
+    found = measure_prefix_accuracy(reward_model(max_position_embeddings=8), ROWS)
     assert (found.pairs, found.cut) == (3, 2)
 
 
@@ -66,14 +65,14 @@ def test_pairs_of_messages():
     turns["prompt"] = [{"role": "user", "content": "the film "}]
     texts = {name: f"user: the film \nassistant: {ROWS[0][name]}\n" for name in ("chosen", "rejected")}
     reader, plain = reward_model(tokenizer=tokenizer), reward_model(tokenizer=tokenizer_with(eos_token=None))
-    assert prefix_accuracy(reader, [turns]).accuracy == prefix_accuracy(plain, [texts]).accuracy
+    assert measure_prefix_accuracy(reader, [turns]).accuracy == measure_prefix_accuracy(plain, [texts]).accuracy
     with pytest.raises(InvalidArgumentError, match=r"got a prompt of type list .* for a tokenizer without one"):
-        prefix_accuracy(reward_model(), [turns])
+        measure_prefix_accuracy(reward_model(), [turns])
 
 
 def test_no_usable_pair():
     with pytest.raises(InvalidArgumentError, match="all 1 are empty or the same"):
-        prefix_accuracy(reward_model(), [{"chosen": "a", "rejected": "a"}])
+        measure_prefix_accuracy(reward_model(), [{"chosen": "a", "rejected": "a"}])
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])

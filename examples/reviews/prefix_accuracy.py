@@ -22,7 +22,7 @@ from rich.progress import track
 from transformers import HfArgumentParser
 
 from rgtg_logits import RewardModel
-from rgtg_logits.train import PERCENTS, pair_lengths, prefix_wins
+from rgtg_logits.prefix_accuracy import PERCENTS, PairRewards, pair_lengths, prefix_wins
 
 
 @dataclass
@@ -73,7 +73,7 @@ def outcomes(folder: Path, pairs: list[dict[str, Any]], batch_size: int) -> np.n
         lengths = torch.tensor([len(text) for text in texts])
         mask = (torch.arange(input_ids.shape[1])[None] < lengths[:, None]).long()
         chosen, rejected = reward_model.score_tokens(input_ids, mask).chunk(2)
-        wins.append(prefix_wins(chosen, rejected, pair_lengths(input_ids, mask)))
+        wins.append(prefix_wins(PairRewards(chosen, rejected, pair_lengths(input_ids, mask))))
     return torch.cat(wins).double().numpy()
 
 

@@ -1,37 +1,38 @@
-"""Preference pairs, and how often a reward model tells the better answer from its beginning.
+"""Prefix accuracy of a reward model on preference pairs from a file or data set.
 
-Needs the package `datasets`, and nothing else of the train extra.
+Of the train extra it needs nothing but the package `datasets`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from rgtg_logits.data_files import open_stream
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.prefix_accuracy import PERCENTS, PairRewards, pair_lengths, prefix_wins, standard_error
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.sampling import open_stream
-from rgtg_logits.tokenization import common_prefix_length, encode_finished
+from rgtg_logits.tokenization import encode_finished
 
-PERCENTS = (10, 25, 50, 75, 100)
-"""Where answers are cut."""
 SPLITS = ("test", "validation", "train")
-"""Which part of a data set is read, in this order."""
+"""Splits to read, in order of preference."""
 
 
 @dataclass(frozen=True)
 class PrefixAccuracy:
-    """How often the beginning of the chosen answer has the higher reward; 0.5 is chance, ties count half.
+    """Prefix accuracy of a reward model: 0.5 is chance, ties count half.
 
     Attributes:
         pairs: Number of pairs.
-        cut: Of these, pairs with a text that was cut at the reward model's context.
-        left_out: Pairs not used: an answer is empty, or both are the same.
-        accuracy: From percent of the answer to the fraction of pairs judged right.
+        cut: Those of them with a text that was cut at the reward model's context.
+        left_out: Number of pairs that were not used: an answer is empty, or both are the same.
+        accuracy: From percent of the answer to the fraction of pairs whose chosen prefix has the higher reward.
     """
 
     pairs: int
@@ -41,8 +42,8 @@ class PrefixAccuracy:
 
     @property
     def standard_error(self) -> float:
-        """The largest that the standard error of an accuracy can be."""
-        return 0.5 / math.sqrt(self.pairs)
+        """The largest standard error that an accuracy can have, that of 0.5."""
+        return standard_error(0.5, self.pairs)
 
 
 def read_pairs(name: str, count: int) -> list[Mapping[str, Any]]:
@@ -56,9 +57,10 @@ def read_pairs(name: str, count: int) -> list[Mapping[str, Any]]:
         InvalidArgumentError: If `datasets` is missing, or there is no such file, data set or column.
     """
     try:
-        # A few hundred rows of what may be gigabytes are wanted.
+        # Streamed, because a few hundred rows are read of what may be gigabytes.
         splits = open_stream(name, "preference pairs", "--pairs")
-        split = next((split for split in SPLITS if split in splits), next(iter(splits)))
+        preferred = [split for split in SPLITS if split in splits]
+        split = preferred[0] if preferred else next(iter(splits))
         rows = list(splits[split].take(count))
     except InvalidArgumentError:
         raise
@@ -75,11 +77,10 @@ def read_pairs(name: str, count: int) -> list[Mapping[str, Any]]:
     return rows
 
 
-def prefix_accuracy(reward_model: RewardModel, rows: Iterable[Mapping[str, Any]]) -> PrefixAccuracy:
-    """Cuts both answers of each pair at percentages of their own length and compares the rewards.
+def measure_prefix_accuracy(reward_model: RewardModel, rows: Iterable[Mapping[str, Any]]) -> PrefixAccuracy:
+    """Measures the accuracy of rewards at `PERCENTS` of the answers, as training does; see `prefix_wins`.
 
-    An answer is what follows the longest common prefix of the two texts, which are tokenised and closed as in training.
-    The cut keeps at least one token and rounds up; at 100 % it is the finished answer with its end-of-text token.
+    The texts are tokenised and closed as in training.
 
     Args:
         reward_model: A reward model with a tokenizer.
@@ -88,8 +89,10 @@ def prefix_accuracy(reward_model: RewardModel, rows: Iterable[Mapping[str, Any]]
     Raises:
         InvalidArgumentError: If no pair can be used, or messages meet a tokenizer without a chat template.
     """
-    limit, wins = reward_model.max_length, list[list[float]]()
-    cut = left_out = 0
+    limit = reward_model.max_length
+    wins: list[Tensor] = []
+    cut = 0
+    left_out = 0
     for row in rows:
         texts = [_tokens(reward_model, row, column) for column in ("chosen", "rejected")]
         chosen, rejected = (text[:limit] for text in texts)
@@ -102,25 +105,19 @@ def prefix_accuracy(reward_model: RewardModel, rows: Iterable[Mapping[str, Any]]
         raise InvalidArgumentError(
             f"Expected pairs of two different answers, but all {left_out} are empty or the same. Use other pairs."
         )
-    shares = [sum(column) / len(wins) for column in zip(*wins, strict=True)]
-    return PrefixAccuracy(len(wins), cut, left_out, dict(zip(PERCENTS, shares, strict=True)))
+    accuracy = torch.cat(wins).mean(0).tolist()
+    return PrefixAccuracy(len(wins), cut, left_out, dict(zip(PERCENTS, accuracy, strict=True)))
 
 
-def _wins(reward_model: RewardModel, chosen: Sequence[int], rejected: Sequence[int]) -> list[float]:
-    """For each percentage, 1 where the chosen prefix wins, 0 where it loses, 0.5 for a tie."""
-    start = common_prefix_length(chosen, rejected)
-    good, bad = (reward_model.score_tokens(torch.tensor([text]))[0].tolist() for text in (chosen, rejected))
-    pairs = [
-        (good[_last(len(chosen), start, percent)], bad[_last(len(rejected), start, percent)]) for percent in PERCENTS
-    ]
-    return [0.5 * ((one > other) - (one < other)) + 0.5 for one, other in pairs]
-
-
-def _last(length: int, start: int, percent: int) -> int:
-    # Integers, because 0.1 * 30 is more than 3 in floating point and would round up to 4.
-    kept = max(1, ((length - start) * percent + 99) // 100)
-    # An answer that is a beginning of the other one has no token of its own: its reward is that of the common prefix.
-    return min(start + kept, length) - 1
+def _wins(reward_model: RewardModel, chosen: Sequence[int], rejected: Sequence[int]) -> Float[Tensor, "1 percents"]:
+    """The outcome of one pair; see `prefix_wins`."""
+    texts = [torch.tensor(chosen), torch.tensor(rejected)]
+    # Each text in a forward of its own, because the rounding of a reward depends on padding.
+    rewards = [reward_model.score_tokens(text[None])[0].cpu() for text in texts]
+    input_ids = pad_sequence(texts, batch_first=True)
+    attention_mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True)
+    padded = pad_sequence(rewards, batch_first=True).double()
+    return prefix_wins(PairRewards(padded[:1], padded[1:], pair_lengths(input_ids, attention_mask)))
 
 
 def _tokens(reward_model: RewardModel, row: Mapping[str, Any], column: str) -> list[int]:

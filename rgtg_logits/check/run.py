@@ -27,7 +27,7 @@ from rgtg_logits.check.exactness import (
 )
 from rgtg_logits.check.findings import CheckReport, Finding
 from rgtg_logits.check.models import ModelPair
-from rgtg_logits.check.pairs import prefix_accuracy, read_pairs
+from rgtg_logits.check.pairs import measure_prefix_accuracy, read_pairs
 from rgtg_logits.check.uncached import RelativeScorer, ReshapedScorer
 from rgtg_logits.errors import InvalidArgumentError, RGTGError, VocabularyError
 from rgtg_logits.reward_model import KINDS, RewardModel
@@ -152,7 +152,7 @@ def check_models(
     Args:
         pair: The models.
         settings: How to check; `dtype`, `device`, `kind`, `prompt_format` and `pairs` are not looked at.
-        rows: Preference pairs; see `prefix_accuracy`.
+        rows: Preference pairs; see `measure_prefix_accuracy`.
         scorer: A scorer of your own to check; by default the one that the processor makes.
         say: Is told what is being done.
 
@@ -305,7 +305,7 @@ def _prefix_accuracy(pair: ModelPair, rows: Sequence[Mapping[str, Any]]) -> Find
     if pair.reward_model.config.reference is not None:
         value = "not measured: the reward is the difference of two models, and only one of them is asked here"
         return Finding("pairs", "prefix accuracy", "note", value)
-    found = prefix_accuracy(pair.reward_model, rows)
+    found = measure_prefix_accuracy(pair.reward_model, rows)
     chance = [str(percent) for percent, share in found.accuracy.items() if share - 2 * found.standard_error <= 0.5]
     value = (
         f"{' / '.join(f'{share:.2f}' for share in found.accuracy.values())} at "

@@ -17,7 +17,6 @@ from rich.progress import Progress
 import rgtg_logits
 from rgtg_logits.evaluate.decoding import Decoder, Decoders
 from rgtg_logits.evaluate.figures import check_matplotlib
-from rgtg_logits.evaluate.launch import is_worker
 from rgtg_logits.evaluate.methods import Policy, policies
 from rgtg_logits.evaluate.records import Store, reward_column, write_table
 from rgtg_logits.evaluate.report import write_report
@@ -25,6 +24,7 @@ from rgtg_logits.evaluate.results import EvaluationResults, Sample, policy_title
 from rgtg_logits.evaluate.settings import EvaluationSettings
 from rgtg_logits.evaluate.statistics import at_equal_kl, summarise
 from rgtg_logits.files import display_name
+from rgtg_logits.launcher import is_worker
 from rgtg_logits.sampling import (
     Judge,
     Prompt,

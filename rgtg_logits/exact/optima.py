@@ -155,7 +155,7 @@ def partial_bt(world: World, sampler: Table | None = None, *, tie_finished: bool
         world: The world.
         sampler: The policy that both sequences of a pair are sampled from; by default the base policy.
         tie_finished: Whether a finished text has one reward, which it keeps while the other text of the pair goes on,
-            and comparisons end with the longer text (`rgtg_logits.train.losses.every_prefix`). Lengths are then
+            and comparisons end with the longer text (`rgtg_logits.train.losses.prefix_comparisons`). Lengths are then
             coupled, and only full sequences have mean 0. Otherwise a text with any number of end-of-text tokens is a
             prefix of its own.
     """

@@ -73,7 +73,7 @@ class RewardModel(SavingMixin):
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        inner = model if isinstance(model, PreTrainedModel) else _unwrapped(model)
+        inner = unwrap_adapter(model)
         if not isinstance(inner, PreTrainedModel):
             raise RewardModelError(
                 f"Expected a transformers …ForSequenceClassification model, but got {type(inner).__name__}. "
@@ -367,9 +367,13 @@ def positions(mask: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The transformers model inside a PEFT wrapper, whose layers the wrapper has extended in place."""
-    if not hasattr(model, "get_base_model"):
+def unwrap_adapter(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT wrapper, with the adapter in its layers; or the model itself.
+
+    Raises:
+        RewardModelError: If the adapter is one of prompt learning, outside the model's layers.
+    """
+    if isinstance(model, PreTrainedModel) or not hasattr(model, "get_base_model"):
         return model
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise RewardModelError(

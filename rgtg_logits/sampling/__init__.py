@@ -1,7 +1,6 @@
 """Sampling from a base model: prompts, answers with random numbers of their own, and what judges them."""
 
 from rgtg_logits.sampling.base_model import load_base_model, resolve_device
-from rgtg_logits.sampling.data_sets import open_stream
 from rgtg_logits.sampling.judges import Judge, load_reward, reward_function
 from rgtg_logits.sampling.prompts import (
     Messages,
@@ -27,7 +26,6 @@ __all__ = [
     "listed",
     "load_base_model",
     "load_reward",
-    "open_stream",
     "possible",
     "read_prompts",
     "resolve_device",

@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rgtg_logits.data_files import builder_for, open_stream
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.sampling.data_sets import builder, open_stream
 from rgtg_logits.scorers import Detokenizer
 from rgtg_logits.tokenization import encode_prompt
 
@@ -59,7 +59,7 @@ def read_prompts(name: str, column: str | None, split: str | None, limit: int | 
     try:
         splits = open_stream(name, "prompts", "--prompts")
         rows = iter(splits[_split(splits, name, split)])
-        if builder(name) == "text":
+        if builder_for(name) == "text":
             rows = (row for row in rows if row["text"].strip())
         first = list(islice(rows, 1))
         column = _column(first, name, column)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 import torch
-from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.commands.launch import launch_command_parser
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.launcher import is_worker, launch
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.run import make_parser, train
 
@@ -18,20 +19,20 @@ _MODULE = "rgtg_logits.train.launch"
 
 
 def launch_training(argv: list[str]) -> None:
-    """Trains as told by command-line arguments; those that `accelerate launch` knows are for it.
+    """Trains as command-line arguments say, and passes those of `accelerate launch` on to it.
 
-    Without any, training runs in this process, unless there are several GPUs, which need a process each.
+    Without any of these, training runs in this process, unless there are several GPUs, which need a process each.
     `--accelerate_config` is a file made by `accelerate config`, or the name of one that TRL ships (such as "zero3").
 
     Args:
         argv: Arguments without the program's name.
 
     Raises:
-        InvalidArgumentError: If neither the training nor `accelerate launch` knows an argument, or a training cannot be
-            done as told.
+        InvalidArgumentError: If neither the training nor `accelerate launch` knows an argument, or the arguments of
+            the training do not fit together.
     """
-    # Each of several processes comes here too, when this is run by torchrun or by accelerate itself.
-    if "LOCAL_RANK" in os.environ:
+    # Each launched process runs this module too, whether torchrun or accelerate has started it.
+    if is_worker():
         train(argv, allow_unknown=True)
         return
     *parsed, in_file, on_line = make_parser().parse_args_and_config(
@@ -48,33 +49,28 @@ def launch_training(argv: list[str]) -> None:
             f"Expected arguments of training or of `accelerate launch`, but got {' '.join(unknown or launch_args)}. "
             "See `trl reward --help` and `accelerate launch --help`."
         )
-    arguments.training_script_args = without(argv, on_line)
     on_cpu = any(isinstance(item, PartialRewardConfig) and item.device.type == "cpu" for item in parsed)
-    if (arguments.num_processes or 1) > 1 and (arguments.cpu or on_cpu):
-        # On a CPU accelerate (1.15) starts one process without a word, which would train on a part of each batch.
-        arguments.cpu, arguments.multi_gpu = False, True
-        arguments.training_script_args += ["--use_cpu", "true"]
-    launch_command(arguments)
+    launch(arguments, without(argv, on_line), on_cpu=on_cpu, cpu_args=("--use_cpu", "true"))
 
 
-def without(argv: list[str], taken: list[str]) -> list[str]:
-    """What is left of arguments when some, in the same order, are taken out."""
-    rest, left = iter(taken), []
-    following = next(rest, None)
+def without(argv: Sequence[str], removed: Sequence[str]) -> list[str]:
+    """The arguments without some of them, which are given in the same order."""
+    kept: list[str] = []
+    position = 0
     for argument in argv:
-        if argument == following:
-            following = next(rest, None)
+        if position < len(removed) and argument == removed[position]:
+            position += 1
         else:
-            left.append(argument)
-    return left
+            kept.append(argument)
+    return kept
 
 
 def _with_config_file(launch_args: list[str]) -> list[str]:
     """Spells `--accelerate_config` as `accelerate launch` does."""
     if "--accelerate_config" not in launch_args:
         return launch_args
-    place = launch_args.index("--accelerate_config")
-    name = launch_args[place + 1] if place + 1 < len(launch_args) else ""
+    index = launch_args.index("--accelerate_config")
+    name = launch_args[index + 1] if index + 1 < len(launch_args) else ""
     shipped = Path(str(resources.files("trl") / "accelerate_configs"))
     file = Path(name) if Path(name).is_file() else shipped / f"{name}.yaml"
     if not file.is_file():
@@ -83,7 +79,7 @@ def _with_config_file(launch_args: list[str]) -> list[str]:
             f"Expected --accelerate_config to be a file or one of {names}, but got {name!r}. Make one with "
             "`accelerate config --config_file FILE`."
         )
-    return ["--config_file", str(file), *launch_args[:place], *launch_args[place + 2 :]]
+    return ["--config_file", str(file), *launch_args[:index], *launch_args[index + 2 :]]
 
 
 if __name__ == "__main__":

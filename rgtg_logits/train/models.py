@@ -1,4 +1,4 @@
-"""The models that are trained: loaded as the kind needs them, checked, and adapted."""
+"""Models to train: loaded as the kind of reward model needs them, checked, and adapted."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 from trl.trainer.utils import create_model_from_path
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.reward_model import HUB_ARGUMENTS, check_labels, classifier_class
+from rgtg_logits.reward_model import HUB_ARGUMENTS, check_labels, classifier_class, unwrap_adapter
 from rgtg_logits.train.config import PartialRewardConfig
 
 logger = logging.getLogger(__name__)
 
-_FIRST_SCALE = 0.1
+_INITIAL_SCALE = 0.1
+"""Factor of `scale_initial_logits`."""
 
 
 def load_model(name: str, args: PartialRewardConfig, quantization_config: Any = None) -> PreTrainedModel:
-    """Loads what is to be trained: a sequence classifier for the kind "causal", a language model for the others.
+    """Loads the model to train: a sequence classifier for the kind "causal", a language model for the others.
 
-    TRL loads the first itself, but none of an architecture for which transformers has no sequence classifier.
+    TRL loads sequence classifiers itself, but only of architectures for which transformers has one.
 
     Args:
         name: A Hub id or a folder.
@@ -34,7 +35,7 @@ def load_model(name: str, args: PartialRewardConfig, quantization_config: Any = 
         quantization_config: How to quantise the weights.
 
     Raises:
-        InvalidArgumentError: If code from the repository is to be run, or quantisation is told twice.
+        InvalidArgumentError: If code from the repository would be run, or there are two quantisation configs.
         CheckpointError: If the architecture is no causal language model.
     """
     options = dict(args.model_init_kwargs or {})
@@ -55,131 +56,139 @@ def load_model(name: str, args: PartialRewardConfig, quantization_config: Any = 
         options["device_map"] = None  # Each process holds the whole model on its own device.
     if args.kind != "causal":
         return create_model_from_path(name, AutoModelForCausalLM, **options)
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **_where(options))
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **_hub_options(options))
     with suppress_seqcls_warning():
         return create_model_from_path(name, classifier_class(config), num_labels=1, **options)
 
 
 def load_tokenizer(name: str, args: PartialRewardConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of the same repository and revision."""
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **_where(args.model_init_kwargs or {}))
+    """Loads the tokenizer of the same repository and revision as the model."""
+    options = _hub_options(args.model_init_kwargs or {})
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
 
 
 def check_model(model: nn.Module, kind: str, objective: str) -> None:
-    """Refuses a loaded model of another class than the kind needs.
+    """Checks that a loaded model is of the class that a kind of reward model needs.
 
     Raises:
-        InvalidArgumentError: If it is one.
+        InvalidArgumentError: If it is of another class.
         RewardModelError: If it is a classifier with more than one label.
     """
-    inner = inner_model(model)
-    writes = isinstance(inner, PreTrainedModel) and inner.can_generate() and inner.get_output_embeddings() is not None
-    if writes == (kind != "causal"):
-        if kind == "causal":
-            check_labels(inner.config, type(inner).__name__)
-        return
+    inner: Any = unwrap_adapter(model)
+    name = type(inner).__name__
     if kind == "causal":
-        wanted, loader, other = "…ForSequenceClassification", "AutoModelForSequenceClassification", ""
-        options, other = ", num_labels=1", " To train its logits as rewards, set kind='vocabulary'."
-    else:
-        wanted, loader, options, other = "…ForCausalLM", "AutoModelForCausalLM", "", ""
-    raise InvalidArgumentError(
-        f"Expected a {wanted} model, because the objective {objective!r} trains a reward model of kind {kind!r}, but "
-        f"got {type(inner).__name__}. Load it with {loader}.from_pretrained(…{options}), or pass its name.{other}"
-    )
+        if _is_language_model(inner):
+            raise InvalidArgumentError(
+                f"Expected a …ForSequenceClassification model, because the objective {objective!r} trains a reward "
+                f"model of kind 'causal', but got {name}. Load it with "
+                "AutoModelForSequenceClassification.from_pretrained(…, num_labels=1), or pass its name. To train its "
+                "logits as rewards, set kind='vocabulary'."
+            )
+        check_labels(inner.config, name)
+    elif not _is_language_model(inner):
+        raise InvalidArgumentError(
+            f"Expected a …ForCausalLM model, because the objective {objective!r} trains a reward model of kind "
+            f"{kind!r}, but got {name}. Load it with AutoModelForCausalLM.from_pretrained(…), or pass its name."
+        )
 
 
 def scale_initial_logits(model: nn.Module) -> bool:
-    """Makes the logits of a language model, which are to become rewards, a tenth of what they are.
+    """Scales the logits of a language model, which are to become rewards, to a tenth of what they are.
 
-    Its output layer becomes one of its own, where it was tied to the embeddings. That is done once: a model whose
-    `config.rgtg` says that its logits are rewards already is left as it is, and so is one in a PEFT wrapper, whose
-    adapter would not hold the layer.
+    Its output layer gets weights of its own if they were tied to the embeddings. A model whose `config.rgtg` says that
+    its logits are rewards already is left as it is, and so is one in a PEFT wrapper, whose adapter would not save the
+    layer.
 
-    Logits of a language model are large numbers, by which rewards would be wrong at first and, in bfloat16, coarse.
-    Measured with "value" on 1,500 film reviews cut at 64 tokens and a model of 6.6M parameters, one epoch at a constant
-    learning rate of 3e-4, as half the squared error of held-out prefixes (1.51 for saying 0): 1.51 from the logits as
-    they are, 1.32 from a tenth of them, 1.31 from zero; LoRA 1.67, 1.41, 1.41; a scalar head 1.27. Zero is worse for
-    tokens that are rare in training, because it forgets which tokens are alike: for those seen at most once 1.93, 1.32
-    and 1.45.
+    Logits of a language model are large numbers: as rewards they begin with a large error and, in bfloat16, with coarse
+    steps. Measured with "value" on 1,500 film reviews truncated at 64 tokens and a model of 6.6M parameters, one epoch
+    at a constant learning rate of 3e-4, as half the squared error of held-out prefixes (1.51 for predicting 0): 1.51
+    from unscaled logits, 1.32 from a tenth of them, 1.31 from zero; LoRA 1.67, 1.41, 1.41; a scalar head 1.27. Zero is
+    worse for tokens that are rare in training, because it forgets which tokens are alike: for those seen at most once
+    1.93, 1.32 and 1.45.
 
     Returns:
-        Whether it was done.
+        Whether the logits were scaled.
     """
-    if (
-        not isinstance(model, PreTrainedModel)
-        or (getattr(model.config, "rgtg", None) or {}).get("kind") == "vocabulary"
-    ):
+    if not isinstance(model, PreTrainedModel):
+        return False
+    if (getattr(model.config, "rgtg", None) or {}).get("kind") == "vocabulary":
         return False
     layer: Any = model.get_output_embeddings()
-    # A quantised layer cannot be scaled, and one that DeepSpeed has split between processes (ZeRO-3) is empty here.
+    # A quantised layer cannot be scaled, and one that DeepSpeed has partitioned (ZeRO-3) is empty here.
     if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter or not layer.weight.numel():
         logger.warning(
-            "The logits of the language model are taken as first rewards as they are, because its output layer is a %s "
-            "that cannot be scaled. Expect a large loss at first.", type(layer).__name__,
+            "The first rewards are the unscaled logits of the language model, because its output layer is a %s that "
+            "cannot be scaled. Expect a large loss at first.", type(layer).__name__,
         )  # fmt: skip
         return False
-    model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
-    layer.weight = nn.Parameter(layer.weight.detach() * _FIRST_SCALE)
+    model.config.tie_word_embeddings = False
+    model.config.get_text_config().tie_word_embeddings = False
+    layer.weight = nn.Parameter(layer.weight.detach() * _INITIAL_SCALE)
     if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias.detach() * _FIRST_SCALE)
+        layer.bias = nn.Parameter(layer.bias.detach() * _INITIAL_SCALE)
     return True
 
 
 def adapter_config(config: PeftConfig | None, kind: str, output_layer: str | None = None) -> PeftConfig | None:
-    """The adapter's configuration with the task type that the kind needs; the user's own object stays as it is.
+    """A copy of an adapter's configuration with the task type that a kind of reward model needs.
 
-    With SEQ_CLS, PEFT trains and saves the head too.
+    With SEQ_CLS, PEFT trains and saves the scalar head along with the adapter.
 
     Args:
-        config: The user's.
+        config: The user's configuration; None without an adapter.
         kind: How rewards are read.
         output_layer: Name of a layer that differs from the base model's, and has to be saved with the adapter.
     """
-    wanted = "SEQ_CLS" if kind == "causal" else "CAUSAL_LM"
     if config is None:
         return None
+    task_type = "SEQ_CLS" if kind == "causal" else "CAUSAL_LM"
     given = str(getattr(config.task_type, "value", config.task_type))
-    if given not in (wanted, "None"):
-        logger.info("The adapter's task type %s becomes %s, which the kind %r needs.", given, wanted, kind)
+    if given not in (task_type, "None"):
+        logger.info("The adapter's task type %s becomes %s, which the kind %r needs.", given, task_type, kind)
     config = copy.copy(config)
-    config.task_type = wanted
+    config.task_type = task_type
     if output_layer is not None:
-        # What a prompt learns is no layer, and has no such list; it is refused later.
+        # Prompt learning has no such list; it is refused later.
         saved = getattr(config, "modules_to_save", None) or []
         config.modules_to_save = list(dict.fromkeys([*saved, output_layer]))
     return config
 
 
 def output_layer_name(model: PreTrainedModel) -> str:
-    """The name of a language model's last layer."""
+    """The name of a language model's output layer among its modules."""
     layer = model.get_output_embeddings()
-    return next(name for name, module in model.named_modules() if module is layer)
-
-
-def inner_model(model: nn.Module) -> Any:
-    """The transformers model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    (name,) = [name for name, module in model.named_modules() if module is layer]
+    return name
 
 
 @contextmanager
-def taken_as_loaded(model: nn.Module, args: PartialRewardConfig, *, here: bool) -> Iterator[None]:
-    """Lets TRL (1.16) take a model that it did not load itself.
+def trl_checks_disabled(model: nn.Module, args: PartialRewardConfig, *, loaded_here: bool) -> Iterator[None]:
+    """Lets TRL (1.16) accept a model that it did not load itself.
 
-    It refuses models without num_labels=1, language models too, which have no labels at all; and where the model was
-    loaded `here`, it would warn that `model_init_kwargs` are ignored, which they were not.
+    It refuses models without num_labels=1, even language models, which have no labels at all; and it would warn that
+    `model_init_kwargs` are ignored, which is wrong if they were used to load the model before.
     """
-    config, options = inner_model(model).config, args.model_init_kwargs
-    labels = config.id2label, config.label2id
+    inner: Any = unwrap_adapter(model)
+    config = inner.config
+    options = args.model_init_kwargs
+    id2label = config.id2label
+    label2id = config.label2id
     config.num_labels = 1
-    args.model_init_kwargs = None if here else options
+    args.model_init_kwargs = None if loaded_here else options
     try:
         yield
     finally:
         args.model_init_kwargs = options
-        config.id2label, config.label2id = labels
+        config.id2label = id2label
+        config.label2id = label2id
 
 
-def _where(options: dict[str, Any]) -> dict[str, Any]:
-    """Of the arguments for loading a model, those that say where its files are."""
+def _is_language_model(model: nn.Module) -> bool:
+    if not isinstance(model, PreTrainedModel):
+        return False
+    return model.can_generate() and model.get_output_embeddings() is not None
+
+
+def _hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `from_pretrained` that say where the files are, without those about the weights."""
     return {key: options[key] for key in (*HUB_ARGUMENTS, "revision") if key in options}

@@ -10,33 +10,54 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rgtg_logits.prefix_accuracy import PairLengths, PairRewards
 from rgtg_logits.train.losses import (
-    arm,
-    between,
+    arm_loss,
     bradley_terry,
-    cumulative,
-    every_prefix,
-    farma,
-    finished_answers,
-    soft_value,
-    value,
+    cumulative_loss,
+    farma_loss,
+    final_comparisons,
+    position_mask,
+    prefix_comparisons,
+    soft_value_loss,
+    value_loss,
 )
 
 
-class Reading(NamedTuple):
-    """What a reward model says of a batch.
+class PrefixRewards(NamedTuple):
+    """Rewards of a batch, from one forward.
 
     Attributes:
         rewards: Reward of every prefix; for pairs, the chosen texts first, then the rejected ones.
-        best: Largest reward of every prefix with any one token more, for objectives that need it (kind "vocabulary").
+        max_next: Largest reward of every prefix with any one token more, for objectives that need it (kind
+            "vocabulary").
     """
 
     rewards: Float[Tensor, "rows length"]
-    best: Float[Tensor, "rows length"] | None = None
+    max_next: Float[Tensor, "rows length"] | None = None
 
 
-class Pairs(NamedTuple):
-    """What is known of a batch of preference pairs: tokens of the texts and of what both begin with, and the margin."""
+class AnswerSpans(NamedTuple):
+    """Where the answers are within the texts of a batch.
+
+    Attributes:
+        start: Index of the first token that is trained on; the prompt is before it.
+        end: Number of tokens of the text.
+    """
+
+    start: Int[Tensor, " rows"]
+    end: Int[Tensor, " rows"]
+
+
+class PairBatch(NamedTuple):
+    """Data of a batch of preference pairs besides the tokens.
+
+    Attributes:
+        chosen: Number of tokens of each chosen text.
+        rejected: Number of tokens of each rejected text.
+        start: Number of tokens that both texts begin with.
+        margin: By how much the chosen answer should win, in reward units.
+    """
 
     chosen: Int[Tensor, " pairs"]
     rejected: Int[Tensor, " pairs"]
@@ -44,47 +65,58 @@ class Pairs(NamedTuple):
     margin: Float[Tensor, " pairs"] | None = None
 
     @property
-    def texts(self) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
-        """Tokens of every text, and of its beginning that is not trained on; chosen ones first."""
-        return torch.cat([self.chosen, self.rejected]), torch.cat([self.start, self.start])
+    def spans(self) -> AnswerSpans:
+        """The answers of all texts, chosen ones first."""
+        return AnswerSpans(torch.cat([self.start, self.start]), torch.cat([self.chosen, self.rejected]))
+
+    def split(self, rewards: Float[Tensor, "rows length"]) -> PairRewards:
+        """Rewards of all texts (chosen ones first) as rewards of pairs."""
+        chosen, rejected = rewards.chunk(2)
+        return PairRewards(chosen, rejected, PairLengths(self.chosen, self.rejected, self.start))
 
 
-class Labelled(NamedTuple):
-    """What is known of a batch of answers with a reward each: tokens of the texts and of their prompts, and rewards."""
+class LabelBatch(NamedTuple):
+    """Data of a batch of answers with a reward each, besides the tokens.
+
+    Attributes:
+        lengths: Number of tokens of each text.
+        start: Number of tokens of its prompt.
+        rewards: Reward of the finished answer, in the data's unit.
+    """
 
     lengths: Int[Tensor, " rows"]
     start: Int[Tensor, " rows"]
     rewards: Float[Tensor, " rows"]
 
     @property
-    def texts(self) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
-        """Tokens of every text, and of its beginning that is not trained on."""
-        return self.lengths, self.start
+    def spans(self) -> AnswerSpans:
+        """The answers of all texts."""
+        return AnswerSpans(self.start, self.lengths)
 
 
-class Terms(NamedTuple):
-    """The parts of a loss, which is their sum divided by their number.
+class LossTerms(NamedTuple):
+    """The terms of a loss, which is their sum divided by their number.
 
     Attributes:
-        losses: Each part; 0 where there is none.
-        exists: Where there is one.
+        losses: Each term; 0 where there is none.
+        mask: Where there is a term.
     """
 
-    losses: Float[Tensor, "rows parts"]
-    exists: Bool[Tensor, "rows parts"]
+    losses: Float[Tensor, "rows terms"]
+    mask: Bool[Tensor, "rows terms"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
-    """The numbers in the losses; each belongs to the objectives that its comment names.
+class LossSettings:
+    """The numbers in the losses; each belongs to the objectives that its line names.
 
     Attributes:
-        center: Of (chosen + rejected)², for "partial_bt" and "full_bt"; None or 0 is off.
+        center: Weight of (chosen + rejected)², for "partial_bt" and "full_bt"; None or 0 is off.
         beta: Guidance strength that "soft_value" is made for, in nats per unit of the data's rewards.
         clip: Where the exponential of "soft_value" becomes a line, in nats.
         arm_beta: Nats of preference per nat of log-probability, for "arm".
-        farma_weight: Of the constraint of "farma".
-        td_lambda: Of the finished answer's reward against later predictions, for "value" and "soft_value".
+        farma_weight: Weight of the constraint of "farma".
+        td_lambda: λ of the λ-returns that "value" and "soft_value" regress on; 1 is the finished answer's reward.
     """
 
     center: float | None = None
@@ -100,76 +132,74 @@ class Loss:
     """The loss of an objective.
 
     Attributes:
-        terms: Parts of the loss, from the model's rewards for a batch, the batch's data (`Pairs` or `Labelled`), and
-            the weights.
-        count: Number of parts of each row of a batch, from the data alone.
+        terms: Terms of the loss, from the rewards of a batch, its data (`PairBatch` or `LabelBatch`) and the settings.
+        count: Number of terms of each row of a batch, from its data alone.
     """
 
-    terms: Callable[[Reading, Any, Weights], Terms]
+    terms: Callable[[PrefixRewards, Any, LossSettings], LossTerms]
     count: Callable[[Any], Int[Tensor, " rows"]]
 
 
-def _each(parts: Tensor) -> Terms:
-    """One part a row."""
-    return Terms(parts, torch.ones_like(parts, dtype=torch.bool))
+def _one_per_row(losses: Tensor) -> LossTerms:
+    return LossTerms(losses, torch.ones_like(losses, dtype=torch.bool))
 
 
-def _partial_bt(reading: Reading, rows: Pairs, weights: Weights) -> Terms:
-    chosen, rejected = reading.rewards.chunk(2)
-    pairs = every_prefix(chosen, rejected, rows.chosen, rows.rejected, rows.start)
-    return Terms(bradley_terry(pairs, margin=rows.margin, center=weights.center), pairs.exists)
+def _partial_bt(prefixes: PrefixRewards, batch: PairBatch, settings: LossSettings) -> LossTerms:
+    comparisons = prefix_comparisons(batch.split(prefixes.rewards))
+    losses = bradley_terry(comparisons, margin=batch.margin, center=settings.center)
+    return LossTerms(losses, comparisons.mask)
 
 
-def _full_bt(reading: Reading, rows: Pairs, weights: Weights) -> Terms:
-    chosen, rejected = reading.rewards.chunk(2)
-    pairs = finished_answers(chosen, rejected, rows.chosen, rows.rejected, rows.start)
-    return Terms(bradley_terry(pairs, margin=rows.margin, center=weights.center), pairs.exists)
+def _full_bt(prefixes: PrefixRewards, batch: PairBatch, settings: LossSettings) -> LossTerms:
+    comparisons = final_comparisons(batch.split(prefixes.rewards))
+    losses = bradley_terry(comparisons, margin=batch.margin, center=settings.center)
+    return LossTerms(losses, comparisons.mask)
 
 
-def _farma(reading: Reading, rows: Pairs, weights: Weights) -> Terms:
-    if reading.best is None:
-        raise TypeError("The objective 'farma' needs the largest reward behind every prefix.")
-    (chosen, rejected), (chosen_best, rejected_best) = reading.rewards.chunk(2), reading.best.chunk(2)
-    lengths = (rows.chosen, rows.rejected, rows.start)
-    return _each(
-        farma(chosen, rejected, chosen_best, rejected_best, lengths, margin=rows.margin, weight=weights.farma_weight)
+def _farma(prefixes: PrefixRewards, batch: PairBatch, settings: LossSettings) -> LossTerms:
+    if prefixes.max_next is None:
+        raise TypeError("The objective 'farma' needs the largest reward one token later, for every prefix.")
+    rewards = batch.split(prefixes.rewards)
+    chosen_max_next, rejected_max_next = prefixes.max_next.chunk(2)
+    losses = farma_loss(rewards, chosen_max_next, rejected_max_next, margin=batch.margin, weight=settings.farma_weight)
+    return _one_per_row(losses)
+
+
+def _arm(prefixes: PrefixRewards, batch: PairBatch, settings: LossSettings) -> LossTerms:
+    return _one_per_row(arm_loss(batch.split(prefixes.rewards), beta=settings.arm_beta, margin=batch.margin))
+
+
+def _value(prefixes: PrefixRewards, batch: LabelBatch, settings: LossSettings) -> LossTerms:
+    mask = _answer_mask(prefixes, batch)
+    losses = value_loss(prefixes.rewards, batch.rewards, mask, td_lambda=settings.td_lambda)
+    return LossTerms(losses, mask)
+
+
+def _cumulative(prefixes: PrefixRewards, batch: LabelBatch, _: LossSettings) -> LossTerms:
+    return _one_per_row(cumulative_loss(prefixes.rewards, batch.rewards, _answer_mask(prefixes, batch)))
+
+
+def _soft_value(prefixes: PrefixRewards, batch: LabelBatch, settings: LossSettings) -> LossTerms:
+    mask = _answer_mask(prefixes, batch)
+    losses = soft_value_loss(
+        prefixes.rewards, batch.rewards, mask, beta=settings.beta, clip=settings.clip, td_lambda=settings.td_lambda
     )
+    return LossTerms(losses, mask)
 
 
-def _arm(reading: Reading, rows: Pairs, weights: Weights) -> Terms:
-    chosen, rejected = reading.rewards.chunk(2)
-    lengths = (rows.chosen, rows.rejected, rows.start)
-    return _each(arm(chosen, rejected, *lengths, beta=weights.arm_beta, margin=rows.margin))
+def _answer_mask(prefixes: PrefixRewards, batch: LabelBatch) -> Bool[Tensor, "rows length"]:
+    return position_mask(batch.start, batch.lengths, prefixes.rewards.shape[1])
 
 
-def _value(reading: Reading, rows: Labelled, weights: Weights) -> Terms:
-    exists = _answers(reading, rows)
-    return Terms(value(reading.rewards, rows.rewards, exists, td_lambda=weights.td_lambda), exists)
-
-
-def _cumulative(reading: Reading, rows: Labelled, _: Weights) -> Terms:
-    return _each(cumulative(reading.rewards, rows.rewards, _answers(reading, rows)))
-
-
-def _soft_value(reading: Reading, rows: Labelled, weights: Weights) -> Terms:
-    exists = _answers(reading, rows)
-    options = {"beta": weights.beta, "clip": weights.clip, "td_lambda": weights.td_lambda}
-    return Terms(soft_value(reading.rewards, rows.rewards, exists, **options), exists)
-
-
-def _answers(reading: Reading, rows: Labelled) -> Bool[Tensor, "rows length"]:
-    return between(rows.start, rows.lengths, reading.rewards.shape[1])
-
-
-def _one(rows: Pairs | Labelled) -> Int[Tensor, " rows"]:
+def _one(rows: PairBatch | LabelBatch) -> Int[Tensor, " rows"]:
     return torch.ones_like(rows.start)
 
 
-def _longer_answer(rows: Pairs) -> Int[Tensor, " pairs"]:
+def _longer_answer(rows: PairBatch) -> Int[Tensor, " pairs"]:
     return torch.maximum(rows.chosen, rows.rejected) - rows.start
 
 
-def _every_token(rows: Labelled) -> Int[Tensor, " rows"]:
+def _every_token(rows: LabelBatch) -> Int[Tensor, " rows"]:
     return rows.lengths - rows.start
 
 

@@ -1,4 +1,4 @@
-"""`rgtg train`: the arguments of `trl reward`, a training, a checkpoint with its card."""
+"""The body of `rgtg train`: parses the arguments of `trl reward`, trains, saves a checkpoint with its card."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from trl import (
     get_quantization_config,
 )
 
+from rgtg_logits.data_files import DATA_FILE_BUILDERS, builder_for
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.trainer import PartialRewardTrainer
 
 logger = logging.getLogger(__name__)
 
-_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+_SUFFIXES = [suffix for suffix, builder in DATA_FILE_BUILDERS.items() if builder != "text"]
+"""Suffixes of files with columns."""
 
 
 def make_parser() -> TrlParser:
@@ -37,28 +39,28 @@ def make_parser() -> TrlParser:
 
 
 def train(argv: list[str] | None = None, *, allow_unknown: bool = False) -> None:
-    """Trains a reward model as told by command-line arguments, evaluates and saves it.
+    """Trains, evaluates and saves a reward model as command-line arguments say.
 
     The arguments are those of `trl reward` and of `PartialRewardConfig` (`--objective`, `--kind`, …); `--config
     file.yaml` holds any of them. `--dataset_name` is a Hub id, a folder, or a file (json, jsonl, csv, each also as .gz,
-    or parquet); in its stead, `datasets:` in the file lists those of a mixture (`trl.DatasetMixtureConfig`). Where the
-    data have the split `--dataset_test_split` ("test" by default), the model is evaluated on it after training. The
-    folder `--output_dir` gets the model, its tokenizer and its card, and `--push_to_hub` uploads them in one commit, an
-    adapter merged into its base model unless that is quantised; `--hub_strategy every_save` uploads every checkpoint
-    too.
+    or parquet); instead of it, `datasets:` in the file lists the parts of a mixture (`trl.DatasetMixtureConfig`). If
+    the data have the split `--dataset_test_split` ("test" by default), the model is evaluated on it after training. The
+    model, its tokenizer and its card are saved to `--output_dir`, and `--push_to_hub` uploads them in one commit. An
+    adapter is merged into its base model for the upload, unless that is quantised. `--hub_strategy every_save` uploads
+    every checkpoint too.
 
     Args:
         argv: Arguments without the program's name; by default those of the process.
-        allow_unknown: Whether a `--config` file may hold other things, such as arguments of `accelerate launch`.
+        allow_unknown: Whether a `--config` file may hold unknown keys, such as arguments of `accelerate launch`.
 
     Raises:
         InvalidArgumentError: If there is no model, no data set, or no such split or file type.
     """
     script, args, model, mixture = make_parser().parse_args_and_config(argv, fail_with_unknown_args=not allow_unknown)
     if not mixture.datasets:
-        _given(script.dataset_name, "--dataset_name")
-    base = _given(model.model_name_or_path, "--model_name_or_path")
-    data, name = _data(script, mixture)
+        _required(script.dataset_name, "--dataset_name")
+    base = _required(model.model_name_or_path, "--model_name_or_path")
+    data, name = _load_splits(script, mixture)
     test = script.dataset_test_split if script.dataset_test_split in data or args.eval_strategy != "no" else None
     args.model_init_kwargs = _model_options(model, args)
     trainer = PartialRewardTrainer(
@@ -81,7 +83,7 @@ def train(argv: list[str] | None = None, *, allow_unknown: bool = False) -> None
         trainer.end()
 
 
-def load_pairs(name: str, config: str | None = None, *, streaming: bool = False) -> Any:
+def load_training_data(name: str, config: str | None = None, *, streaming: bool = False) -> Any:
     """Loads training data from the Hub, a folder (data files, or what `save_to_disk` wrote), or a file.
 
     Args:
@@ -97,31 +99,33 @@ def load_pairs(name: str, config: str | None = None, *, streaming: bool = False)
     """
     path = Path(name)
     if path.is_file():
-        suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-        if suffix not in _BUILDERS:
+        builder = builder_for(name)
+        if builder is None or builder == "text":
             raise InvalidArgumentError(
-                f"Expected a data file that ends in one of {', '.join(_BUILDERS)} (or .gz after it), but got "
+                f"Expected a data file that ends in one of {', '.join(_SUFFIXES)} (or .gz after it), but got "
                 f"{path.name!r}. Convert it, or name a folder or a Hub id."
             )
-        return load_dataset(_BUILDERS[suffix], data_files={"train": name}, streaming=streaming)
+        return load_dataset(builder, data_files={"train": name}, streaming=streaming)
     if (path / "dataset_dict.json").is_file():
         return load_from_disk(name)
     return load_dataset(name, name=config, streaming=streaming)
 
 
-def _data(script: ScriptArguments, mixture: DatasetMixtureConfig) -> tuple[Any, str | None]:
-    """The data set's splits, and its name if it has one."""
+def _load_splits(script: ScriptArguments, mixture: DatasetMixtureConfig) -> tuple[Any, str | None]:
+    """The splits of the data set or mixture, and its name if it has one."""
     if not mixture.datasets:
         name = str(script.dataset_name)
-        return load_pairs(name, script.dataset_config, streaming=script.dataset_streaming), name
+        return load_training_data(name, script.dataset_config, streaming=script.dataset_streaming), name
     if script.dataset_name:
-        logger.warning("Of datasets and dataset_name, the first is used, and %r is not read.", script.dataset_name)
+        logger.warning("The mixture in datasets is used, so dataset_name %r is not read.", script.dataset_name)
+    mixture_name: str | None = None
     # With data_files, the path names a file format.
-    paths = [dataset.path for dataset in mixture.datasets if not dataset.data_files]
-    return get_dataset(mixture), paths[0] if len(paths) == len(mixture.datasets) == 1 else None
+    if len(mixture.datasets) == 1 and not mixture.datasets[0].data_files:
+        mixture_name = mixture.datasets[0].path
+    return get_dataset(mixture), mixture_name
 
 
-def _given(value: str | None, flag: str) -> str:
+def _required(value: str | None, flag: str) -> str:
     if not value:
         raise InvalidArgumentError(f"Expected {flag}, but it was not given. Pass a Hub id or a local path.")
     return value
@@ -137,7 +141,7 @@ def _split(data: Any, split: str, name: str | None) -> Any:
 
 
 def _model_options(model: ModelConfig, args: PartialRewardConfig) -> dict[str, Any]:
-    """Keyword arguments for loading the model; those given as `--model_init_kwargs` win."""
+    """Keyword arguments for loading the model; `--model_init_kwargs` takes precedence."""
     options = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,

@@ -104,18 +104,16 @@ def truncate(file: Path) -> None:
         (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt is missing"),
         (lambda folder: truncate(folder / WEIGHTS), r"model.safetensors has \d+ bytes instead of \d+"),
         (lambda folder: (folder / "trainer_state.json").unlink(), "there is no trainer_state.json"),
-        (lambda folder: truncate(folder / "trainer_state.json"), "trainer_state.json is not whole"),
+        (lambda folder: truncate(folder / "trainer_state.json"), "trainer_state.json is not complete"),
         (shutil.rmtree, "there is no trainer_state.json"),
     ],
 )
-def test_a_checkpoint_that_is_not_whole(
-    base: str, checkpoints: Path, damage: Callable[[Path], None], message: str
-) -> None:
+def test_an_incomplete_checkpoint(base: str, checkpoints: Path, damage: Callable[[Path], None], message: str) -> None:
     assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-2"
     damage(checkpoints / "checkpoint-2")
 
     assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-1"
-    with pytest.raises(CheckpointError, match=f"Expected a whole checkpoint to resume from, but in .* {message}"):
+    with pytest.raises(CheckpointError, match=f"Expected a complete checkpoint to resume from, but in .* {message}"):
         make_trainer(base, checkpoints, ROWS).train(resume_from_checkpoint=str(checkpoints / "checkpoint-2"))
 
 

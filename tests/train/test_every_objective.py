@@ -263,11 +263,11 @@ def test_best_next_tokens_are_those_that_there_are(make_config, tokenizer) -> No
     trainer = PartialRewardTrainer(model, config, train_dataset=make_pairs(3, seed=0), processing_class=tokenizer)
     batch = trainer.data_collator(list(trainer.train_dataset))
     start = torch.zeros(6, dtype=torch.long)
-    reading, _ = trainer._reader.read(model, batch["input_ids"], batch["attention_mask"], start)
+    prefixes, _ = trainer._reader.read(model, batch["input_ids"], batch["attention_mask"], start)
 
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    assert torch.equal(reading.best, logits[..., : len(tokenizer)].amax(-1))
-    assert float(logits.max()) > float(reading.best.max())
+    assert torch.equal(prefixes.max_next, logits[..., : len(tokenizer)].amax(-1))
+    assert float(logits.max()) > float(prefixes.max_next.max())
 
 
 def test_what_was_measured_is_told_only_of_the_same_weights(base: str, make_config, tmp_path: Path) -> None:

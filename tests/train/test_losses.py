@@ -12,9 +12,8 @@ from transformers import PreTrainedModel
 
 from rgtg_logits.reward_model.model import RewardModel
 from rgtg_logits.testing import VOCAB_SIZE, tiny_reward_model
-from rgtg_logits.train import full_bt, losses, partial_bt
-from rgtg_logits.train.data import pair_lengths
-from rgtg_logits.train.objectives import LOSSES, Labelled, Pairs, Reading, Weights
+from rgtg_logits.train import PairLengths, PairRewards, full_bt, losses, pair_lengths, partial_bt
+from rgtg_logits.train.objectives import LOSSES, LabelBatch, LossSettings, PairBatch, PrefixRewards
 
 
 def common_prefix(left: list[int], right: list[int]) -> int:
@@ -60,8 +59,8 @@ def test_partial_bt_equals_one_row_per_prefix(model_type: str, with_margin: bool
     expected_gradients = gradients(model, expected)
 
     ids, mask = padded(chosen + rejected)
-    rewards = token_rewards(model, ids, mask).chunk(2)
-    loss = partial_bt(*rewards, *pair_lengths(ids, mask), margin=margins if with_margin else None)
+    rewards = PairRewards(*token_rewards(model, ids, mask).chunk(2), pair_lengths(ids, mask))
+    loss = partial_bt(rewards, margin=margins if with_margin else None)
 
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(gradients(model, loss), expected_gradients, rtol=0, atol=1e-6)
@@ -82,7 +81,8 @@ def test_the_shorter_answer_keeps_its_last_reward() -> None:
     chosen = torch.tensor([[9.0, 1.0, 2.0, 3.0]])
     rejected = torch.tensor([[9.0, 0.5, 777.0, 777.0]])  # 777 is what the model says of padding
 
-    loss = partial_bt(chosen, rejected, torch.tensor([4]), torch.tensor([2]), torch.tensor([1]))
+    lengths = PairLengths(torch.tensor([4]), torch.tensor([2]), torch.tensor([1]))
+    loss = partial_bt(PairRewards(chosen, rejected, lengths))
 
     expected = sum(math.log1p(math.exp(-difference)) for difference in (0.5, 1.5, 2.5)) / 3
     assert loss.item() == pytest.approx(expected, rel=1e-6)
@@ -92,7 +92,8 @@ def test_a_long_pair_weighs_more_than_a_short_one() -> None:
     chosen = torch.tensor([[1.0, 1.0, 1.0], [5.0, 0.0, 0.0]])
     rejected = torch.zeros(2, 3)
 
-    loss = partial_bt(chosen, rejected, torch.tensor([3, 1]), torch.tensor([3, 1]), torch.tensor([0, 0]))
+    lengths = PairLengths(torch.tensor([3, 1]), torch.tensor([3, 1]), torch.tensor([0, 0]))
+    loss = partial_bt(PairRewards(chosen, rejected, lengths))
 
     expected = (3 * math.log1p(math.exp(-1)) + math.log1p(math.exp(-5))) / 4
     assert loss.item() == pytest.approx(expected, rel=1e-6)
@@ -102,9 +103,8 @@ def test_full_bt_reads_the_finished_answers_only() -> None:
     chosen = torch.tensor([[0.0, 0.0, 2.0, 777.0]], requires_grad=True)
     rejected = torch.tensor([[0.0, 0.5, 777.0, 777.0]])
 
-    loss = full_bt(
-        chosen, rejected, torch.tensor([3]), torch.tensor([2]), torch.tensor([1]), margin=torch.tensor([0.5])
-    )
+    lengths = PairLengths(torch.tensor([3]), torch.tensor([2]), torch.tensor([1]))
+    loss = full_bt(PairRewards(chosen, rejected, lengths), margin=torch.tensor([0.5]))
     loss.backward()
 
     assert loss.item() == pytest.approx(math.log1p(math.exp(-1)), rel=1e-6)
@@ -112,20 +112,20 @@ def test_full_bt_reads_the_finished_answers_only() -> None:
     assert chosen.grad.nonzero().tolist() == [[0, 2]]
 
 
-ANSWERS = Labelled(torch.tensor([3, 4]), torch.tensor([1, 2]), torch.tensor([3.0, -1.0]))
+ANSWERS = LabelBatch(torch.tensor([3, 4]), torch.tensor([1, 2]), torch.tensor([3.0, -1.0]))
 """Two answers of two tokens each; what the model says of prompts and padding is 777."""
 REWARDS = torch.tensor([[777.0, 1.0, 2.0, 777.0], [777.0, 777.0, 0.0, -1.5]])
 
 
-def terms(name: str, **weights: float):
-    return LOSSES[name].terms(Reading(REWARDS), ANSWERS, Weights(**weights))
+def terms(name: str, **settings: float):
+    return LOSSES[name].terms(PrefixRewards(REWARDS), ANSWERS, LossSettings(**settings))
 
 
 def test_value_is_half_the_squared_error_of_every_prefix_of_the_answer() -> None:
     found = terms("value")
 
     assert found.losses.tolist() == [[0.0, 2.0, 0.5, 0.0], [0.0, 0.0, 0.5, 0.125]]
-    assert found.exists.tolist() == [[False, True, True, False], [False, False, True, True]]
+    assert found.mask.tolist() == [[False, True, True, False], [False, False, True, True]]
     assert LOSSES["value"].count(ANSWERS).tolist() == [2, 2]
 
 
@@ -134,7 +134,7 @@ def test_cumulative_weighs_the_tokens_of_the_answer_by_their_place() -> None:
 
     expected = torch.tensor([[(1 * 4.0 + 2 * 1.0) / 3], [(1 * 1.0 + 2 * 0.25) / 3]])
     torch.testing.assert_close(found.losses, expected, rtol=0, atol=1e-6)
-    nothing = losses.cumulative(REWARDS, ANSWERS.rewards, torch.zeros(2, 4, dtype=torch.bool))
+    nothing = losses.cumulative_loss(REWARDS, ANSWERS.rewards, torch.zeros(2, 4, dtype=torch.bool))
     assert nothing.tolist() == [[0.0], [0.0]]
 
 
@@ -153,7 +153,9 @@ def test_the_clip_of_soft_value_goes_on_as_a_line_without_a_jump_or_a_bend() -> 
 
     def at(difference: float) -> tuple[float, float]:
         rewards = torch.tensor([[-difference]], dtype=torch.double, requires_grad=True)
-        loss = losses.soft_value(rewards, torch.zeros(1).double(), torch.ones(1, 1, dtype=torch.bool), clip=clip).sum()
+        loss = losses.soft_value_loss(
+            rewards, torch.zeros(1).double(), torch.ones(1, 1, dtype=torch.bool), clip=clip
+        ).sum()
         loss.backward()
         assert rewards.grad is not None
         return loss.item(), -rewards.grad.item()
@@ -172,39 +174,39 @@ def test_the_clip_of_soft_value_goes_on_as_a_line_without_a_jump_or_a_bend() -> 
 
 def test_the_lambda_return_mixes_the_next_reward_with_the_next_return_up_to_the_end() -> None:
     rewards = torch.tensor([[9.0, 1.0, 2.0, 4.0, 777.0], [9.0, 9.0, 3.0, 777.0, 777.0]], requires_grad=True)
-    exists = torch.tensor([[False, True, True, True, False], [False, False, True, False, False]])
+    mask = torch.tensor([[False, True, True, True, False], [False, False, True, False, False]])
     targets = torch.tensor([8.0, 5.0])
-    hard = losses.lambda_returns(rewards, targets, exists, td_lambda=0.75, soft=False)
+    hard = losses.lambda_returns(rewards, targets, mask, td_lambda=0.75, soft=False)
     # Of the first answer, the last two prefixes are followed by nothing, and by its end.
-    assert hard[exists].tolist() == [0.25 * 2 + 0.75 * 8, 8.0, 8.0, 5.0]
+    assert hard[mask].tolist() == [0.25 * 2 + 0.75 * 8, 8.0, 8.0, 5.0]
     assert not hard.requires_grad
-    soft = losses.lambda_returns(rewards, targets, exists, td_lambda=0.75, soft=True)
+    soft = losses.lambda_returns(rewards, targets, mask, td_lambda=0.75, soft=True)
     expected = [math.log(0.25 * math.exp(2) + 0.75 * math.exp(8)), 8.0, 8.0, 5.0]
-    assert soft[exists].tolist() == pytest.approx(expected)
-    next_ones = losses.lambda_returns(rewards, targets, exists, td_lambda=0.0, soft=True)
-    assert next_ones[exists].tolist() == [2.0, 8.0, 8.0, 5.0]
+    assert soft[mask].tolist() == pytest.approx(expected)
+    next_ones = losses.lambda_returns(rewards, targets, mask, td_lambda=0.0, soft=True)
+    assert next_ones[mask].tolist() == [2.0, 8.0, 8.0, 5.0]
     for soft in (True, False):
-        whole = losses.lambda_returns(rewards, targets, exists, td_lambda=1.0, soft=soft)
-        assert whole[exists].tolist() == [8.0, 8.0, 8.0, 5.0]
+        whole = losses.lambda_returns(rewards, targets, mask, td_lambda=1.0, soft=soft)
+        assert whole[mask].tolist() == [8.0, 8.0, 8.0, 5.0]
 
 
 @pytest.mark.parametrize("name", ["value", "soft_value"])
 def test_td_lambda_changes_what_an_objective_is_fitted_to(name: str) -> None:
     answers = ANSWERS._replace(lengths=torch.tensor([4, 4]), start=torch.tensor([1, 1]))
     rewards = torch.tensor([[777.0, 1.0, 2.0, 0.5], [777.0, 0.0, 0.0, -1.5]])
-    function, options = LOSSES[name].terms, Weights(td_lambda=0.5, beta=2.0)
-    found = function(Reading(rewards), answers, options)
-    exists = found.exists
+    function, options = LOSSES[name].terms, LossSettings(td_lambda=0.5, beta=2.0)
+    found = function(PrefixRewards(rewards), answers, options)
+    mask = found.mask
     targets = answers.rewards * (2.0 if name == "soft_value" else 1.0)
-    returns = losses.lambda_returns(rewards, targets, exists, td_lambda=0.5, soft=name == "soft_value")
-    d = (returns - rewards)[exists]
-    assert not torch.equal(returns[exists], targets[:, None].expand_as(returns)[exists])
+    returns = losses.lambda_returns(rewards, targets, mask, td_lambda=0.5, soft=name == "soft_value")
+    d = (returns - rewards)[mask]
+    assert not torch.equal(returns[mask], targets[:, None].expand_as(returns)[mask])
     bounded = d.clamp(max=5.0)
     wanted = 0.5 * d**2 if name == "value" else bounded.exp() * (1 + d - bounded) - d - 1
-    torch.testing.assert_close(found.losses[exists], wanted)
+    torch.testing.assert_close(found.losses[mask], wanted)
 
 
-PAIR = Pairs(torch.tensor([3]), torch.tensor([4]), torch.tensor([1]))
+PAIR = PairBatch(torch.tensor([3]), torch.tensor([4]), torch.tensor([1]))
 """A chosen answer of two tokens and a rejected one of three, behind one token that they share."""
 
 
@@ -213,7 +215,7 @@ def test_farma_is_bradley_terry_at_the_end_and_the_best_next_reward_before_it() 
     best = torch.tensor([[777.0, 4.0, 777.0, 777.0], [777.0, 1.5, -1.0, 777.0]], requires_grad=True)
     pair = PAIR._replace(margin=torch.tensor([0.25]))
 
-    loss = LOSSES["farma"].terms(Reading(rewards, best), pair, Weights(farma_weight=0.5)).losses
+    loss = LOSSES["farma"].terms(PrefixRewards(rewards, best), pair, LossSettings(farma_weight=0.5)).losses
     loss.sum().backward()
 
     constraint = ((1.0 - 4.0) ** 2 + (0.5 - 1.5) ** 2 + (0.0 + 1.0) ** 2) / 3
@@ -226,17 +228,19 @@ def test_farma_is_bradley_terry_at_the_end_and_the_best_next_reward_before_it() 
 
 
 def test_farma_of_answers_of_one_token_is_bradley_terry() -> None:
-    pair = Pairs(torch.tensor([2]), torch.tensor([2]), torch.tensor([1]))
-    reading = Reading(torch.tensor([[9.0, 1.0], [9.0, -1.0]]), torch.full((2, 2), 777.0))
+    pair = PairBatch(torch.tensor([2]), torch.tensor([2]), torch.tensor([1]))
+    prefixes = PrefixRewards(torch.tensor([[9.0, 1.0], [9.0, -1.0]]), torch.full((2, 2), 777.0))
 
-    assert LOSSES["farma"].terms(reading, pair, Weights()).losses.item() == pytest.approx(math.log1p(math.exp(-2)))
+    assert LOSSES["farma"].terms(prefixes, pair, LossSettings()).losses.item() == pytest.approx(
+        math.log1p(math.exp(-2))
+    )
 
 
 def test_arm_compares_the_summed_log_probabilities_of_finished_answers() -> None:
     summed = torch.tensor([[-9.0, -1.0, -3.0, 777.0], [-9.0, -1.0, -2.0, -3.5]], requires_grad=True)
     pair = PAIR._replace(margin=torch.tensor([0.5]))
 
-    loss = LOSSES["arm"].terms(Reading(summed), pair, Weights(arm_beta=2.0)).losses
+    loss = LOSSES["arm"].terms(PrefixRewards(summed), pair, LossSettings(arm_beta=2.0)).losses
     loss.sum().backward()
 
     assert loss.tolist() == [[pytest.approx(math.log1p(math.exp(-(2.0 * 0.5 - 0.5))))]]

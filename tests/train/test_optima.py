@@ -15,8 +15,8 @@ from torch import Tensor
 from rgtg_logits import exact
 from rgtg_logits.exact import World
 from rgtg_logits.objectives import OBJECTIVES
-from rgtg_logits.train.data import pair_lengths
-from rgtg_logits.train.objectives import LOSSES, Labelled, Pairs, Reading, Terms, Weights
+from rgtg_logits.prefix_accuracy import pair_lengths
+from rgtg_logits.train.objectives import LOSSES, LabelBatch, LossSettings, LossTerms, PairBatch, PrefixRewards
 
 WORLDS = {"no end": {"vocab": 3, "horizon": 3}, "ends": {"vocab": 3, "horizon": 4, "eos": 0}}
 ERROR = 1e-3
@@ -48,16 +48,16 @@ class Texts:
             self.numbers[:, t] = self.numbers[:, t - 1] * world.vocab + 1 + tokens[:, t]
         self.answer = self.mask.bool() & (self.tokens != prompt)
 
-    def labelled(self) -> Labelled:
-        return Labelled(self.lengths, torch.ones_like(self.lengths), self.rewards)
+    def labelled(self) -> LabelBatch:
+        return LabelBatch(self.lengths, torch.ones_like(self.lengths), self.rewards)
 
-    def pairs(self) -> tuple[Tensor, Pairs, Tensor]:
+    def pairs(self) -> tuple[Tensor, PairBatch, Tensor]:
         """Which texts are paired (chosen, then rejected), what the objective is told of them, and their weights."""
         chosen, rejected = (~torch.eye(len(self.tokens)).bool()).nonzero().T
         rows = torch.cat([chosen, rejected])
         preferred = (self.rewards[chosen] - self.rewards[rejected]).sigmoid()
         weights = self.probability[chosen] * self.probability[rejected] * preferred
-        return rows, Pairs(*pair_lengths(self.tokens[rows], self.mask[rows])), weights
+        return rows, PairBatch(*pair_lengths(self.tokens[rows], self.mask[rows])), weights
 
     def split(self, vector: Tensor) -> exact.Table:
         """A number for each text as a table by length."""
@@ -73,29 +73,29 @@ class Texts:
         return self.numbers.gather(1, self.lengths[:, None] - 1)[:, 0]
 
 
-Read = Callable[[Texts, Tensor], Reading]
+Read = Callable[[Texts, Tensor], PrefixRewards]
 
 
-def causal(texts: Texts, table: Tensor) -> Reading:
+def causal(texts: Texts, table: Tensor) -> PrefixRewards:
     """A number for each text."""
-    return Reading(table[texts.numbers].masked_fill(~texts.answer, NOTHING))
+    return PrefixRewards(table[texts.numbers].masked_fill(~texts.answer, NOTHING))
 
 
-def vocabulary(texts: Texts, table: Tensor) -> Reading:
+def vocabulary(texts: Texts, table: Tensor) -> PrefixRewards:
     """A row for each text and in it a number for each next token, as a language model's head gives them."""
     next_tokens = table[1:].view(-1, texts.world.vocab)
     parents = texts.numbers[:, :-1].clamp(max=len(next_tokens) - 1)
     rewards = next_tokens[parents].gather(2, (texts.tokens[:, 1:] % texts.world.vocab)[..., None])[..., 0]
     rewards = torch.nn.functional.pad(rewards, (1, 0)).masked_fill(~texts.answer, NOTHING)
     best = next_tokens[texts.numbers.clamp(max=len(next_tokens) - 1)].amax(-1)
-    return Reading(rewards, best)
+    return PrefixRewards(rewards, best)
 
 
-def policy(texts: Texts, table: Tensor) -> Reading:
+def policy(texts: Texts, table: Tensor) -> PrefixRewards:
     """Summed log-probabilities of a table of logits."""
     next_tokens = table[1:].view(-1, texts.world.vocab).log_softmax(-1).flatten()
     log_probs = next_tokens[(texts.numbers - 1).clamp(min=0)].masked_fill(~texts.answer, 0.0)
-    return Reading(log_probs.cumsum(1).masked_fill(~texts.answer, NOTHING))
+    return PrefixRewards(log_probs.cumsum(1).masked_fill(~texts.answer, NOTHING))
 
 
 READERS: dict[str, Read] = {"causal": causal, "vocabulary": vocabulary, "log_ratio": policy}
@@ -107,7 +107,7 @@ def start(texts: Texts) -> Tensor:
     return torch.randn(size, generator=generator, dtype=torch.float64)
 
 
-def expected_loss(name: str, texts: Texts, read: Callable[[Tensor], Reading], weights: Weights) -> Callable:
+def expected_loss(name: str, texts: Texts, read: Callable[[Tensor], PrefixRewards], weights: LossSettings) -> Callable:
     """The loss of a table over all texts or all pairs."""
     objective = OBJECTIVES[name]
     if objective.data == "labels":
@@ -116,10 +116,10 @@ def expected_loss(name: str, texts: Texts, read: Callable[[Tensor], Reading], we
         rows, facts, share = texts.pairs()
 
     def loss(table: Tensor) -> Tensor:
-        reading = read(table)
-        reading = Reading(reading.rewards[rows], None if reading.best is None else reading.best[rows])
-        terms: Terms = LOSSES[name].terms(reading, facts, weights)
-        assert torch.equal(terms.exists.sum(1), LOSSES[name].count(facts))
+        prefixes = read(table)
+        prefixes = PrefixRewards(prefixes.rewards[rows], None if prefixes.max_next is None else prefixes.max_next[rows])
+        terms: LossTerms = LOSSES[name].terms(prefixes, facts, weights)
+        assert torch.equal(terms.mask.sum(1), LOSSES[name].count(facts))
         return (share[:, None] * terms.losses).sum()
 
     return loss
@@ -143,7 +143,7 @@ def minimise(loss: Callable[[Tensor], Tensor], table: Tensor) -> Tensor:
 
 
 def train(name: str, kind: str, texts: Texts, **weights: float) -> Tensor:
-    loss = expected_loss(name, texts, lambda table: READERS[kind](texts, table), Weights(**weights))
+    loss = expected_loss(name, texts, lambda table: READERS[kind](texts, table), LossSettings(**weights))
     return minimise(loss, start(texts))
 
 
@@ -222,7 +222,7 @@ def test_a_tight_clip_moves_the_soft_value_down() -> None:
 
 def test_farma_is_the_best_completion(world: World) -> None:
     texts = Texts(world)
-    loss = expected_loss("farma", texts, lambda table: vocabulary(texts, table), Weights())
+    loss = expected_loss("farma", texts, lambda table: vocabulary(texts, table), LossSettings())
     table = start(texts).requires_grad_()
     # The target moves with the table and has no gradient, so there is no one function for a line search to go down.
     optimizer = torch.optim.Adam([table], lr=0.2)
@@ -259,7 +259,7 @@ def test_what_is_neither_answer_nor_text_is_not_trained(world: World) -> None:
 def test_bootstrapping_leads_to_the_same_optimum(world: World, name: str, td_lambda: float) -> None:
     texts = Texts(world)
     weights = {"beta": 1.5, "clip": 50.0}
-    loss = expected_loss(name, texts, lambda table: causal(texts, table), Weights(**weights, td_lambda=td_lambda))
+    loss = expected_loss(name, texts, lambda table: causal(texts, table), LossSettings(**weights, td_lambda=td_lambda))
     wanted = train(name, "causal", texts, **weights)
     occurring = texts.occurring()
 

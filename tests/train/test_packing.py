@@ -13,9 +13,8 @@ from transformers import PreTrainedModel
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rgtg_logits.testing import VOCAB_SIZE, tiny_reward_model
-from rgtg_logits.train import PartialRewardTrainer, partial_bt
-from rgtg_logits.train.data import pair_lengths
-from rgtg_logits.train.packing import SharedPrompts, pack, unpack
+from rgtg_logits.train import PairRewards, PartialRewardTrainer, pair_lengths, partial_bt
+from rgtg_logits.train.packing import SharedPromptReader, pack, unpack
 
 
 def make_batch(pairs: int = 6, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -39,12 +38,11 @@ def reader(model: PreTrainedModel) -> Any:
     return read
 
 
-def loss_and_gradients(model: PreTrainedModel, shared: SharedPrompts | None) -> tuple[torch.Tensor, ...]:
+def loss_and_gradients(model: PreTrainedModel, shared: SharedPromptReader | None) -> tuple[torch.Tensor, ...]:
     batch, read = make_batch(), reader(model)
     model.zero_grad()
     rewards = read(**batch) if shared is None else shared.rewards(read, **batch)
-    lengths = pair_lengths(**batch)
-    loss = partial_bt(*rewards.chunk(2), *lengths)
+    loss = partial_bt(PairRewards(*rewards.chunk(2), pair_lengths(**batch)))
     loss.backward()
     return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
@@ -54,12 +52,12 @@ def test_every_token_is_where_it_was() -> None:
     lengths = pair_lengths(**batch)
     pairs = pack(batch["input_ids"], lengths)
     text = batch["attention_mask"].bool()
-    assert torch.equal(unpack(pairs.input_ids.double(), pairs.columns)[text], batch["input_ids"].double()[text])
+    assert torch.equal(unpack(pairs.input_ids.double(), pairs.gather_index)[text], batch["input_ids"].double()[text])
     positions = torch.arange(text.shape[1]).expand_as(text)
-    assert torch.equal(unpack(pairs.position_ids.double(), pairs.columns)[text], positions.double()[text])
+    assert torch.equal(unpack(pairs.position_ids.double(), pairs.gather_index)[text], positions.double()[text])
     assert pairs.input_ids.shape[1] == int((lengths.chosen + lengths.rejected - lengths.start).max())
     # A token sees its own text up to itself: as many tokens as its position says, and itself.
-    seen = unpack(pairs.visible.sum(2).double(), pairs.columns)
+    seen = unpack(pairs.mask.sum(2).double(), pairs.gather_index)
     assert torch.equal(seen[text], positions.double()[text] + 1)
 
 
@@ -74,11 +72,11 @@ def test_equals_padded_rows(model_type: str, attention: str, dtype: torch.dtype)
     tolerance = 1e-9 if (model_type, dtype) == ("gpt2", torch.float64) else 2e-6
     changes = {"sliding_window": 64} if model_type in ("mistral", "gemma2") else {}
     model = tiny_reward_model(model_type, attn_implementation=attention, **changes).to(dtype)
-    shared = SharedPrompts(model)
+    shared = SharedPromptReader(model)
 
     packed, padded = loss_and_gradients(model, shared), loss_and_gradients(model, None)
 
-    assert shared._trusted
+    assert shared._verified
     torch.testing.assert_close(packed[0], padded[0], rtol=tolerance, atol=tolerance)
     scale = padded[1].abs().max().item()
     torch.testing.assert_close(packed[1] / scale, padded[1] / scale, rtol=0, atol=tolerance)
@@ -87,7 +85,7 @@ def test_equals_padded_rows(model_type: str, attention: str, dtype: torch.dtype)
 @pytest.mark.parametrize("model_type", ["mistral", "gemma2"])
 def test_texts_longer_than_a_window_are_padded(model_type: str) -> None:
     model = tiny_reward_model(model_type)
-    batch, read, shared = make_batch(), reader(model), SharedPrompts(model)
+    batch, read, shared = make_batch(), reader(model), SharedPromptReader(model)
     assert batch["input_ids"].shape[1] > model.config.sliding_window
     rewards = shared.rewards(read, **batch)
     assert read.shapes == [tuple(batch["input_ids"].shape)]
@@ -109,7 +107,7 @@ def test_models_that_cannot_are_told_once(model_type: str, reason: str, caplog: 
     model = tiny_reward_model(model_type)
     batch, read = make_batch(), reader(model)
     with caplog.at_level(logging.WARNING):
-        shared = SharedPrompts(model)
+        shared = SharedPromptReader(model)
         first, second = shared.rewards(read, **batch), shared.rewards(read, **batch)
     messages = [record.getMessage() for record in caplog.records if "behind one prompt" in record.getMessage()]
     assert len(messages) == 1 and any(part in messages[0] for part in reason.split("|"))
@@ -120,7 +118,7 @@ def test_attention_without_a_mask() -> None:
     model = tiny_reward_model()
     model.config._attn_implementation = "flash_attention_2"
     read, batch = reader(model), make_batch()
-    shared = SharedPrompts(model)
+    shared = SharedPromptReader(model)
     model.config._attn_implementation = "sdpa"
     shared.rewards(read, **batch)
     assert read.shapes == [tuple(batch["input_ids"].shape)]
@@ -134,7 +132,7 @@ def test_training_ends_in_the_same_weights(base: str, make_config, changes: dict
         config = make_config(shared_prompt=shared, optim="sgd", learning_rate=0.5, **changes)
         trainer = PartialRewardTrainer(base, config, train_dataset=pairs, eval_dataset=make_pairs(7, seed=1))
         trainer.train()
-        assert shared == (trainer._reader.shared is not None and bool(trainer._reader.shared._trusted))
+        assert shared == (trainer._reader.shared_prompts is not None and bool(trainer._reader.shared_prompts._verified))
         ends.append((torch.cat([p.detach().flatten() for p in trainer.model.parameters()]), trainer.evaluate()))
     torch.testing.assert_close(ends[0][0], ends[1][0], rtol=0, atol=2e-6)
     names = [name for name in ends[0][1] if "prefix_accuracy" in name or "reward" in name or name == "eval_loss"]
@@ -146,4 +144,4 @@ def test_training_ends_in_the_same_weights(base: str, make_config, changes: dict
 def test_the_first_batch_is_read_in_half_precision(base: str, pairs: Dataset, make_config) -> None:
     trainer = PartialRewardTrainer(base, make_config(shared_prompt=True, bf16=True, use_cpu=True), train_dataset=pairs)
     trainer.train()
-    assert trainer._reader.shared is not None and trainer._reader.shared._trusted
+    assert trainer._reader.shared_prompts is not None and trainer._reader.shared_prompts._verified

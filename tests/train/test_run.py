@@ -10,7 +10,7 @@ from datasets import DatasetDict
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model.model import RewardModel
-from rgtg_logits.train.run import load_pairs, train
+from rgtg_logits.train.run import load_training_data, train
 
 QUICK = ["--max_steps", "1", "--per_device_train_batch_size", "2", "--report_to", "none", "--save_strategy", "no"]
 
@@ -57,8 +57,8 @@ def test_data_on_disk(tmp_path: Path) -> None:
     pairs.to_parquet(str(tmp_path / "pairs.parquet"))
     DatasetDict({"train": pairs, "test": pairs}).save_to_disk(str(tmp_path / "saved"))
 
-    assert load_pairs(str(tmp_path / "pairs.parquet"))["train"][0] == pairs[0]
-    assert set(load_pairs(str(tmp_path / "saved"))) == {"train", "test"}
+    assert load_training_data(str(tmp_path / "pairs.parquet"))["train"][0] == pairs[0]
+    assert set(load_training_data(str(tmp_path / "saved"))) == {"train", "test"}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_data_on_disk(tmp_path: Path) -> None:
         ),
         (
             ["--dataset_name", "{text}", "--model_name_or_path", "{base}"],
-            r"ends in one of .json, .jsonl, .parquet, .csv .* but got 'pairs.txt'",
+            r"ends in one of .json, .jsonl, .csv, .parquet .* but got 'pairs.txt'",
         ),
     ],
 )

@@ -18,8 +18,15 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardModelError
 from rgtg_logits.reward_model.model import RewardModel
-from rgtg_logits.train import PartialRewardConfig, PartialRewardTrainer, partial_bt, prefix_accuracy
-from rgtg_logits.train.data import PairCounts, pair_lengths
+from rgtg_logits.train import (
+    PairRewards,
+    PartialRewardConfig,
+    PartialRewardTrainer,
+    pair_lengths,
+    partial_bt,
+    prefix_accuracy,
+)
+from rgtg_logits.train.preprocessing import RowCounts
 
 PROMPTS, ANSWERS = ["the film was", "the film was"], [" good", " bad and the end was bad"]
 
@@ -65,14 +72,14 @@ def test_evaluation_is_exact_over_the_set(base: str, pairs: Dataset, make_config
     config = make_config(per_device_eval_batch_size=batch_size)
     trainer = PartialRewardTrainer(base, config, train_dataset=pairs, eval_dataset=make_pairs(7, seed=1))
     batch = DataCollatorForPreference(pad_token_id=0)(list(trainer.eval_dataset))
-    rewards = RewardModel(trainer.model).score_tokens(batch["input_ids"], batch["attention_mask"]).chunk(2)
-    lengths = pair_lengths(batch["input_ids"], batch["attention_mask"])
+    chosen, rejected = RewardModel(trainer.model).score_tokens(batch["input_ids"], batch["attention_mask"]).chunk(2)
+    rewards = PairRewards(chosen, rejected, pair_lengths(batch["input_ids"], batch["attention_mask"]))
 
     metrics = trainer.evaluate()
 
-    for cut, accuracy in prefix_accuracy(*rewards, lengths).items():
+    for cut, accuracy in prefix_accuracy(rewards).items():
         assert metrics[f"eval_prefix_accuracy_{cut}"] == pytest.approx(accuracy)
-    assert metrics["eval_loss"] == pytest.approx(partial_bt(*rewards, *lengths).item(), rel=1e-5)
+    assert metrics["eval_loss"] == pytest.approx(partial_bt(rewards).item(), rel=1e-5)
 
 
 def test_several_evaluation_sets_keep_their_own_figures(base: str, pairs: Dataset, make_config) -> None:
@@ -211,8 +218,8 @@ def test_rows_without_a_pair_are_left_out_and_counted(base: str, pairs: Dataset,
         )
     trainer.train()
 
-    assert trainer.pair_counts["train"] == PairCounts(kept=14, cut=2, empty=1, one_sided=2, identical=1, unusable=2)
-    assert trainer.pair_counts["eval"] == PairCounts(kept=12, empty=1, one_sided=2, identical=1, too_long=2, unusable=2)
+    assert trainer.row_counts["train"] == RowCounts(kept=14, cut=2, empty=1, one_sided=2, identical=1, unusable=2)
+    assert trainer.row_counts["eval"] == RowCounts(kept=12, empty=1, one_sided=2, identical=1, too_long=2, unusable=2)
     assert max(len(ids) for ids in trainer.train_dataset["rejected_ids"]) == 40
     assert (
         "14 rows kept (2 cut at max_length), 6 left out: 1 empty, 2 one sided, 1 identical, 0 too long, 2 unusable"

@@ -1,4 +1,4 @@
-"""What a training knows of its model, for the model card: no guesses, and what is not known is left out."""
+"""Facts of a training for its model card: measured or read, never guessed; what is unknown is left out."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from trl import RewardTrainer
 
 from rgtg_logits.card import CardFacts, DataFacts, PrefixEvaluation, RewardDistribution
 from rgtg_logits.objectives import OBJECTIVES
-from rgtg_logits.reward_model import RewardModelConfig
-from rgtg_logits.train.data import PERCENTS, REASONS, PairCounts
-from rgtg_logits.train.evaluation import Measured
-from rgtg_logits.train.models import inner_model
-from rgtg_logits.train.objectives import Weights
+from rgtg_logits.prefix_accuracy import PERCENTS, standard_error
+from rgtg_logits.reward_model import RewardModelConfig, unwrap_adapter
+from rgtg_logits.train.metrics import EvaluationMetrics
+from rgtg_logits.train.objectives import LossSettings
+from rgtg_logits.train.preprocessing import REASONS, RowCounts
 
-# What a card tells of the training arguments when they differ from the defaults: that which shapes the weights.
+# The training arguments that shape the weights; a card lists those that differ from their defaults.
 _HYPERPARAMETERS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
     "optim", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm",
@@ -35,18 +35,18 @@ _PACKAGES = ("rgtg_logits", "trl", "transformers", "torch", "datasets", "peft")
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
-class Measurement(NamedTuple):
-    """What an evaluation found.
+class EvaluationRecord(NamedTuple):
+    """An evaluation during or after the training.
 
     Attributes:
-        name: Name of the set, as it stands in the names of its metrics.
-        found: What was measured.
-        step: Optimiser step after which it was.
+        name: Name of the set, as in the names of its metrics.
+        metrics: Its metrics.
+        step: Number of optimiser steps before it.
         dataset: The set.
     """
 
     name: str
-    found: Measured
+    metrics: EvaluationMetrics
     step: int
     dataset: Any
 
@@ -54,72 +54,74 @@ class Measurement(NamedTuple):
 def card_facts(
     trainer: RewardTrainer,
     *,
-    counts: PairCounts | None = None,
-    measurements: Sequence[Measurement] = (),
+    counts: RowCounts | None = None,
+    records: Sequence[EvaluationRecord] = (),
     model_name: str | None = None,
     dataset_name: str | None = None,
     license: str | None = None,
     merged: bool = False,
 ) -> CardFacts:
-    """Gathers what a training knows of its model.
+    """Gathers the facts of a training.
 
     Args:
         trainer: The trainer, whose arguments are a `PartialRewardConfig` and whose model has `config.rgtg`.
-        counts: What became of the training rows.
-        measurements: What was measured, the last one last. Of a set on which a figure or the loss is not finite, the
-            card says just that.
+        counts: Counts of the training rows.
+        records: The evaluations, the last one last. Of a set with a metric that is not finite, the card says just
+            that.
         model_name: The model's name; by default that of the output folder.
         dataset_name: Hub id or path of the data.
         license: A licence identifier of the Hub, if known.
-        merged: Whether the card is that of a model with the trained adapter inside its weights.
+        merged: Whether the card describes a model into whose weights the trained adapter is merged.
     """
     model = trainer.model
-    adapter = isinstance(model, PeftModel)
-    inner: Any = inner_model(model)
+    has_adapter = isinstance(model, PeftModel)
+    inner: Any = unwrap_adapter(model)
     base = str(inner.config.name_or_path or "")
     tokenizer: Any = trainer.processing_class
     args: Any = trainer.args
-    described = RewardModelConfig.from_dict(inner.config.rgtg)
-    finite = [item for item in measurements if _is_finite(item.found)]
-    beta, source = suggested_beta(described)
+    config = RewardModelConfig.from_dict(inner.config.rgtg)
+    finite = [record for record in records if _is_finite(record.metrics)]
+    beta, beta_source = suggested_beta(config)
     return CardFacts(
         model_id=trainer.hub_model_id or model_name or Path(args.output_dir).name,
         objective=args.objective,
-        kind=described.kind,
-        settings=objective_settings(args.objective, args.weights),
+        kind=config.kind,
+        settings=objective_settings(args.objective, args.loss_settings),
         base_model=base if base and not Path(base).exists() else None,
         data=data_facts(trainer.train_dataset, dataset_name, counts),
         max_length=args.max_length,
         steps=trainer.state.global_step,
-        evaluations=tuple(evaluation(item, dataset_name, pairs=args.what.data == "pairs") for item in finite),
+        evaluations=tuple(
+            evaluation_facts(record, dataset_name, pairs=args.objective_definition.data == "pairs") for record in finite
+        ),
         rewards=reward_distribution(finite[-1]) if finite else None,
         suggested_beta=beta,
-        beta_source=source,
+        beta_source=beta_source,
         limits=tuple(
-            f"On `{item.name}` its scores or its loss were not finite." for item in measurements if item not in finite
+            f"On `{record.name}` its scores or its loss were not finite." for record in records if record not in finite
         ),
         hyperparameters=hyperparameters(args, model),
         hardware=hardware(args.device),
         processes=args.world_size,
         training_seconds=training_seconds(trainer.state.log_history),
-        versions={name: version(name) for name in _PACKAGES if name != "peft" or adapter},
+        versions={name: version(name) for name in _PACKAGES if name != "peft" or has_adapter},
         pad_is_eos=tokenizer.pad_token_id == tokenizer.eos_token_id,
-        adapter=adapter and not merged,
+        adapter=has_adapter and not merged,
         license=license,
     )
 
 
-def objective_settings(objective: str, weights: Weights) -> dict[str, float]:
-    """Those of `weights` that an objective uses."""
-    return {name: getattr(weights, name) for name in OBJECTIVES[objective].settings}
+def objective_settings(objective: str, settings: LossSettings) -> dict[str, float]:
+    """The settings that an objective uses."""
+    return {name: getattr(settings, name) for name in OBJECTIVES[objective].settings}
 
 
-def suggested_beta(described: RewardModelConfig) -> tuple[float | None, str | None]:
-    """A guidance strength and where it is from; nothing where the objective itself says it, or nothing is known."""
-    beta = described.suggested_beta
-    objective = OBJECTIVES.get(described.objective or "")
+def suggested_beta(config: RewardModelConfig) -> tuple[float | None, str | None]:
+    """A guidance strength and its source; None where it follows from the objective itself, or nothing is known."""
+    beta = config.suggested_beta
+    objective = OBJECTIVES.get(config.objective or "")
     follows_from_objective = objective is not None and objective.suggested_beta is not None
-    if beta is None or described.reward_std is None or follows_from_objective:
+    if beta is None or config.reward_std is None or follows_from_objective:
         return None, None
     return float(f"{beta:.2g}"), (
         "one over the standard deviation of its scores on held-out prefixes, at which guidance begins to be felt; it "
@@ -127,60 +129,63 @@ def suggested_beta(described: RewardModelConfig) -> tuple[float | None, str | No
     )
 
 
-def evaluation(item: Measurement, dataset_name: str | None, *, pairs: bool) -> PrefixEvaluation:
-    """A measurement as a fact, with standard errors that take rows as independent.
+def evaluation_facts(record: EvaluationRecord, dataset_name: str | None, *, pairs: bool) -> PrefixEvaluation:
+    """The facts of an evaluation, with standard errors that treat rows as independent.
 
-    Of an accuracy p of n pairs √(p (1 − p) / n), of a correlation r of n texts (1 − r²) / √(n − 1), which is that of
-    normally distributed values.
+    The standard error of a correlation r of n texts is (1 − r²) / √(n − 1), as for normally distributed values.
     """
-    found, n = item.found, item.found.rows
-    source = data_facts(item.dataset, dataset_name)
+    figures = record.metrics.by_percent
+    rows = record.metrics.rows
+    source = data_facts(record.dataset, dataset_name)
     shared: dict[str, Any] = {
-        "name": item.name,
-        "step": item.step,
-        "loss": found.loss,
-        # Without a commit, nothing says that the set is of the same data as those that were trained on.
+        "name": record.name,
+        "step": record.step,
+        "loss": record.metrics.loss,
+        # Without a commit, the set may be of other data than the training set.
         "data": source if source is not None and source.revision is not None else None,
     }
     if pairs:
-        errors = {cut: math.sqrt(p * (1 - p) / n) for cut, p in found.by_percent.items()}
-        return PrefixEvaluation(pairs=n, prefix_accuracy=found.by_percent, standard_error=errors, **shared)
-    errors = {cut: (1 - r**2) / math.sqrt(n - 1) for cut, r in found.by_percent.items()} if n > 1 else {}
-    return PrefixEvaluation(texts=n, correlation=found.by_percent, standard_error=errors, **shared)
+        errors = {percent: standard_error(accuracy, rows) for percent, accuracy in figures.items()}
+        return PrefixEvaluation(pairs=rows, prefix_accuracy=figures, standard_error=errors, **shared)
+    errors = {}
+    if rows > 1:
+        errors = {percent: (1 - r**2) / math.sqrt(rows - 1) for percent, r in figures.items()}
+    return PrefixEvaluation(texts=rows, correlation=figures, standard_error=errors, **shared)
 
 
-def reward_distribution(item: Measurement) -> RewardDistribution:
-    """The scores of a measurement as a fact."""
+def reward_distribution(record: EvaluationRecord) -> RewardDistribution:
+    """The distribution of the scores in an evaluation."""
+    metrics = record.metrics
     cuts = ", ".join(map(str, PERCENTS[:-1]))
     return RewardDistribution(
-        prefixes=item.found.prefixes,
-        mean=item.found.reward_mean,
-        standard_deviation=item.found.reward_std,
-        quantiles=item.found.reward_quantiles,
-        source=f"`{item.name}`, after step {item.step}; quantiles: of those cut at {cuts} and {PERCENTS[-1]} %",
+        prefixes=metrics.prefixes,
+        mean=metrics.reward_mean,
+        standard_deviation=metrics.reward_std,
+        quantiles=metrics.reward_quantiles,
+        source=f"`{record.name}`, after step {record.step}; quantiles: of those cut at {cuts} and {PERCENTS[-1]} %",
     )
 
 
-def data_facts(dataset: Any, name: str | None = None, counts: PairCounts | None = None) -> DataFacts | None:
-    """Tells what is known of a data set.
+def data_facts(dataset: Any, name: str | None = None, counts: RowCounts | None = None) -> DataFacts | None:
+    """The facts of a data set.
 
     Args:
-        dataset: As it was loaded, or mapped and filtered since.
-        name: Hub id or path. Of a path only the last part is told, because the rest says nothing to a reader.
-        counts: What became of its rows.
+        dataset: The data set as it was loaded, or mapped and filtered since.
+        name: Hub id or path. The card gets the last part of a path only, because the rest means nothing to a reader.
+        counts: Counts of its rows.
 
     Returns:
         The facts; None if there are none.
     """
-    found = DataFacts()
+    facts = DataFacts()
     if name is not None and Path(name).exists():
-        found = DataFacts(name=Path(name).name)
+        facts = DataFacts(name=Path(name).name)
     elif name is not None:
-        found = replace(_hub_source(dataset, name), name=name, on_hub=True)
+        facts = replace(_hub_source(dataset, name), name=name, on_hub=True)
     if counts is not None:
         left_out = {reason.replace("_", " "): getattr(counts, reason) for reason in REASONS}
-        found = replace(found, rows=counts.kept, cut=counts.cut, left_out=left_out)
-    return found if found != DataFacts() else None
+        facts = replace(facts, rows=counts.kept, cut=counts.cut, left_out=left_out)
+    return facts if facts != DataFacts() else None
 
 
 def hyperparameters(args: Any, model: Any) -> dict[str, Any]:
@@ -191,7 +196,7 @@ def hyperparameters(args: Any, model: Any) -> dict[str, Any]:
     changed = {
         name: value
         for name, value in values.items()
-        # Precision that is left to the device (None) is told only where it is not float32.
+        # A precision that was left to the device (default None) is listed only where it is not float32.
         if _plain(value) != _plain(defaults[name]) and (value or defaults[name] is not None)
     }
     if isinstance(model, PeftModel):
@@ -201,7 +206,7 @@ def hyperparameters(args: Any, model: Any) -> dict[str, Any]:
 
 
 def hardware(device: torch.device) -> str:
-    """The name of one device of a training."""
+    """The name of the device, or one of the devices, of a training."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     if device.type == "cpu":
@@ -211,20 +216,21 @@ def hardware(device: torch.device) -> str:
 
 
 def training_seconds(log: Sequence[Mapping[str, Any]]) -> float | None:
-    """Wall time of the last training run, which one that was resumed counts from where it went on."""
+    """Wall time of the last training run in seconds; of a resumed one, from the checkpoint on."""
     runs = [float(entry["train_runtime"]) for entry in log if "train_runtime" in entry]
     return runs[-1] if runs else None
 
 
-def _is_finite(found: Measured) -> bool:
-    return all(map(math.isfinite, (*found.by_percent.values(), found.loss, found.reward_mean, found.reward_std)))
+def _is_finite(metrics: EvaluationMetrics) -> bool:
+    values = [*metrics.by_percent.values(), metrics.loss, metrics.reward_mean, metrics.reward_std]
+    return all(math.isfinite(value) for value in values)
 
 
 def _hub_source(dataset: Any, name: str) -> DataFacts:
-    """Commit, split and configuration of a data set on the Hub, as the folder that `datasets` keeps it in is called.
+    """Commit, split and configuration of a data set on the Hub, read from the name of its folder in the cache.
 
-    That is NAMESPACE___NAME/CONFIGURATION/VERSION/COMMIT, also after rows were mapped or filtered. A streamed or
-    downloaded copy has no such folder, and then nothing is known.
+    `datasets` stores it in NAMESPACE___NAME/CONFIGURATION/VERSION/COMMIT, and keeps the commit when rows are mapped or
+    filtered. Of a streamed or downloaded copy nothing is known.
     """
     if not isinstance(dataset, Dataset):
         return DataFacts()
@@ -243,12 +249,12 @@ def _hub_source(dataset: Any, name: str) -> DataFacts:
 
 
 def _letters(name: str) -> str:
-    """A name as far as it survives in the name of a folder."""
+    """The letters and digits of a name, which survive in the name of a folder."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _plain(value: Any) -> Any:
-    """Enums and sets as text, so that a card reads the same on every run."""
+    """Enums, sets and infinities as text, so that a card is the same on every run."""
     if isinstance(value, (set, frozenset)):
         return ", ".join(sorted(map(str, value)))
     if isinstance(value, float) and math.isinf(value):

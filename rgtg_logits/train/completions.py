@@ -1,16 +1,12 @@
-"""Answers with a reward each: their tokens, and batches of them."""
+"""Tokens of answers with a reward each: TRL's prompt-completion rows, whole texts, or rows that are tokenised."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.data.data_collator import DataCollatorMixin
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.tokenization import common_prefix_length, encode_finished, encode_prompt
@@ -68,35 +64,3 @@ def _conversations(
     # With what opens the answer, because guided tokens come after that.
     given = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, **options)["input_ids"] if prompt else []
     return list(ids), list(given)
-
-
-@dataclass
-class LabelledCollator(DataCollatorMixin):
-    """Makes batches of answers with a reward each, padded on the right.
-
-    Args:
-        pad_token_id: The token that pads.
-        pad_to_multiple_of: Pads up to a multiple of this many tokens.
-
-    Returns:
-        Of its calls: `input_ids` and `attention_mask` of shape (rows, length), `start` and `reward` of shape (rows,).
-    """
-
-    pad_token_id: int
-    pad_to_multiple_of: int | None = None
-    return_tensors: str = "pt"
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Makes one batch."""
-        lengths = torch.tensor([len(example["input_ids"]) for example in examples])
-        multiple = self.pad_to_multiple_of or 1
-        width = -(-int(lengths.max()) // multiple) * multiple
-        input_ids = torch.full((len(examples), width), self.pad_token_id)
-        for row, example in zip(input_ids, examples, strict=True):
-            row[: len(example["input_ids"])] = torch.as_tensor(example["input_ids"])
-        return {
-            "input_ids": input_ids,
-            "attention_mask": (torch.arange(width)[None] < lengths[:, None]).long(),
-            "start": torch.tensor([int(example["start"]) for example in examples]),
-            "reward": torch.tensor([float(example["reward"]) for example in examples]),
-        }

@@ -1,10 +1,11 @@
+"""Prefix accuracy of pairs whose rewards are known."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
-from rgtg_logits.train import prefix_accuracy
-from rgtg_logits.train.data import PairLengths, prefix_wins
+from rgtg_logits.prefix_accuracy import PairLengths, PairRewards, prefix_accuracy, prefix_wins, standard_error
 
 
 def test_prefix_accuracy_by_hand() -> None:
@@ -18,10 +19,11 @@ def test_prefix_accuracy_by_hand() -> None:
     lengths = PairLengths(torch.tensor([12, 1]), torch.tensor([6, 2]), torch.tensor([2, 0]))
 
     # 10 %: tokens 1 and 1 (1 > 0); 25 %: 3 and 1 (-1 < 0); 50 %: 5 and 2 (3 < 4); 75 %: 8 and 3 (5 > 1); all (2 = 2).
-    assert prefix_wins(chosen, rejected, lengths)[0].tolist() == [1.0, 0.0, 0.0, 1.0, 0.5]
+    rewards = PairRewards(chosen, rejected, lengths)
+    assert prefix_wins(rewards)[0].tolist() == [1.0, 0.0, 0.0, 1.0, 0.5]
     # The one token of the chosen answer against tokens 1, 1, 1, 2 and 2.
-    assert prefix_wins(chosen, rejected, lengths)[1].tolist() == [0.0, 0.0, 0.0, 0.5, 0.5]
-    assert prefix_accuracy(chosen, rejected, lengths) == {10: 0.5, 25: 0.0, 50: 0.0, 75: 0.75, 100: 0.5}
+    assert prefix_wins(rewards)[1].tolist() == [0.0, 0.0, 0.0, 0.5, 0.5]
+    assert prefix_accuracy(rewards) == {10: 0.5, 25: 0.0, 50: 0.0, 75: 0.75, 100: 0.5}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,7 @@ def test_a_cut_rounds_up(answer: int, percent: int, token: int) -> None:
     other = torch.full_like(rewards, float(token))
     lengths = PairLengths(torch.tensor([answer]), torch.tensor([answer]), torch.tensor([0]))
 
-    assert prefix_accuracy(rewards, other, lengths, [percent]) == {percent: 0.5}
+    assert prefix_accuracy(PairRewards(rewards, other, lengths), [percent]) == {percent: 0.5}
 
 
 def test_an_answer_that_begins_the_other_one_is_read_at_its_end() -> None:
@@ -40,4 +42,9 @@ def test_an_answer_that_begins_the_other_one_is_read_at_its_end() -> None:
     rejected = torch.tensor([[0.0, 1.5, 777.0]])
     lengths = PairLengths(torch.tensor([3]), torch.tensor([2]), torch.tensor([2]))
 
-    assert prefix_accuracy(chosen, rejected, lengths, [100]) == {100: 1.0}
+    assert prefix_accuracy(PairRewards(chosen, rejected, lengths), [100]) == {100: 1.0}
+
+
+def test_the_standard_error_of_an_accuracy() -> None:
+    assert standard_error(0.5, 100) == 0.05
+    assert standard_error(1.0, 7) == 0.0

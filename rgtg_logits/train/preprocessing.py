@@ -1,4 +1,4 @@
-"""Rows of data sets: which of them can be trained on, how long ones are cut, and what became of all."""
+"""Preprocessing of data sets: rows that cannot be used are left out, long ones are cut, and both are counted."""
 
 from __future__ import annotations
 
@@ -15,82 +15,126 @@ from transformers import PreTrainedTokenizerBase
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.objectives import OBJECTIVES, Objective
 from rgtg_logits.tokenization import common_prefix_length, encode_finished
-from rgtg_logits.train.data import REASONS, PairCounts
 
-REASON, CUT = "left_out_because", "was_cut"
-"""Columns in which a row says, while data are prepared, why it is left out (nothing if it is not) and if it was cut."""
+REASON = "left_out_because"
+"""Temporary column: why the row is left out, one of `REASONS`; empty if it is kept."""
+CUT = "was_cut"
+"""Temporary column: whether the row was cut at `max_length`."""
 
-_TAKEN = {
+_COLUMNS = {
     "pairs": (("chosen", "rejected"), ("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids")),
     "labels": tuple(
         (answer, reward) for answer in ("completion", "text", "input_ids") for reward in ("reward", "label")
     ),
 }
-_WANTED = {
+_COLUMNS_IN_WORDS = {
     "pairs": "'chosen' and 'rejected' (and perhaps 'prompt' and 'margin')",
     "labels": "'completion' or 'text', and 'reward' or 'label' (and perhaps 'prompt')",
 }
-
-_MEANING = {
+_ROWS_IN_WORDS = {
     "pairs": "pairs of two different, non-empty answers",
     "labels": "non-empty answers with a reward each",
 }
 
 
-@dataclass(frozen=True)
-class Limit:
-    """How long a text may be, and what happens to a longer one.
+REASONS = ("empty", "one_sided", "identical", "too_long", "unusable")
+"""Why rows are left out; see `RowCounts`."""
 
-    A long row is left out, or cut to `max_length` tokens: what is left is a prefix all the same. It is cut from the
-    answer's end. Where the prompt would leave the answer less than a quarter of `max_length` (or than its whole length,
-    if that is less), the prompt is cut too, from its left, but for a start token, until it leaves that much. Both texts
-    of a pair lose the same tokens of what they have in common.
+
+@dataclass(frozen=True)
+class RowCounts:
+    """How many rows of a data set are used and left out: pairs, or answers with a reward each.
+
+    Attributes:
+        kept: Rows that are used.
+        cut: Those of them whose texts were cut at `max_length` tokens.
+        empty: Left out because there is no answer: none given, an empty text, or no messages.
+        one_sided: Left out because a pair has one answer only.
+        identical: Left out because both texts of a pair are the same, or become the same when cut.
+        too_long: Left out because a text is longer than `max_length` tokens.
+        unusable: Left out because the prompt is missing, or a margin or reward is missing or no finite number.
+    """
+
+    kept: int
+    cut: int = 0
+    empty: int = 0
+    one_sided: int = 0
+    identical: int = 0
+    too_long: int = 0
+    unusable: int = 0
+
+    @property
+    def left_out(self) -> int:
+        """Number of all rows that are not used."""
+        return sum(getattr(self, reason) for reason in REASONS)
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{getattr(self, reason)} {reason.replace('_', ' ')}" for reason in REASONS)
+        return f"{self.kept} rows kept ({self.cut} cut at max_length), {self.left_out} left out: {reasons}"
+
+
+@dataclass(frozen=True)
+class LengthLimit:
+    """The longest text in tokens; longer rows are left out or cut.
+
+    A prefix is worth training on too, so a row is cut from the answer's end. Where the prompt would leave the answer
+    less than a quarter of `max_length` (or than the answer's whole length, if that is less), the prompt is cut too,
+    from its left behind the start token, until it leaves that much. Both texts of a pair lose the same tokens of their
+    common prefix.
 
     Attributes:
         max_length: Most tokens of a text; None for any number.
         cuts: Whether longer texts are cut; otherwise they are left out.
-        bos: The token that starts a text, if there is one.
+        bos_token_id: The token that starts every text, if there is one.
     """
 
     max_length: int | None
     cuts: bool
-    bos: int | None
+    bos_token_id: int | None
 
     def exceeded(self, texts: Sequence[Sequence[int]]) -> bool:
         """Whether any of the texts is too long."""
         return self.max_length is not None and max(map(len, texts)) > self.max_length
 
     def cut(self, texts: Sequence[list[int]], start: int) -> tuple[list[list[int]], int]:
-        """The texts without what is too much, and how many tokens of the prompt they lost.
+        """Cuts texts to `max_length` tokens.
 
         Args:
             texts: Texts that begin with the same prompt.
-            start: Tokens of the prompt.
+            start: Number of tokens of the prompt.
+
+        Returns:
+            The texts, and how many tokens of the prompt they lost.
         """
         if self.max_length is None or not self.exceeded(texts):
             return list(texts), 0
-        answer = max(map(len, texts)) - start
-        reserved = min(answer, -(-self.max_length // 4))
+        answer_length = max(map(len, texts)) - start
+        reserved = min(answer_length, math.ceil(self.max_length / 4))
         lost = max(0, start - (self.max_length - reserved))
-        kept = int(0 < lost < start and texts[0][0] == self.bos)
-        return [(text[:kept] + text[kept + lost :])[: self.max_length] for text in texts], lost
+        keeps_bos = 0 < lost < start and texts[0][0] == self.bos_token_id
+        first = 1 if keeps_bos else 0
+        return [(text[:first] + text[first + lost :])[: self.max_length] for text in texts], lost
 
 
-class Preparation:
-    """Prepares one data set for an objective, counting what is left out of it.
+class DatasetPreparation:
+    """Prepares one data set for an objective, and counts the rows that are left out.
 
-    Rows of streamed data are left out as well, but nobody knows how many before they have been read.
+    Rows of streamed data are left out without being counted, because they are read only during training.
 
     Args:
-        objective: What the data are for.
-        name: What messages call the data.
+        objective: The objective that is trained or evaluated.
+        name: Name of the data in messages.
         limit: How long texts may be.
         num_proc: Number of processes that `datasets` may use.
     """
 
-    def __init__(self, objective: Objective, name: str, limit: Limit, num_proc: int | None = None) -> None:
-        self._objective, self._name, self._limit, self._num_proc = objective, name, limit, num_proc
-        self._found: Counter[str] = Counter()
+    def __init__(self, objective: Objective, name: str, limit: LengthLimit, num_proc: int | None = None) -> None:
+        self._objective = objective
+        self._name = name
+        self._limit = limit
+        self._num_proc = num_proc
+        self._reasons: Counter[str] = Counter()
+        self._cut = 0
 
     def pairs(self, dataset: Any, tokenizer: PreTrainedTokenizerBase, tokenized: Callable[[Any], Any]) -> Any:
         """Preference pairs as `chosen_ids`, `rejected_ids` and perhaps `margin`.
@@ -107,22 +151,22 @@ class Preparation:
             dataset = self._encoded_texts(dataset, tokenizer)
         return self._shaped(tokenized(dataset), _shape_pair, {"limit": self._limit})
 
-    def labelled(self, dataset: Any, tokenized: Callable[[Mapping[str, Any]], tuple[list[int], int]]) -> Any:
-        """Answers with a reward each, as `input_ids`, `start` (tokens of the prompt) and `reward`.
+    def labels(self, dataset: Any, tokenized: Callable[[Mapping[str, Any]], tuple[list[int], int]]) -> Any:
+        """Answers with a reward each, as `input_ids`, `start` (number of tokens of the prompt) and `reward`.
 
         Args:
             dataset: Texts, messages or tokens.
-            tokenized: From a row to its tokens and the number of those that are the prompt.
+            tokenized: Returns the tokens of a row, and how many of them are the prompt.
         """
         columns = check_columns(dataset, self._objective, self._name)
         options = {"limit": self._limit, "tokenized": tokenized}
-        return self._shaped(dataset, _shape_labelled, options, remove_columns=columns)
+        return self._shaped(dataset, _shape_label, options, remove_columns=columns)
 
-    def counts(self, dataset: Any) -> PairCounts | None:
-        """What became of the rows, of which `dataset` are those that are left; None for streamed data."""
+    def counts(self, dataset: Any) -> RowCounts | None:
+        """The counts of rows, from the prepared data; None for streamed data."""
         if not isinstance(dataset, Dataset):
             return None
-        return PairCounts(len(dataset), self._found[CUT], **{reason: self._found[reason] for reason in REASONS})
+        return RowCounts(len(dataset), self._cut, **{reason: self._reasons[reason] for reason in REASONS})
 
     def _without_problems(self, dataset: Any) -> Any:
         """Leaves out pairs that cannot be tokenised."""
@@ -144,26 +188,26 @@ class Preparation:
         dataset = dataset.map(shape, fn_kwargs=arguments, **options, **self._options(dataset, "Cutting"))
         if isinstance(dataset, IterableDataset):
             return dataset.filter(_is_kept).remove_columns([REASON, CUT])
-        self._found[CUT] += sum(dataset[CUT])
+        self._cut += sum(dataset[CUT])
         return self._kept(dataset, dataset[REASON]).remove_columns([REASON, CUT])
 
     def _kept(self, dataset: Dataset, reasons: Sequence[str]) -> Dataset:
-        self._found.update(reasons)
+        self._reasons.update(reasons)
         kept = [row for row, reason in enumerate(reasons) if not reason]
         if not kept:
-            raise _nothing_left(self._objective, self._name, self._found)
+            raise _nothing_left(self._objective, self._name, self._reasons)
         return dataset if len(kept) == len(dataset) else dataset.select(kept)
 
-    def _options(self, dataset: Any, what: str) -> dict[str, Any]:
+    def _options(self, dataset: Any, activity: str) -> dict[str, Any]:
         if not isinstance(dataset, Dataset):
             return {}
-        return {"num_proc": self._num_proc, "desc": f"{what} the {self._name} data"}
+        return {"num_proc": self._num_proc, "desc": f"{activity} the {self._name} data"}
 
 
 def check_datasets(objective: Objective, train: Any, evaluation: Any) -> None:
-    """Checks the columns of the data to train on and of all that there are to evaluate on; see `check_columns`.
+    """Checks the columns of the training data and of all evaluation data; see `check_columns`.
 
-    What is no data set is left to TRL to refuse.
+    Other objects than data sets are left to TRL to refuse.
     """
     sets = evaluation if isinstance(evaluation, Mapping) else {"eval": evaluation}
     for name, dataset in [("train", train), *sets.items()]:
@@ -172,19 +216,19 @@ def check_datasets(objective: Objective, train: Any, evaluation: Any) -> None:
 
 
 def check_columns(dataset: Any, objective: Objective, name: str) -> list[str]:
-    """The columns of data.
+    """Checks that a data set has the columns that an objective learns from, and returns all its columns.
 
     Args:
         dataset: The data.
-        objective: What they are for.
-        name: What messages call them.
+        objective: The objective that is trained or evaluated.
+        name: Name of the data in messages.
 
     Raises:
-        InvalidArgumentError: If they are not those that the objective learns from, or there is no row.
+        InvalidArgumentError: If a column is missing, or there is no row.
     """
     columns = dataset.column_names
     if columns is None:
-        columns = list(next(iter(dataset), {}))
+        columns = list(_first_row(dataset))
     if not columns or (isinstance(dataset, Dataset) and not len(dataset)):
         raise _nothing_left(objective, name, Counter())
     data = objective.data
@@ -192,47 +236,48 @@ def check_columns(dataset: Any, objective: Objective, name: str) -> list[str]:
         fitting = [other.name for other in OBJECTIVES.values() if _fits(other, columns)]
         advice = f"choose one of the objectives {', '.join(fitting)}" if fitting else "rename its columns"
         raise InvalidArgumentError(
-            f"Expected the {name} data to have the columns {_WANTED[data]}, because the objective {objective.name!r} "
-            f"learns from {_MEANING[data]}, but got {', '.join(map(repr, columns))}. Use other data, or {advice}."
+            f"Expected the {name} data to have the columns {_COLUMNS_IN_WORDS[data]}, because the objective "
+            f"{objective.name!r} learns from {_ROWS_IN_WORDS[data]}, but got {', '.join(map(repr, columns))}. Use "
+            f"other data, or {advice}."
         )
     return list(columns)
 
 
 def add_lengths(dataset: Dataset, column: str, num_proc: int | None = None) -> Dataset:
-    """Adds the length that a tokenised pair is padded to at least, by which batches can be grouped."""
+    """Adds a column for length-grouped batching: the length of the longer text of each tokenised pair."""
     return dataset.map(_length, fn_kwargs={"column": column}, num_proc=num_proc)
 
 
 def has_text(answer: Any) -> bool:
-    """Whether there is an answer: text, or messages of which the last one says anything."""
+    """Whether there is an answer: a text, or messages of which the last one is not empty."""
     if isinstance(answer, list):
         return bool(answer) and any(value for key, value in answer[-1].items() if key != "role")
     return isinstance(answer, str) and bool(answer)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number, or true or false."""
+    """Whether a value is a finite number or a boolean."""
     return isinstance(value, Real) and math.isfinite(value)
 
 
-def _nothing_left(objective: Objective, name: str, found: Mapping[str, int]) -> InvalidArgumentError:
-    reasons = ", ".join(f"{found[reason]} {reason.replace('_', ' ')}" for reason in REASONS)
+def _nothing_left(objective: Objective, name: str, counts: Mapping[str, int]) -> InvalidArgumentError:
+    reasons = ", ".join(f"{counts[reason]} {reason.replace('_', ' ')}" for reason in REASONS)
     return InvalidArgumentError(
-        f"Expected the {name} data to hold {_MEANING[objective.data]} within max_length tokens, but none is left "
-        f"({reasons}). Check the columns {_WANTED[objective.data]}, or raise max_length."
+        f"Expected the {name} data to hold {_ROWS_IN_WORDS[objective.data]} within max_length tokens, but none is left "
+        f"({reasons}). Check the columns {_COLUMNS_IN_WORDS[objective.data]}, or raise max_length."
     )
 
 
 def _fits(objective: Objective, columns: Sequence[str]) -> bool:
-    return any(set(names) <= set(columns) for names in _TAKEN[objective.data])
+    return any(set(names) <= set(columns) for names in _COLUMNS[objective.data])
 
 
 def _problem(row: Mapping[str, Any]) -> str:
-    """Why a pair of texts or messages cannot be tokenised."""
+    """Why a pair of texts or messages cannot be tokenised; empty if it can."""
     answered = [has_text(row.get(column)) for column in ("chosen", "rejected")]
     if not all(answered):
         return "one_sided" if any(answered) else "empty"
-    # An empty text is a prompt, but a conversation has at least a message.
+    # A prompt may be an empty text, but not a conversation without messages.
     return "unusable" if "prompt" in row and row["prompt"] in (None, []) else ""
 
 
@@ -253,8 +298,8 @@ def _is_kept(row: Mapping[str, Any]) -> bool:
 
 
 def _without_repeated_prompt(dataset: Any) -> Any:
-    """Without the column `prompt` where it is text beside conversations, as in many data sets: they begin with it."""
-    row: Mapping[str, Any] = next(iter(dataset), {})
+    """Removes the column `prompt` where it is text beside whole conversations: in many data sets they begin with it."""
+    row = _first_row(dataset)
     repeated = isinstance(row.get("prompt"), str) and isinstance(row.get("chosen"), list)
     return dataset.remove_columns("prompt") if repeated else dataset
 
@@ -265,7 +310,13 @@ def _encode_pair(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     return {f"{name}_ids": encode_finished(tokenizer, prompt + row[name]) for name in ("chosen", "rejected")}
 
 
-def _shape_pair(row: Mapping[str, Any], limit: Limit) -> dict[str, Any]:
+def _first_row(dataset: Any) -> Mapping[str, Any]:
+    for row in dataset:
+        return row
+    return {}
+
+
+def _shape_pair(row: Mapping[str, Any], limit: LengthLimit) -> dict[str, Any]:
     texts = [list(row[column] or []) for column in ("chosen_ids", "rejected_ids")]
     reason, cut = "", False
     if not all(texts):
@@ -283,12 +334,15 @@ def _shape_pair(row: Mapping[str, Any], limit: Limit) -> dict[str, Any]:
     return {"chosen_ids": texts[0], "rejected_ids": texts[1], REASON: reason, CUT: cut and not reason}
 
 
-def _shape_labelled(
-    row: Mapping[str, Any], limit: Limit, tokenized: Callable[[Mapping[str, Any]], tuple[list[int], int]]
+def _shape_label(
+    row: Mapping[str, Any], limit: LengthLimit, tokenized: Callable[[Mapping[str, Any]], tuple[list[int], int]]
 ) -> dict[str, Any]:
-    reward, reason, ids, start = row.get("reward", row.get("label")), "", list[int](), 0
-    answered = bool(row["input_ids"]) if "input_ids" in row else has_text(row.get("completion", row.get("text")))
-    if not answered:
+    reward = row.get("reward", row.get("label"))
+    has_answer = bool(row["input_ids"]) if "input_ids" in row else has_text(row.get("completion", row.get("text")))
+    ids: list[int] = []
+    start = 0
+    reason = ""
+    if not has_answer:
         reason = "empty"
     elif not is_number(reward) or row.get("prompt", "") is None:
         reason = "unusable"

@@ -14,9 +14,9 @@ from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.testing import tiny_tokenizer
 from rgtg_logits.tokenization import common_prefix_length
 from rgtg_logits.train import PartialRewardTrainer
-from rgtg_logits.train.data import PairCounts
-from rgtg_logits.train.labelled import LabelledCollator, answer_tokens
-from rgtg_logits.train.rows import Limit
+from rgtg_logits.train.collators import DataCollatorForRewardLabels
+from rgtg_logits.train.completions import answer_tokens
+from rgtg_logits.train.preprocessing import LengthLimit, RowCounts
 
 TEMPLATE = (
     "{% if tools %}{{ tools | length }} {% endif %}"
@@ -62,7 +62,7 @@ def chat(tokenizer):
 def test_what_is_cut(prompt: int, answer: int, limit: int, left: int, kept: int, bos: int | None) -> None:
     ids = [bos or 1, *range(2, prompt + 1)][:prompt] + [1000 + step for step in range(answer)]
 
-    (cut,), lost = Limit(limit, True, bos).cut([ids], prompt)
+    (cut,), lost = LengthLimit(limit, True, bos).cut([ids], prompt)
 
     assert len(cut) == left + kept == min(len(ids), limit)
     assert prompt - lost == left
@@ -75,15 +75,15 @@ def test_what_is_cut(prompt: int, answer: int, limit: int, left: int, kept: int,
 
 def test_both_texts_of_a_pair_lose_the_same() -> None:
     prompt = list(range(20))
-    (good, bad), lost = Limit(12, True, 0).cut([[*prompt, 50, 51, 52, 53, 54], [*prompt, 60]], 20)
+    (good, bad), lost = LengthLimit(12, True, 0).cut([[*prompt, 50, 51, 52, 53, 54], [*prompt, 60]], 20)
     assert (good, bad) == ([0, *range(12, 20), 50, 51, 52], [0, *range(12, 20), 60])
     assert lost == 11
 
 
 def test_no_limit() -> None:
     texts = [list(range(500))]
-    assert Limit(None, True, None).cut(texts, 3) == (texts, 0)
-    assert not Limit(None, False, None).exceeded(texts)
+    assert LengthLimit(None, True, None).cut(texts, 3) == (texts, 0)
+    assert not LengthLimit(None, False, None).exceeded(texts)
 
 
 @pytest.mark.parametrize("objective", ["partial_bt", "value", "full_bt"])
@@ -98,9 +98,9 @@ def test_long_rows_in_training_and_evaluation(base: str, make_config, objective:
     config = make_config(objective=objective, max_length=40)
     trainer = PartialRewardTrainer(base, config, train_dataset=data, eval_dataset=data)
 
-    left_out = PairCounts(kept=3, too_long=1)
-    assert trainer.pair_counts["eval"] == left_out
-    assert trainer.pair_counts["train"] == (left_out if objective == "full_bt" else PairCounts(kept=4, cut=1))
+    left_out = RowCounts(kept=3, too_long=1)
+    assert trainer.row_counts["eval"] == left_out
+    assert trainer.row_counts["train"] == (left_out if objective == "full_bt" else RowCounts(kept=4, cut=1))
     longest = trainer.train_dataset[-1]
     if objective == "value":
         assert (len(longest["input_ids"]), longest["start"]) == (40, 30)
@@ -155,7 +155,7 @@ def test_the_tokens_of_a_conversation(chat) -> None:
 
 def test_a_batch_of_answers() -> None:
     rows = [{"input_ids": [5, 6, 7], "start": 1, "reward": 1}, {"input_ids": [8], "start": 0, "reward": -0.5}]
-    batch = LabelledCollator(0, 4)(rows)
+    batch = DataCollatorForRewardLabels(0, 4)(rows)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [8, 0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
     assert batch["start"].tolist() == [1, 0]
@@ -176,7 +176,7 @@ def test_answers_that_cannot_be_used_are_counted(base: str, make_config, caplog)
     with caplog.at_level(logging.WARNING):
         trainer = PartialRewardTrainer(base, make_config(objective="value"), train_dataset=Dataset.from_list(rows))
     trainer.train()
-    assert trainer.pair_counts["train"] == PairCounts(kept=1, empty=2, unusable=4)
+    assert trainer.row_counts["train"] == RowCounts(kept=1, empty=2, unusable=4)
     assert "train data: 1 rows kept (0 cut at max_length), 6 left out: 2 empty, 0 one sided" in caplog.text
 
 
@@ -196,7 +196,7 @@ def test_streamed_rows_that_cannot_be_used(base: str, make_config, caplog) -> No
         trainer.train()
         assert "streamed, so rows that cannot be used will be left out without being counted" in caplog.text
         assert len(list(trainer.train_dataset)) == 8
-        assert trainer.pair_counts == {}
+        assert trainer.row_counts == {}
 
 
 # Formats
@@ -248,7 +248,7 @@ def test_a_conversation_without_an_answer_is_empty(base: str, make_config, chat)
     ]
     rows.append({"prompt": [], "chosen": assistant("good"), "rejected": assistant("bad")})
     trainer = train(base, make_config(), rows, processing_class=chat)
-    assert trainer.pair_counts["train"] == PairCounts(kept=1, one_sided=2, unusable=1)
+    assert trainer.row_counts["train"] == RowCounts(kept=1, one_sided=2, unusable=1)
 
 
 @pytest.mark.parametrize("names", ["{}_ids", "{}_input_ids"])
@@ -257,7 +257,7 @@ def test_tokenised_pairs(base: str, make_config, names: str) -> None:
     pairs = [([5, 6], [5, 7]), ([8, 9], [8]), ([5], [5]), ([5], []), ([], [])]
     rows = [{names.format("chosen"): good, names.format("rejected"): bad} for good, bad in pairs]
     trainer = train(base, make_config(), rows)
-    assert trainer.pair_counts["train"] == PairCounts(kept=2, identical=1, one_sided=1, empty=1)
+    assert trainer.row_counts["train"] == RowCounts(kept=2, identical=1, one_sided=1, empty=1)
 
 
 def test_labels_of_many_types(base: str, make_config, tokenizer) -> None:
@@ -322,4 +322,4 @@ def test_an_evaluation_set_called_train(base: str, make_config) -> None:
     trainer = PartialRewardTrainer(
         base, make_config(), train_dataset=make_pairs(4, seed=0), eval_dataset={"train": make_pairs(3, seed=1)}
     )
-    assert trainer.pair_counts["train"].kept == 4
+    assert trainer.row_counts["train"].kept == 4

@@ -17,20 +17,21 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from rgtg_logits.card import CardFacts, DataFacts, render_card
 from rgtg_logits.card.files import card_differences, read_facts, write_card
+from rgtg_logits.prefix_accuracy import last_tokens, pair_lengths
 from rgtg_logits.reward_model.model import RewardModel
 from rgtg_logits.train import PartialRewardTrainer
-from rgtg_logits.train.data import PairCounts, last_tokens, pair_lengths
-from rgtg_logits.train.evaluation import Measured
-from rgtg_logits.train.facts import (
-    Measurement,
+from rgtg_logits.train.metrics import EvaluationMetrics
+from rgtg_logits.train.model_card import (
+    EvaluationRecord,
     card_facts,
     data_facts,
-    evaluation,
+    evaluation_facts,
     hardware,
     objective_settings,
     training_seconds,
 )
-from rgtg_logits.train.objectives import Weights
+from rgtg_logits.train.objectives import LossSettings
+from rgtg_logits.train.preprocessing import RowCounts
 
 NONE_LEFT_OUT = {"empty": 0, "one sided": 0, "identical": 0, "too long": 0, "unusable": 0}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -136,7 +137,7 @@ def test_a_data_set_of_the_hub_is_known_by_its_folder(tmp_path: Path, pairs: Dat
 
 
 def test_data_of_which_little_is_known(tmp_path: Path, pairs: Dataset) -> None:
-    counts = PairCounts(kept=3, cut=1, empty=2, too_long=4)
+    counts = RowCounts(kept=3, cut=1, empty=2, too_long=4)
     assert data_facts(pairs) is None
     assert data_facts(pairs.to_iterable_dataset(), "org/pairs") == DataFacts(name="org/pairs", on_hub=True)
     left_out = {**NONE_LEFT_OUT, "empty": 2, "too long": 4}
@@ -149,27 +150,29 @@ def test_data_of_which_little_is_known(tmp_path: Path, pairs: Dataset) -> None:
 def test_standard_errors_are_those_of_many_draws(pairs: Dataset) -> None:
     generator = torch.Generator().manual_seed(0)
     wins = (torch.rand(4000, 50, generator=generator) < 0.7).double().mean(1)
-    found = evaluation(measurement(50, 0.7, pairs), None, pairs=True)
+    found = evaluation_facts(record(50, 0.7, pairs), None, pairs=True)
     assert found.standard_error[100] == pytest.approx(float(wins.std()), rel=0.05)
 
     noise = torch.randn(4000, 2, 200, generator=generator, dtype=torch.double)
     first, second = noise[:, 0], 0.6 * noise[:, 0] + 0.8 * noise[:, 1]
     correlations = torch.stack([torch.corrcoef(torch.stack(rows))[0, 1] for rows in zip(first, second, strict=True)])
-    found = evaluation(measurement(200, 0.6, pairs), None, pairs=False)
+    found = evaluation_facts(record(200, 0.6, pairs), None, pairs=False)
     assert found.standard_error[100] == pytest.approx(float(correlations.std()), rel=0.05)
-    assert evaluation(measurement(1, 0.0, pairs), None, pairs=False).standard_error == {}
+    assert evaluation_facts(record(1, 0.0, pairs), None, pairs=False).standard_error == {}
 
 
-def measurement(rows: int, value: float, dataset: Dataset) -> Measurement:
-    found = Measured(rows, 0.5, {100: value}, prefixes=9, reward_mean=0.0, reward_std=1.0, reward_quantiles={50: 0.0})
-    return Measurement("held-out", found, 3, dataset)
+def record(rows: int, value: float, dataset: Dataset) -> EvaluationRecord:
+    metrics = EvaluationMetrics(
+        rows, 0.5, {100: value}, prefixes=9, reward_mean=0.0, reward_std=1.0, reward_quantiles={50: 0.0}
+    )
+    return EvaluationRecord("held-out", metrics, 3, dataset)
 
 
 def test_held_out_data_of_the_hub_bring_the_figures_into_its_index(tmp_path: Path, pairs: Dataset) -> None:
     folder = tmp_path / "org___pairs" / "default" / "0.0.0" / COMMIT
-    known = evaluation(measurement(12, 0.75, stored(folder, pairs, DatasetInfo())), "org/pairs", pairs=True)
+    known = evaluation_facts(record(12, 0.75, stored(folder, pairs, DatasetInfo())), "org/pairs", pairs=True)
     assert known.data == DataFacts(name="org/pairs", on_hub=True, split="train", revision=COMMIT)
-    assert evaluation(measurement(12, 0.75, pairs), "org/pairs", pairs=True).data is None
+    assert evaluation_facts(record(12, 0.75, pairs), "org/pairs", pairs=True).data is None
 
     card = render_card(CardFacts(model_id="org/rm", objective="full_bt", evaluations=(known,)))
     (result,) = ModelCard(card).data.eval_results
@@ -223,11 +226,11 @@ def test_the_card_of_labelled_answers(base: str, make_config, tmp_path: Path) ->
 
 
 def test_settings_are_those_of_the_objective() -> None:
-    weights = Weights(beta=2.0, clip=4.0, arm_beta=0.5, farma_weight=3.0)
-    assert objective_settings("soft_value", weights) == {"beta": 2.0, "clip": 4.0, "td_lambda": 1.0}
-    assert objective_settings("value", weights) == {"td_lambda": 1.0}
-    assert objective_settings("arm", weights) == {"arm_beta": 0.5}
-    assert objective_settings("partial_bt", weights) == {}
+    settings = LossSettings(beta=2.0, clip=4.0, arm_beta=0.5, farma_weight=3.0)
+    assert objective_settings("soft_value", settings) == {"beta": 2.0, "clip": 4.0, "td_lambda": 1.0}
+    assert objective_settings("value", settings) == {"td_lambda": 1.0}
+    assert objective_settings("arm", settings) == {"arm_beta": 0.5}
+    assert objective_settings("partial_bt", settings) == {}
 
 
 def test_the_time_is_that_of_the_last_run() -> None:

@@ -67,8 +67,8 @@ def test_arguments_out_of_range(make_config, options, message: str) -> None:
 
 
 def test_what_is_allowed(make_config) -> None:
-    assert make_config(objective="farma", farma_weight=0.0).weights.farma_weight == 0.0
-    assert make_config(center_rewards_coefficient=0.01).weights.center == 0.01
+    assert make_config(objective="farma", farma_weight=0.0).loss_settings.farma_weight == 0.0
+    assert make_config(center_rewards_coefficient=0.01).loss_settings.center == 0.01
     assert make_config(objective="arm", arm_beta=0.05).reward_model.beta == 0.05
 
 
