@@ -280,7 +280,7 @@ def evaluate(
         evaluation.launch_processes(num_processes, sys.argv[1:], on_cpu=device == "cpu")
         return
     with _progress() as progress:
-        results = evaluation.evaluate(settings, progress)
+        results = evaluation.run_evaluation(settings, progress)
     if evaluation.is_first():
         for table in evaluation.console_tables(results):
             Console().print(table)

@@ -24,7 +24,7 @@ from rgtg_logits.errors import CheckpointError, InvalidArgumentError
 from rgtg_logits.pairs import PairSettings, make_pairs
 from rgtg_logits.pairs.journal import Journal
 from rgtg_logits.sampling.prompts import read_prompts
-from rgtg_logits.sampling.sampler import Draw, uniforms
+from rgtg_logits.sampling.sampler import InverseTransformProcessor, hashed_uniforms
 from rgtg_logits.testing import tiny_base_model, tiny_reward_model, tiny_tokenizer
 
 datasets = pytest.importorskip("datasets")
@@ -172,7 +172,9 @@ def test_answers_of_the_guided_policy(make, models, more):
             processor = PartialRewardLogitsProcessor(
                 str(models / "rm"), beta=3.0, top_k=cut["top_k"] or SIZE, top_p=cut["top_p"], rest=cut["rest"]
             )
-            draw = Draw(uniforms(f"1:{index}:{number}", 8)[None], ids["input_ids"].shape[1], warpers)
+            draw = InverseTransformProcessor(
+                hashed_uniforms(f"1:{index}:{number}", 8)[None], ids["input_ids"].shape[1], warpers
+            )
             whole = base.generate(**ids, max_new_tokens=8, do_sample=False, logits_processor=[processor, draw])
             answer = tokenizer.decode(whole[0], skip_special_tokens=True)[len(text) :].rstrip("\ufffd")
             wanted += [(text, answer)] if answer else []

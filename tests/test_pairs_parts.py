@@ -13,11 +13,11 @@ from transformers import (
 )
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.pairs import PairSettings, Sampler
+from rgtg_logits.pairs import PairSettings
 from rgtg_logits.pairs.journal import Journal
-from rgtg_logits.pairs.rows import Counts, Judged, couples, make_rows, win_probability
+from rgtg_logits.pairs.rows import RowCounts, ScoredAnswer, answer_pairs, make_rows, win_probability
 from rgtg_logits.sampling.prompts import Prompt, encode_prompts
-from rgtg_logits.sampling.sampler import Draw, uniforms
+from rgtg_logits.sampling.sampler import InverseTransformProcessor, Sampler, hashed_uniforms
 from rgtg_logits.testing import (
     EOS,
     tiny_base_model,
@@ -106,21 +106,21 @@ def test_answers_are_draws_of_what_the_warpers_leave():
 def test_numbers_are_those_of_the_hash():
     stream = shake_256(b"0:7:1").digest(64)
     wanted = [(int.from_bytes(stream[start : start + 8], "little") >> 11) / 2**53 for start in range(0, 64, 8)]
-    assert uniforms("0:7:1", 8).tolist() == wanted and uniforms("0:7:1", 3).tolist() == wanted[:3]
-    many = uniforms("0:0:0", 20_000)
+    assert hashed_uniforms("0:7:1", 8).tolist() == wanted and hashed_uniforms("0:7:1", 3).tolist() == wanted[:3]
+    many = hashed_uniforms("0:0:0", 20_000)
     assert many.min() >= 0 and many.max() < 1 and abs(float(many.mean()) - 0.5) < 0.01
 
 
 def test_tokens_of_probability_zero_are_never_drawn():
     scores = torch.tensor([[float("-inf"), 0.0, float("-inf"), 0.0, float("-inf")]]).repeat(4, 1)
     numbers = torch.tensor([[0.0], [0.4999], [0.5], [1 - 2**-53]], dtype=torch.float64)
-    drawn = Draw(numbers, 2)(torch.zeros(4, 2, dtype=torch.long), scores)
+    drawn = InverseTransformProcessor(numbers, 2)(torch.zeros(4, 2, dtype=torch.long), scores)
     assert drawn.argmax(-1).tolist() == [1, 1, 3, 3] and drawn.isfinite().sum(-1).tolist() == [1, 1, 1, 1]
 
 
 def test_scores_that_are_not_a_number():
     with pytest.raises(InvalidArgumentError, match=r"Expected finite scores .* some are NaN.* with --dtype"):
-        Draw(torch.zeros(1, 1, dtype=torch.float64), 1)(
+        InverseTransformProcessor(torch.zeros(1, 1, dtype=torch.float64), 1)(
             torch.zeros(1, 1, dtype=torch.long), torch.full((1, 3), torch.nan)
         )
 
@@ -193,11 +193,11 @@ def test_messages_that_cannot_be_rendered(template, options, message):
 
 
 def judged(*rewards, text="answer"):
-    return [Judged(f"{text} {index}", False, reward) for index, reward in enumerate(rewards)]
+    return [ScoredAnswer(f"{text} {index}", False, reward) for index, reward in enumerate(rewards)]
 
 
 def rows_of(answers, count=1, **changes):
-    counts = Counts()
+    counts = RowCounts()
     asked = [Prompt(index, f"prompt {index}", f"prompt {index}", [2]) for index in range(count)]
     return list(make_rows(asked, answers, settings(**changes), counts)), counts
 
@@ -227,8 +227,10 @@ def test_the_better_one_wins_and_ties_are_left_out():
 
 def test_what_is_left_out():
     bad = [("", 1.0), ("a", math.nan), ("a", math.inf), ("a", None)]
-    answers = [each for text, reward in bad for each in (Judged(text, False, reward), Judged("b", False, 0.0))]
-    answers += [Judged("same", False, 1.0)] * 2
+    answers = [
+        each for text, reward in bad for each in (ScoredAnswer(text, False, reward), ScoredAnswer("b", False, 0.0))
+    ]
+    answers += [ScoredAnswer("same", False, 1.0)] * 2
     reasons = {"empty answer": 1, "reward not finite": 2, "too long for the reward": 1}
     assert rows_of(answers, 5)[1].left_out == {**reasons, "identical answers": 1}
     rows, counts = rows_of(answers, 10, format="labels")
@@ -236,14 +238,14 @@ def test_what_is_left_out():
 
 
 def test_which_answers_are_compared():
-    assert couples(4, 2) == [(0, 1), (2, 3)]
-    assert couples(5, 99) == [(0, 1), (2, 3), (0, 2), (0, 3), (0, 4), (1, 2), (1, 3), (1, 4), (2, 4), (3, 4)]
+    assert answer_pairs(4, 2) == [(0, 1), (2, 3)]
+    assert answer_pairs(5, 99) == [(0, 1), (2, 3), (0, 2), (0, 3), (0, 4), (1, 2), (1, 3), (1, 4), (2, 4), (3, 4)]
     rows, _ = rows_of(judged(3.0, 2.0, 1.0), samples=3, pairs_per_prompt=3, label="argmax")
     assert {(row["chosen"][-1], row["rejected"][-1]) for row in rows} == {("0", "1"), ("0", "2"), ("1", "2")}
 
 
 def test_columns_are_those_that_trainers_take():
-    answers = [Judged("a", True, 1.5), Judged("b", False, 0.5)]
+    answers = [ScoredAnswer("a", True, 1.5), ScoredAnswer("b", False, 0.5)]
     (row,), _ = rows_of(answers, label="argmax")
     assert row == {
         "prompt": "prompt 0", "chosen": "a", "rejected": "b", "chosen_reward": 1.5, "rejected_reward": 0.5,
@@ -277,14 +279,14 @@ def test_a_journal_goes_on(tmp_path):
 def test_journals_that_are_refused(tmp_path):
     path = tmp_path / "journal"
     Journal(path, {"seed": 0, "top_k": 0}).append([{"text": "a"}])
-    with pytest.raises(InvalidArgumentError, match=r"but seed was 0 and is 1. Use those settings to go on"):
+    with pytest.raises(InvalidArgumentError, match=r"but seed was 0 and is 1. Use those settings to resume"):
         Journal(path, {"seed": 1, "top_k": 0})
     with path.open("ab") as file:
         file.write(b'{"answer": 0, "text": "b"}\n')
     with pytest.raises(InvalidArgumentError, match=r"line 3 is not that of answer 1, as if two runs had written"):
         Journal(path, {"seed": 0, "top_k": 0})
     path.write_bytes(b'{"seed": 0, "top_k": 0}\nnot json\n')
-    with pytest.raises(InvalidArgumentError, match=r"line 2 is not JSON. Delete it to begin anew"):
+    with pytest.raises(InvalidArgumentError, match=r"line 2 is not JSON. Delete it to start anew"):
         Journal(path, {"seed": 0, "top_k": 0})
     path.write_bytes(b"not json\n")
     with pytest.raises(InvalidArgumentError, match=r"its first line is not JSON"):

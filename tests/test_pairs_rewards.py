@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 
 from rgtg_logits import RewardModel, RewardModelConfig
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardModelError
-from rgtg_logits.pairs import load_reward
+from rgtg_logits.sampling import load_reward
 from rgtg_logits.sampling.judges import RewardModelJudge
 from rgtg_logits.testing import (
     PAD,

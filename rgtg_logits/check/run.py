@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
-from math import isfinite
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from rgtg_logits.errors import InvalidArgumentError, RGTGError, VocabularyError
 from rgtg_logits.reward_model import KINDS, RewardModel
 from rgtg_logits.sampling import load_base_model, resolve_device
 from rgtg_logits.scorers import LogRatioScorer, ReferenceScorer, Scorer, make_scorer
+from rgtg_logits.settings import DTYPES, Rule, at_least, check_rules, one_of, positive
 
 PROMPTS = (
     "The weather today is",
@@ -40,7 +40,6 @@ PROMPTS = (
     "My advice to anyone who wants to learn a new language:",
 )
 FORMATS = ("chat",)
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 PAIRS = 300
 """Most preference pairs to read: enough for a standard error of 0.03."""
 VARIATION = 0.05
@@ -82,19 +81,15 @@ class CheckSettings:
 
     def __post_init__(self) -> None:
         rules = {
-            "beta": (isfinite(self.beta) and self.beta > 0, "a finite guidance strength above 0, such as 1"),
-            "top_k": (self.top_k > 1, "2 candidates or more, such as 20"),
-            "max_new_tokens": (self.max_new_tokens > 0, "1 token or more, such as 32"),
-            "prompts": (self.prompts and all(map(str.strip, self.prompts)), "texts, none of them empty"),
-            "dtype": (self.dtype in (None, *DTYPES), f"one of {', '.join(DTYPES)}"),
-            "prompt_format": (self.prompt_format in (None, *FORMATS), f"one of {', '.join(FORMATS)}"),
-            "kind": (self.kind in (None, *KINDS), f"one of {', '.join(KINDS)}"),
+            "beta": positive(self.beta, "a finite guidance strength above 0, such as 1"),
+            "top_k": at_least(2, self.top_k, "2 candidates or more, such as 20"),
+            "max_new_tokens": at_least(1, self.max_new_tokens, "1 token or more, such as 32"),
+            "prompts": Rule(bool(self.prompts) and all(map(str.strip, self.prompts)), "texts, none of them empty"),
+            "dtype": one_of(self.dtype, DTYPES, optional=True),
+            "prompt_format": one_of(self.prompt_format, FORMATS, optional=True),
+            "kind": one_of(self.kind, KINDS, optional=True),
         }
-        for name, (kept, wanted) in rules.items():
-            if not kept:
-                raise InvalidArgumentError(
-                    f"Expected {name} to be {wanted}, but got {getattr(self, name)!r}. Leave it out for the default."
-                )
+        check_rules(self, rules, "Leave it out for the default.")
 
 
 def run_check(

@@ -1,9 +1,9 @@
-"""How good guided texts are, and what they cost in divergence and time: the body of `rgtg evaluate`."""
+"""`rgtg evaluate`: compares decoding methods by reward, exact divergence from the base model, diversity and time."""
 
 from rgtg_logits.evaluate.methods import Method, Policy, choose_methods, read_methods
 from rgtg_logits.evaluate.report import console_tables
 from rgtg_logits.evaluate.results import EqualKL, Estimate, EvaluationResults, JudgeResult, PolicyResult
-from rgtg_logits.evaluate.run import evaluate
+from rgtg_logits.evaluate.run import run_evaluation
 from rgtg_logits.evaluate.settings import EvaluationSettings
 from rgtg_logits.launcher import is_first, is_worker, launch_processes
 
@@ -18,9 +18,9 @@ __all__ = [
     "PolicyResult",
     "choose_methods",
     "console_tables",
-    "evaluate",
     "is_first",
     "is_worker",
     "launch_processes",
     "read_methods",
+    "run_evaluation",
 ]

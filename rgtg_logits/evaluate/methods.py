@@ -1,10 +1,10 @@
-"""The ways to generate that are compared: what a file lists, checked before anything is loaded."""
+"""The decoding methods that are compared: reading a list of them, and checks before any model is loaded."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
 from pathlib import Path
@@ -14,39 +14,42 @@ import yaml
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.guidance import RESTS
+from rgtg_logits.reward_model import KINDS
+from rgtg_logits.settings import Rule, at_least, check_rules, one_of, positive
 
-KINDS = ("causal", "vocabulary", "log_ratio")
 _LISTS = ("guide", "weights", "beta")
+_NUMBERS = ("weights", "beta", "temperature", "top_p", "min_p")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to generate. With nothing but a name it draws from the base model, cut to its candidates.
+    """A decoding method. With nothing but a name, it samples from the base model, truncated to the candidates.
 
-    The parts go together: a model, cut to its candidates; guided by rewards with strength beta, if there are any; at
-    some temperature, or greedy; the best of several answers, if `best_of` is given.
+    The parts combine in this order: a model, truncated to its candidates; guidance by rewards with strength beta;
+    temperature, or greedy decoding; and the best of n answers.
 
     Attributes:
-        name: What it is called in tables.
-        model: Hub id or folder of a language model that draws instead of the base model, such as one fine-tuned by DPO
-            from it; its token ids are taken to be the base model's. Divergence is measured to the base model.
-        guide: What guides: Hub ids or folders of reward models, or functions `package.module:function`; several are
-            summed, see `WeightedScorer`.
+        name: Name in tables.
+        model: Hub id or folder of a language model that generates instead of the base model, such as one fine-tuned
+            from it by DPO. It has to have the base model's token ids. Divergence is measured to the base model.
+        guide: Hub ids or folders of reward models, or functions `package.module:function`, that guide; several are
+            summed (see `WeightedScorer`).
         weights: Factor of each guide; 1 by default.
-        kind: How the guides' checkpoints are read, where they do not say; one of `KINDS`.
+        kind: Kind of reward model, one of `KINDS`, for checkpoints of guides that do not say.
         beta: Guidance strengths in nats per unit of reward; with several, the method is a curve.
-        greedy: Whether the most probable token is taken, instead of a draw.
+        greedy: Whether the most probable token is taken instead of a sample.
         temperature: Divides the scores after guidance, as in `generate`.
-        best_of: How many answers are drawn, of which the one with the highest reward is kept.
-        ranked_by: What ranks these; see `load_reward`.
-        top_k: How many candidates; 0 is the whole vocabulary, None what the evaluation says.
-        top_p: Cut the candidates to this share of the probability.
-        min_p: Cut the candidates to those at least this fraction as probable as the best.
-        rest: What becomes of the tokens that are no candidates: "drop", or "keep" (see `PartialRewardLogitsProcessor`).
-        family: The curve that it lies on, for methods that differ in how they were trained; by default its name.
+        best_of: Number of answers sampled, of which the one with the highest reward is kept (best of n).
+        ranked_by: Reward for ranking them; see `load_reward`.
+        top_k: Number of candidates; 0 is the whole vocabulary, None that of the evaluation's settings.
+        top_p: Truncates the candidates to the most likely ones that hold this share of the probability.
+        min_p: Truncates the candidates to those at least this fraction as probable as the best one.
+        rest: Treatment of the tail of the distribution, the tokens that are no candidates: "drop" or "keep" (see
+            `PartialRewardLogitsProcessor`).
+        family: The curve it belongs to, for methods that differ in their training; by default its name.
 
     Raises:
-        InvalidArgumentError: If a value is out of its range, or values do not go together.
+        InvalidArgumentError: If a value is out of its range, or values do not fit each other.
     """
 
     name: str
@@ -66,34 +69,31 @@ class Method:
     family: str = ""
 
     def __post_init__(self) -> None:
-        betas = all(isfinite(beta) and beta >= 0 for beta in self.beta) and len(set(self.beta)) == len(self.beta)
+        are_strengths = all(isfinite(beta) and beta >= 0 for beta in self.beta)
+        are_different = len(set(self.beta)) == len(self.beta)
+        fit_guide = bool(self.beta) == bool(self.guide)
+        one_each = all(map(isfinite, self.weights)) and len(self.weights) in (0, len(self.guide))
+        is_known_kind = self.kind is None or (self.kind in KINDS and bool(self.guide))
+        is_ranked = self.ranked_by is not None
         rules = {
-            "name": (bool(self.name.strip()), "a text"),
-            "beta": (betas and bool(self.beta) == bool(self.guide), "strengths of 0 or more if there is a guide"),
-            "weights": (
-                all(map(isfinite, self.weights)) and len(self.weights) in (0, len(self.guide)),
-                "one finite factor for each guide",
-            ),
-            "kind": (self.kind is None or (self.kind in KINDS and bool(self.guide)), f"one of {', '.join(KINDS)}"),
-            "temperature": (isfinite(self.temperature) and self.temperature > 0, "a finite number above 0, such as 1"),
-            "best_of": (self.best_of > 1 or (self.best_of == 1 and self.ranked_by is None), "2 or more, if ranked"),
-            "ranked_by": (self.best_of == 1 or self.ranked_by is not None, "what ranks the answers of best_of"),
-            "greedy": (not (self.greedy and self.best_of > 1), "false for the best of several draws"),
-            "top_k": (self.top_k is None or self.top_k >= 0, "a number of tokens, where 0 is all"),
-            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "a probability above 0"),
-            "min_p": (self.min_p is None or 0 < self.min_p <= 1, "a fraction above 0"),
-            "rest": (self.rest in RESTS, f"one of {', '.join(RESTS)}"),
+            "name": Rule(bool(self.name.strip()), "a text"),
+            "beta": Rule(are_strengths and are_different and fit_guide, "strengths of 0 or more if there is a guide"),
+            "weights": Rule(one_each, "one finite factor for each guide"),
+            "kind": Rule(is_known_kind, f"one of {', '.join(KINDS)}"),
+            "temperature": positive(self.temperature, "a finite number above 0, such as 1"),
+            "best_of": Rule(self.best_of > 1 or (self.best_of == 1 and not is_ranked), "2 or more, if ranked"),
+            "ranked_by": Rule(self.best_of == 1 or is_ranked, "the reward that ranks the answers of best_of"),
+            "greedy": Rule(not (self.greedy and self.best_of > 1), "false for the best of several samples"),
+            "top_k": at_least(0, self.top_k, "a number of tokens, where 0 is all"),
+            "top_p": Rule(self.top_p is None or 0 < self.top_p <= 1, "a probability above 0"),
+            "min_p": Rule(self.min_p is None or 0 < self.min_p <= 1, "a fraction above 0"),
+            "rest": one_of(self.rest, RESTS),
         }
-        for name, (kept, wanted) in rules.items():
-            if not kept:
-                raise InvalidArgumentError(
-                    f"Expected {name} of the method {self.name!r} to be {wanted}, but got {getattr(self, name)!r}. "
-                    "Change it in the list of methods."
-                )
+        check_rules(self, rules, "Change it in the list of methods.", owner=f"the method {self.name!r}")
 
     @property
     def curve(self) -> str:
-        """The curve that it lies on."""
+        """The curve it belongs to."""
         return self.family or self.name
 
 
@@ -102,7 +102,7 @@ class Policy(NamedTuple):
 
     Attributes:
         method: The method.
-        beta: Its strength; 0 without a guide.
+        beta: The guidance strength; 0 without a guide.
     """
 
     method: Method
@@ -110,23 +110,23 @@ class Policy(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """Name in tables and messages."""
         return f"{self.method.name}, beta {self.beta:g}" if self.method.guide else self.method.name
 
     @property
     def key(self) -> str:
-        """Its name on disk: readable, and different for policies of which anything is different."""
+        """Name of its folder: readable, and unique to its `identity`."""
         readable = re.sub(r"[^a-z0-9.]+", "-", self.title.lower()).strip("-")
         return f"{readable}-{hashlib.sha256(repr(self.identity).encode()).hexdigest()[:8]}"
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Everything that decides what it does; its other strengths, and the curve it lies on, do not."""
-        others = (field.name for field in fields(Method) if field.name not in ("beta", "family"))
-        return (*(getattr(self.method, name) for name in others), float(self.beta))
+        """The values that determine its answers: not the other strengths of its method, nor its curve."""
+        names = [field.name for field in fields(Method) if field.name not in ("beta", "family")]
+        return (*(getattr(self.method, name) for name in names), float(self.beta))
 
 
-def policies(methods: Sequence[Method]) -> list[Policy]:
+def list_policies(methods: Sequence[Method]) -> list[Policy]:
     """Every method at each of its strengths, in order."""
     return [Policy(method, float(beta)) for method in methods for beta in (method.beta or (0.0,))]
 
@@ -145,27 +145,34 @@ def read_methods(path: str) -> list[Method]:
         ```
 
     Raises:
-        InvalidArgumentError: If the file cannot be read, or a method in it is wrong.
+        InvalidArgumentError: If the file cannot be read, or a method in it is not valid.
     """
     try:
-        listed = yaml.safe_load(Path(path).read_text())
+        entries = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidArgumentError(
             f"Expected {path!r} to be a YAML or JSON file with a list of methods, but reading it failed: {error} "
             "Check --methods."
         ) from error
-    if not isinstance(listed, list) or not listed:
+    if not isinstance(entries, list) or not entries:
         raise InvalidArgumentError(
-            f"Expected {path!r} to hold a list of methods, but got {type(listed).__name__}. Begin each with `- name:`."
+            f"Expected {path!r} to hold a list of methods, but got {type(entries).__name__}. Begin each with `- name:`."
         )
-    return check_names([_method(entry, number) for number, entry in enumerate(listed, 1)])
+    methods = [_parse_method(entry, number) for number, entry in enumerate(entries, 1)]
+    check_unique_names(methods)
+    return methods
 
 
 def choose_methods(path: str | None, guide: str | None, betas: Sequence[float] | None) -> tuple[Method, ...]:
-    """The methods of a file, or the base model alone and with one guide.
+    """The methods of a file, or two of them: the base model alone, and with one guide.
+
+    Args:
+        path: File of methods; see `read_methods`.
+        guide: Hub id or folder of a reward model.
+        betas: Strengths of the guide; by default 1.
 
     Raises:
-        InvalidArgumentError: If both are given, or none.
+        InvalidArgumentError: If both a file and a guide are given, or neither.
     """
     if (path is None) == (guide is None) or (guide is None and betas):
         raise InvalidArgumentError(
@@ -174,26 +181,26 @@ def choose_methods(path: str | None, guide: str | None, betas: Sequence[float] |
         )
     if path is not None:
         return tuple(read_methods(path))
-    return Method(name="base"), Method(name="guided", guide=(str(guide),), beta=tuple(map(float, betas or [1.0])))
+    strengths = tuple(float(beta) for beta in betas or [1.0])
+    return Method(name="base"), Method(name="guided", guide=(str(guide),), beta=strengths)
 
 
-def check_names(methods: Sequence[Method]) -> list[Method]:
-    """The methods, if no two have the same name.
+def check_unique_names(methods: Sequence[Method]) -> None:
+    """Checks that no two methods have the same name.
 
     Raises:
         InvalidArgumentError: If two have.
     """
     names = [method.name for method in methods]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
         raise InvalidArgumentError(
-            f"Expected methods of different names, but {', '.join(map(repr, twice))} is there more than once. Rename "
-            "one; methods of one curve may share a family."
+            f"Expected methods of different names, but {', '.join(map(repr, repeated))} is there more than once. "
+            "Rename one; methods of one curve may share a family."
         )
-    return list(methods)
 
 
-def _method(entry: object, number: int) -> Method:
+def _parse_method(entry: object, number: int) -> Method:
     known = {field.name for field in fields(Method)}
     if not isinstance(entry, Mapping) or "name" not in entry or not set(entry) <= known:
         got = ", ".join(map(str, entry)) if isinstance(entry, Mapping) else type(entry).__name__
@@ -202,22 +209,19 @@ def _method(entry: object, number: int) -> Method:
             f"{got}. Correct it in the list of methods."
         )
     try:
-        return Method(**dict(_values(entry)))
+        return Method(**{name: _parse_value(name, value) for name, value in entry.items()})
+    except InvalidArgumentError:
+        raise
     except (TypeError, ValueError) as error:
-        if isinstance(error, InvalidArgumentError):
-            raise
         raise InvalidArgumentError(
             f"Expected method {number} ({entry['name']!r}) to have texts as names and numbers as strengths, but "
             f"{error}. Correct it in the list of methods."
         ) from error
 
 
-def _values(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What is one where several may be is a list of one."""
-    numbers = ("weights", "beta", "temperature", "top_p", "min_p")
-    for name, value in entry.items():
-        several = [value] if name in _LISTS and not isinstance(value, list) else value
-        if name in numbers and several is not None:
-            yield name, tuple(map(float, several)) if isinstance(several, list) else float(several)
-        else:
-            yield name, tuple(several) if isinstance(several, list) else several
+def _parse_value(name: str, value: Any) -> Any:
+    """The value of an attribute of `Method`: numbers as floats, lists as tuples, also from a single value."""
+    values = value if isinstance(value, list) else [value]
+    if name in _NUMBERS and value is not None:
+        values = [float(each) for each in values]
+    return tuple(values) if isinstance(value, list) or name in _LISTS else values[0]

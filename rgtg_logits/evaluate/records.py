@@ -1,25 +1,24 @@
-"""One record for each answer, on disk in parts that appear whole, so that a run that was killed goes on where it was.
+"""Records of the answers, kept on disk batch by batch, from which an interrupted evaluation resumes.
 
 The columns of a record, in order:
 
-| column | what |
+| column | meaning |
 |---|---|
 | `method`, `curve`, `beta`, `greedy` | the policy |
-| `prompt`, `seed` | which prompt (its row in the data, left-out rows included), and which answer to it, from 0 |
-| `prompt_text`, `answer` | texts, special tokens left out |
-| `tokens`, `ended` | tokens of the answer, the one that ends it included, and whether there is one |
+| `prompt`, `seed` | row of the prompt in the data, counting rows left out; number of the answer to it, from 0 |
+| `prompt_text`, `answer` | texts without special tokens |
+| `tokens`, `ended` | tokens of the answer with its end-of-text token, and whether it has one |
 | `kl` | KL(policy ‖ base model) in nats: at each step over the whole vocabulary, summed over the steps |
 | `log_ratio` | log π(answer) − log π_base(answer) in nats, whose expectation is the KL |
 | `nll` | −log π_base(answer) in nats |
-| `cut` | −log of the base model's probability of all tokens that can be drawn, summed over the steps, in nats |
+| `cut` | −log of the base model's probability of all tokens that can be sampled, summed over the steps, in nats |
 | `distinct_1`, `distinct_2`, `distinct_3` | share of n-grams of the answer's tokens that are different |
-| `batch_rows`, `batch_steps`, `batch_seconds` | of the batch of the answer: its records, steps of its longest, time |
-| `batch_guide_forwards`, `batch_guide_tokens` | forwards of reward models for that batch, and tokens they read |
-| `reward_NAME` | what judge NAME says; NaN where it cannot read so long a text |
+| `batch_rows`, `batch_steps`, `batch_seconds` | records of the batch, steps of its longest answer, time |
+| `batch_guide_forwards`, `batch_guide_tokens` | forwards of reward models for the batch, and their tokens |
+| `reward_NAME` | reward by judge NAME; NaN for a text that is too long for it |
 
-Of the best of several answers, time, forwards and tokens are those of all that were drawn, and `kl` is log π −
-log π_base of the answer under the policy that drew it, plus log n − (n − 1)/n: exact if rewards do not tie, else an
-upper bound (arXiv 2401.01879).
+For best of n, time, forwards and tokens are those of all n draws, and `kl` is log π − log π_base of the answer under
+the policy that sampled it, plus log n − (n − 1)/n: exact if rewards do not tie, else an upper bound (arXiv 2401.01879).
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from typing import Any, TypedDict
 import pyarrow
 import pyarrow.parquet
 
-from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.files import write_atomically, write_json
+from rgtg_logits.settings import check_same_run
 
 
 class Record(TypedDict):
-    """The columns that every record has, before it is judged; see the module."""
+    """The columns of a record before it is judged; see the module docstring."""
 
     method: str
     curve: str
@@ -64,16 +63,18 @@ class Record(TypedDict):
 
 
 def reward_column(judge: str) -> str:
-    """The column of a judge's rewards."""
+    """Name of the column of a judge's rewards."""
     return f"reward_{judge}"
 
 
 class Store:
-    """Tables on disk by name, each of which appears whole or not at all.
+    """A folder of tables, each of which appears whole or not at all.
+
+    Several processes write to it at once, each its own tables, in any order.
 
     Args:
-        folder: Where they are.
-        identity: Everything that decides what they are, as JSON values.
+        folder: The folder.
+        identity: The settings that determine the tables, as JSON values.
 
     Raises:
         InvalidArgumentError: If the folder holds tables of other settings.
@@ -81,23 +82,22 @@ class Store:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self._folder = folder
-        file, own = folder / "identity.json", json.loads(json.dumps(identity))
+        file = folder / "identity.json"
         if not file.exists():
-            write_json(file, own)
-        found = json.loads(file.read_text())
-        differing = [name for name in own if name not in found or found[name] != own[name]]
-        if differing:
-            changes = ", ".join(f"{name} was {found.get(name)!r} and is {own[name]!r}" for name in differing)
-            raise InvalidArgumentError(
-                f"Expected the settings that the evaluation in {str(folder)!r} was begun with, but {changes}. Use "
-                "those settings to go on with it, or another --output."
-            )
+            write_json(file, identity)
+        check_same_run(
+            json.loads(file.read_text()),
+            # As it is read back: tuples are lists in JSON.
+            json.loads(json.dumps(identity)),
+            f"of the evaluation in {str(folder)!r}",
+            "Use those settings to resume it, or another --output.",
+        )
 
     def __contains__(self, name: str) -> bool:
         return self._path(name).exists()
 
     def write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes a table; when it returns, it is on the disk."""
+        """Writes a table; it is on the disk when this returns."""
         write_table(self._path(name), rows)
 
     def read(self, name: str) -> list[dict[str, Any]]:

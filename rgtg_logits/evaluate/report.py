@@ -116,7 +116,7 @@ def write_report(results: EvaluationResults, folder: Path) -> None:
     write_atomically(folder / "table.md", _markdown(results))
     drawn = pictures(results)
     for picture in drawn:
-        write_atomically(folder / f"{picture.name}.png", partial(_write, picture.light))
+        write_atomically(folder / f"{picture.name}.png", partial(_write, picture.png))
     write_atomically(folder / "report.html", _page(results, drawn))
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation found: plain values, which `results.json` holds."""
+"""The results of an evaluation: plain values, stored as `results.json`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 
 def policy_title(name: str, beta: float) -> str:
-    """What people call a method at a strength; 0 is no guidance, so there is nothing to say of it."""
+    """Name of a method at a strength in tables; without guidance (0) the name alone."""
     return f"{name}, beta {beta:g}" if beta else name
 
 
 class Estimate(NamedTuple):
-    """A value and its 95 % interval, which is that of a bootstrap over the prompts."""
+    """A value and the ends of its 95 % interval, from a bootstrap over the prompts."""
 
     value: float
     low: float
@@ -22,13 +22,13 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeResult:
-    """What one judge says of the answers of a policy.
+    """Rewards of the answers of a policy by one judge.
 
     Attributes:
         reward: Mean reward.
-        difference: Mean difference to the baseline, prompt by prompt; None for the baseline itself.
-        win_rate: Share of prompts (and answers) whose reward is higher than the baseline's, ties counted half; None for
-            the baseline itself.
+        difference: Mean difference to the baseline, paired by prompt; None for the baseline itself.
+        win_rate: Share of answers whose reward is higher than that of the baseline's answer, with ties counted half;
+            None for the baseline itself.
     """
 
     reward: Estimate
@@ -38,26 +38,27 @@ class JudgeResult:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyResult:
-    """What a policy does to texts, and what it costs.
+    """Rewards, divergence, diversity and cost of a policy.
 
     Attributes:
         name: The method.
-        curve: The curve that it lies on.
-        beta: Its strength.
+        curve: The curve it belongs to.
+        beta: Guidance strength in nats per unit of reward.
         greedy: Whether it takes the most probable token.
-        judges: What each judge says.
-        kl: KL(policy ‖ base model) of an answer in nats: summed over its tokens, exact at each.
-        cut: What of it the cut to the candidates costs by itself; the rest is the KL to a base model cut like that.
-        kl_per_token: `kl`, of all answers, over their tokens.
-        log_ratio: log π(answer) − log π_base(answer) in nats, whose expectation `kl` is, for a check.
-        perplexity: exp of the nats per token that the answers cost under the base model.
+        answers: Number of answers.
+        judges: Rewards by each judge.
+        kl: KL(policy ‖ base model) of an answer in nats: exact at each token, summed over its tokens.
+        cut: The part of `kl` due to truncation to the candidates; the remainder is the KL to the truncated base model.
+        kl_per_token: Sum of `kl` over all answers, divided by their tokens.
+        log_ratio: log π(answer) − log π_base(answer) in nats, a check of `kl`, which is its expectation.
+        perplexity: exp of the mean −log π_base per token of the answers.
         distinct: Share of different 1-, 2- and 3-grams of tokens in an answer, mean over answers.
         self_bleu: BLEU of an answer against the others to the same prompt (0 to 100); None with one answer each.
-        length: Tokens of an answer, the one that ends it included.
-        ended: Share of answers that ended before they were cut.
-        guide_forwards: Forwards of reward models per token of a row; a batch goes through one forward together.
-        guide_tokens: Tokens that reward models read per token of a row.
-        ms_per_token: Milliseconds per token of a row, in batches as large as were used.
+        length: Tokens of an answer, with its end-of-text token.
+        ended: Share of answers that ended before the longest length.
+        guide_forwards: Forwards of reward models per token of a row; all rows of a batch share a forward.
+        guide_tokens: Tokens processed by reward models per token of a row.
+        ms_per_token: Milliseconds per token of a row, with the batch size of the run.
     """
 
     name: str
@@ -81,23 +82,23 @@ class PolicyResult:
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """Name in tables and messages."""
         return policy_title(self.name, self.beta)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EqualKL:
-    """Two curves where both have the same divergence from the base model.
+    """Comparison of two curves at equal divergence from the base model.
 
     Attributes:
-        judge: Who judges.
-        first: A curve.
-        second: Another.
-        kl: Where they are compared: nats of an answer.
-        first_reward: Reward of the first there.
-        second_reward: Reward of the second there.
-        difference: First less second.
-        overall: The mean of these differences.
+        judge: Name of the judge.
+        first: Name of a curve.
+        second: Name of the other curve.
+        kl: Divergences at which they are compared, in nats of an answer.
+        first_reward: Reward of the first curve at each divergence.
+        second_reward: Reward of the second curve at each divergence.
+        difference: First reward minus second reward.
+        overall: Mean of these differences.
     """
 
     judge: str
@@ -112,25 +113,26 @@ class EqualKL:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One prompt, and what every policy answered first."""
+    """One prompt, and the first answer of every policy to it."""
 
     prompt: str
     answers: tuple[tuple[str, str, Mapping[str, float]], ...]
-    """Title of the policy, its answer, and what the judges say."""
+    """Title of the policy, its answer, and its reward by each judge."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResults:
-    """Everything that an evaluation found.
+    """All results of an evaluation.
 
     Attributes:
-        settings: What was asked for; of local paths only the last part.
+        settings: Settings of the evaluation; of local paths only the last part.
         versions: From package to version.
-        prompts: How many prompts were answered.
-        baseline: The method that others are compared with.
+        prompts: Number of prompts answered.
+        prompts_left_out: Prompts that were not answered, by reason.
+        baseline: Name of the method that the others are compared with.
         policies: One result for each policy.
-        comparisons: Curves at equal divergence.
-        samples: A few prompts with all answers.
+        comparisons: Comparisons of curves at equal divergence.
+        samples: A few prompts with the first answer of every policy.
     """
 
     settings: Mapping[str, Any]
@@ -143,5 +145,5 @@ class EvaluationResults:
     samples: tuple[Sample, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The results as JSON values."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""The body of `rgtg evaluate`: reads prompts, lets every policy answer them, judges, summarises, reports."""
+"""The body of `rgtg evaluate`: reads prompts, samples answers of every policy, judges them, and reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.progress import Progress
 import rgtg_logits
 from rgtg_logits.evaluate.decoding import Decoder, Decoders
 from rgtg_logits.evaluate.figures import check_matplotlib
-from rgtg_logits.evaluate.methods import Policy, policies
+from rgtg_logits.evaluate.methods import Policy, list_policies
 from rgtg_logits.evaluate.records import Store, reward_column, write_table
 from rgtg_logits.evaluate.report import write_report
 from rgtg_logits.evaluate.results import EvaluationResults, Sample, policy_title
@@ -28,7 +28,7 @@ from rgtg_logits.launcher import is_worker
 from rgtg_logits.sampling import (
     Judge,
     Prompt,
-    digest,
+    digest_prompts,
     encode_prompts,
     load_base_model,
     load_reward,
@@ -38,31 +38,31 @@ from rgtg_logits.sampling import (
 )
 
 SAMPLES = 6
-"""Prompts of which the report shows all answers."""
+"""Prompts whose answers the report shows."""
 
 
-def evaluate(settings: EvaluationSettings, progress: Progress | None = None) -> EvaluationResults:
-    """Lets methods answer prompts, and compares reward, divergence from the base model, diversity and time.
+def run_evaluation(settings: EvaluationSettings, progress: Progress | None = None) -> EvaluationResults:
+    """Compares methods by reward, divergence from the base model, diversity and time of their answers to prompts.
 
-    Every answer becomes a record; see `rgtg_logits.evaluate.records`. In the folder `settings.output` appear
-    records.parquet, results.json, table.md, figures, and report.html, which holds everything in one page.
+    Every answer becomes a record; see `rgtg_logits.evaluate.records`. The output folder holds records.parquet,
+    results.json, table.md, figures, and report.html, a page with everything.
 
-    What is done is kept in the subfolders `answers` and `rewards`, batch by batch. An evaluation that was killed goes
-    on from there when it is started again. So does one with more methods, strengths or judges: only what is new is
-    done. Weights are not compared: use another folder for a model that was trained on in between.
+    Answers and rewards are kept in the subfolders `answers` and `rewards`, batch by batch. An evaluation that was
+    killed resumes from there when it is started again. One with more methods, strengths or judges does only what is
+    new. Weights are not compared: use another folder for a model that has been trained further in between.
 
-    Started as several processes (`torchrun`, `accelerate launch`, `rgtg evaluate --num_processes`), each does a share
-    of the batches, and the first one reports.
+    Several processes (`torchrun`, `accelerate launch`, `rgtg evaluate --num_processes`) share the batches, and the
+    first one reports.
 
     Args:
-        settings: What to do.
-        progress: Where to show how far this process is.
+        settings: Settings of the evaluation.
+        progress: Progress bar of the answers of this process.
 
     Raises:
         InvalidArgumentError: If a package of the evaluate extra is missing, the prompts cannot be read or used, a
             function cannot be imported, or the folder holds an evaluation with other settings.
         CheckpointError: If a model cannot be loaded.
-        RewardModelError: If a reward model is none.
+        RewardModelError: If a checkpoint that has to be a reward model is none.
         VocabularyError: If a guide does not share the base model's tokens.
     """
     check_matplotlib()
@@ -70,9 +70,11 @@ def evaluate(settings: EvaluationSettings, progress: Progress | None = None) -> 
     device, dtype = resolve_device(processes.device or settings.device, settings.dtype)
     settings = replace(settings, device=device, dtype=dtype, guide_dtype=settings.guide_dtype or dtype)
     values = read_prompts(settings.prompts, settings.prompt_column, settings.split, settings.limit)
-    identity = {**settings.identity(), "prompts_digest": digest(values)}
-    with processes.first_one_first():
-        answers, rewards = (Store(Path(settings.output) / name, identity) for name in ("answers", "rewards"))
+    identity = {**settings.identity(), "prompts_digest": digest_prompts(values)}
+    output = Path(settings.output)
+    with processes.main_process_first():
+        answers = Store(output / "answers", identity)
+        rewards = Store(output / "rewards", identity)
     judges = _Judges(settings, rewards)
     model, tokenizer = load_base_model(settings.base, device, dtype)
     encoded = encode_prompts(
@@ -84,19 +86,18 @@ def evaluate(settings: EvaluationSettings, progress: Progress | None = None) -> 
         guide_dtype=str(settings.guide_dtype), device=device,
     )  # fmt: skip
     batches = list(_batches(settings, prompts))
-    _work(processes.share(batches), decoders, answers, judges, progress)
+    _answer_batches(processes.share(batches), decoders, answers, judges, progress)
     processes.wait()
-    found = _records(batches, answers, judges)
-    results = _results(found, settings, prompts, left_out)
-    if processes.first:
-        output = Path(settings.output)
-        write_table(output / "records.parquet", found.to_dict("records"))
+    records = _records(batches, answers, judges)
+    results = _results(records, settings, prompts, left_out)
+    if processes.is_first:
+        write_table(output / "records.parquet", records.to_dict("records"))
         write_report(results, output)
     return results
 
 
 class _Batch(NamedTuple):
-    """Answers that are drawn at once: number `number` of a policy to each of some prompts."""
+    """Answers sampled at once: the answer with number `number` of a policy to each of some prompts."""
 
     policy: Policy
     number: int
@@ -105,31 +106,33 @@ class _Batch(NamedTuple):
 
     @property
     def name(self) -> str:
+        """Name of its table in a `Store`."""
         return f"{self.policy.key}/{self.number}-{self.start}"
 
 
 def _batches(settings: EvaluationSettings, prompts: Sequence[Prompt]) -> Iterator[_Batch]:
-    for policy in policies(settings.methods):
-        # A greedy policy says the same each time.
+    for policy in list_policies(settings.methods):
+        # All answers of a greedy policy to a prompt are equal.
         for number in range(1 if policy.method.greedy else settings.seeds):
             for start in range(0, len(prompts), settings.batch_size):
                 yield _Batch(policy, number, start, prompts[start : start + settings.batch_size])
 
 
 class _Processes:
-    """Which of how many processes this is.
+    """The processes that share an evaluation.
 
     Args:
-        state: What accelerate knows; None of a process on its own.
+        state: `PartialState` of accelerate; None for a single process.
     """
 
     def __init__(self, state: Any = None) -> None:
         self._state = state
         self.device = None if state is None else str(state.device)
-        self.first = state is None or state.is_main_process
+        self.is_first = state is None or state.is_main_process
 
     @classmethod
     def current(cls, device: str | None) -> _Processes:
+        """The processes that this one was launched with."""
         if not is_worker():
             return cls()
         from accelerate import PartialState  # noqa: PLC0415  (several processes need it, and it takes long to import)
@@ -137,60 +140,64 @@ class _Processes:
         return cls(PartialState(cpu=device is not None and device.startswith("cpu")))
 
     def share(self, batches: Sequence[_Batch]) -> Sequence[_Batch]:
-        """Every policy is shared by all, so that none waits long for another at the end."""
+        """The batches of this process, some of every policy, so that all processes finish at about the same time."""
         return batches if self._state is None else batches[self._state.process_index :: self._state.num_processes]
 
-    def first_one_first(self) -> AbstractContextManager[Any]:
-        """What follows is done by the first process before the others."""
+    def main_process_first(self) -> AbstractContextManager[Any]:
+        """A block that the first process executes before the others."""
         return nullcontext() if self._state is None else self._state.main_process_first()
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Waits for all processes."""
         if self._state is not None:
             self._state.wait_for_everyone()
 
 
 class _Judges:
-    """All judges, and what they have said.
+    """All judges, and their rewards on disk.
 
     Args:
-        settings: Which judges.
-        store: Where their rewards are.
+        settings: Settings with the judges.
+        store: Store of their rewards.
     """
 
     def __init__(self, settings: EvaluationSettings, store: Store) -> None:
-        self._settings, self._store = settings, store
+        self._settings = settings
+        self._store = store
         self._loaded: dict[str, Judge] = {}
 
     def missing(self, batch: _Batch) -> list[str]:
-        """Judges that have not judged a batch."""
+        """Names of the judges that have not judged a batch."""
         return [judge for judge in self._settings.judges if self._name(judge, batch) not in self._store]
 
     def load(self, batches: Iterable[_Batch]) -> None:
-        """Loads those who have not judged all of some batches."""
-        for judge in dict.fromkeys(judge for batch in batches for judge in self.missing(batch)):
-            label = (self._settings.label_names or {}).get(judge)
-            dtype, device = str(self._settings.dtype), str(self._settings.device)
+        """Loads the judges that have not judged all of some batches."""
+        missing = dict.fromkeys(judge for batch in batches for judge in self.missing(batch))
+        for judge in missing:
             self._loaded[judge] = load_reward(
-                self._settings.judges[judge], label_name=label, dtype=dtype, device=device
-            )
+                self._settings.judges[judge], label_name=self._label_name(judge), dtype=str(self._settings.dtype),
+                device=str(self._settings.device),
+            )  # fmt: skip
 
     def judge(self, batch: _Batch, answers: Sequence[str]) -> None:
-        """Lets those judge it who have not."""
+        """Judges a batch by all judges that have not judged it."""
         for judge in self.missing(batch):
             rewards = self._loaded[judge](batch.prompts, answers)
             column = reward_column(judge)
             self._store.write(self._name(judge, batch), [{column: _number(reward)} for reward in rewards])
 
     def rewards(self, batch: _Batch) -> Iterator[dict[str, float]]:
-        """What all of them say of each answer."""
-        columns = [self._store.read(self._name(judge, batch)) for judge in self._settings.judges]
-        for rewards in zip(*columns, strict=True):
-            yield {column: value for reward in rewards for column, value in reward.items()}
+        """The reward columns of each answer."""
+        tables = [self._store.read(self._name(judge, batch)) for judge in self._settings.judges]
+        for columns in zip(*tables, strict=True):
+            yield {name: value for column in columns for name, value in column.items()}
+
+    def _label_name(self, judge: str) -> str | None:
+        return (self._settings.label_names or {}).get(judge)
 
     def _name(self, judge: str, batch: _Batch) -> str:
-        # Two judges may have had the same name one after another.
-        source = repr((self._settings.judges[judge], (self._settings.label_names or {}).get(judge)))
+        # A name may have stood for another reward in an earlier run.
+        source = repr((self._settings.judges[judge], self._label_name(judge)))
         return f"{judge}-{hashlib.sha256(source.encode()).hexdigest()[:8]}/{batch.name}"
 
 
@@ -198,17 +205,17 @@ def _number(reward: float | None) -> float:
     return float("nan") if reward is None else float(reward)
 
 
-def _work(
+def _answer_batches(
     batches: Iterable[_Batch], decoders: Decoders, answers: Store, judges: _Judges, progress: Progress | None
 ) -> None:
-    """Draws and judges whatever is not on disk yet."""
+    """Samples and judges the answers that are not on disk yet."""
     missing = [batch for batch in batches if batch.name not in answers or judges.missing(batch)]
     judges.load(missing)
     decoders.check(list(dict.fromkeys(batch.policy for batch in missing if batch.name not in answers)))
     task = None if progress is None else progress.add_task("answers", total=sum(len(b.prompts) for b in missing))
-    for policy, of_policy in groupby(missing, key=lambda batch: batch.policy):
+    for policy, batches_of_policy in groupby(missing, key=lambda batch: batch.policy):
         decoder: Decoder | None = None
-        for batch in of_policy:
+        for batch in batches_of_policy:
             if progress is not None and task is not None:
                 progress.update(task, description=policy.title)
             if batch.name not in answers:
@@ -223,7 +230,7 @@ def _records(batches: Sequence[_Batch], answers: Store, judges: _Judges) -> pd.D
     rows = []
     for batch in batches:
         for record, rewards in zip(answers.read(batch.name), judges.rewards(batch), strict=True):
-            # The curve changes nothing, so it may have another name than when the answer was drawn.
+            # The curve has no effect on answers, so it may have been renamed since.
             rows.append({**record, "curve": batch.policy.method.curve, **rewards})
     return pd.DataFrame(rows)
 
@@ -254,28 +261,31 @@ def _results(
 
 
 def _samples(records: pd.DataFrame, settings: EvaluationSettings, prompts: Sequence[Prompt]) -> tuple[Sample, ...]:
-    found = []
+    samples = []
     for prompt in prompts[:SAMPLES]:
         rows = records[(records["prompt"] == prompt.index) & (records["seed"] == 0)].to_dict("records")
-        titles = [policy_title(row["method"], row["beta"]) for row in rows]
-        judged = [{judge: row[reward_column(judge)] for judge in settings.judges} for row in rows]
-        texts = [row["answer"] for row in rows]
-        found.append(Sample(prompt=prompt.text, answers=tuple(zip(titles, texts, judged, strict=True))))
-    return tuple(found)
+        answers = []
+        for row in rows:
+            rewards = {judge: row[reward_column(judge)] for judge in settings.judges}
+            answers.append((policy_title(row["method"], row["beta"]), row["answer"], rewards))
+        samples.append(Sample(prompt=prompt.text, answers=tuple(answers)))
+    return tuple(samples)
 
 
 def _public(settings: EvaluationSettings) -> dict[str, Any]:
-    """The settings that are set, without the place of anything on this machine."""
+    """The settings that are set, with local paths cut to their last part."""
     values = asdict(settings)
     for method in values["methods"]:
         for name in ("model", "ranked_by"):
-            method[name] = method[name] and display_name(method[name])
-        method["guide"] = tuple(map(display_name, method["guide"]))
-    values["methods"] = [{name: value for name, value in m.items() if value not in _UNSET} for m in values["methods"]]
+            if method[name] is not None:
+                method[name] = display_name(method[name])
+        method["guide"] = tuple(display_name(name) for name in method["guide"])
+    values["methods"] = [_set_values(method) for method in values["methods"]]
     values["judges"] = {name: display_name(judge) for name, judge in settings.judges.items()}
     for name in ("base", "prompts", "output"):
         values[name] = display_name(values[name])
-    return {name: value for name, value in values.items() if value not in _UNSET}
+    return _set_values(values)
 
 
-_UNSET: tuple[Any, ...] = (None, "", (), [], {})
+def _set_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value not in (None, "", (), [], {})}

@@ -1,4 +1,4 @@
-"""Preference pairs or labelled answers from a base model and any reward: `rgtg pairs`.
+"""`rgtg pairs`: preference pairs or labelled answers from a base model and any reward.
 
 Reading prompts needs the package `datasets`, of the train extra.
 """

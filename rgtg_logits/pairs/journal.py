@@ -1,4 +1,4 @@
-"""What has been done so far, on disk, so that a run that was killed goes on where it was."""
+"""An append-only log (a journal) of the answers drawn so far, from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from typing import Any, BinaryIO
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.files import write_atomically
+from rgtg_logits.settings import check_same_run
 
 
 class Journal:
-    """A file of one line for each answer, in order, behind a line that says of which run.
+    """A file with one JSON line for each answer, in order, behind a line with the settings of the run.
 
-    Lines are appended a batch at a time and forced to the disk, so whatever kills the run leaves whole lines and
-    perhaps the beginning of one more, which is dropped. The first line appears whole or not at all.
+    Lines are appended a batch at a time and forced to the disk, so a run that is killed at any time leaves whole lines
+    and perhaps the beginning of one more, which is dropped. The first line appears whole or not at all.
+
+    One process writes the answers of a run in one order, and may resume with another batch size, so a log of lines
+    fits. The processes of an evaluation share batches in any order: their log, `evaluate.records.Store`, is a file for
+    each batch instead.
 
     Args:
         path: The file.
-        identity: Everything that decides what the lines are, as JSON values.
+        identity: The settings that determine the lines, as JSON values.
 
     Raises:
-        InvalidArgumentError: If there is a journal of another run, or one that is damaged.
+        InvalidArgumentError: If the journal is of a run with other settings, or damaged.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -34,22 +39,23 @@ class Journal:
         with path.open("rb") as file:
             first = file.readline()
         self._check_identity(first, json.loads(json.dumps(identity)))
+        # Byte offsets of the ends of the lines.
         self._ends = [len(first)]
         for index, line in enumerate(self._lines()):
-            self._check_line(line, index)
+            self._parse(line, index)
             self._ends.append(self._ends[-1] + len(line))
-        self.keep(len(self))
+        self.truncate(len(self))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def keep(self, count: int) -> None:
-        """Drops what is behind the first `count` answers."""
+    def truncate(self, count: int) -> None:
+        """Drops everything behind the first `count` answers."""
         os.truncate(self._path, self._ends[count])
         del self._ends[count + 1 :]
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Adds answers; when it returns they are on the disk."""
+        """Adds answers; they are on the disk when it returns."""
         lines = [_line({"answer": index, **record}) for index, record in enumerate(records, len(self))]
         with self._path.open("ab") as file:
             _write(file, b"".join(lines))
@@ -60,10 +66,10 @@ class Journal:
         """The answers, read from the disk.
 
         Raises:
-            InvalidArgumentError: If something else has written to the file.
+            InvalidArgumentError: If another process has written to the file.
         """
         for index, line in enumerate(self._lines()):
-            record = self._check_line(line, index)
+            record = self._parse(line, index)
             del record["answer"]
             yield record
 
@@ -79,18 +85,17 @@ class Journal:
 
     def _check_identity(self, line: bytes, identity: Mapping[str, Any]) -> None:
         try:
-            found = json.loads(line)
+            stored = json.loads(line)
         except ValueError as error:
             raise self._damaged("its first line is not JSON") from error
-        differing = [name for name in identity if name not in found or found[name] != identity[name]]
-        if differing:
-            changes = ", ".join(f"{name} was {found.get(name)!r} and is {identity[name]!r}" for name in differing)
-            raise InvalidArgumentError(
-                f"Expected the settings of the run that {str(self._path)!r} was begun with, but {changes}. Use those "
-                "settings to go on with it, delete the file to begin anew, or write to another --output."
-            )
+        check_same_run(
+            stored,
+            identity,
+            f"of the run that started {str(self._path)!r}",
+            "Use those settings to resume it, delete the file to start anew, or write to another --output.",
+        )
 
-    def _check_line(self, line: bytes, index: int) -> dict[str, Any]:
+    def _parse(self, line: bytes, index: int) -> dict[str, Any]:
         try:
             record = json.loads(line)
         except ValueError as error:
@@ -101,7 +106,7 @@ class Journal:
 
     def _damaged(self, how: str) -> InvalidArgumentError:
         return InvalidArgumentError(
-            f"Expected {str(self._path)!r} to hold the answers of one run in order, but {how}. Delete it to begin anew."
+            f"Expected {str(self._path)!r} to hold the answers of one run in order, but {how}. Delete it to start anew."
         )
 
 
@@ -112,5 +117,5 @@ def _write(file: BinaryIO, data: bytes) -> None:
 
 
 def _line(values: Mapping[str, Any]) -> bytes:
-    # NaN and infinities are read again by Python, and nothing else reads this file.
+    # NaN and infinities are not JSON, but Python reads them back, and nothing else reads this file.
     return json.dumps(values).encode() + b"\n"

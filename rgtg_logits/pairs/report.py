@@ -1,4 +1,4 @@
-"""What came of it: a table for people, and facts for a model card."""
+"""The report of `rgtg pairs`: a table for the console, and facts about the rows as JSON."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class PairReport:
-    """What was made of the prompts.
+    """Counts and figures of a run.
 
     Attributes:
-        settings: What was asked for; of local paths only the last part.
+        settings: Settings of the run; of local paths only the last part.
         versions: From package to version.
         prompts: Prompts that were answered.
-        prompts_left_out: Prompts that were not, by reason.
-        answers: Answers that were drawn.
-        truncated: Share of the answers that were cut at the longest length.
-        mean_reward: Mean over the answers with a finite reward; None without one.
-        reward_deviation: Their standard deviation.
+        prompts_left_out: Prompts that were not answered, by reason.
+        answers: Answers that were sampled.
+        truncated: Share of the answers that were cut at the longest length, from 0 to 1.
+        mean_reward: Mean over the answers with a finite reward; None if there are none.
+        reward_deviation: Standard deviation over the same answers.
         rows: Rows written.
         left_out: Rows not made, by reason.
         ties: Pairs of answers with equal rewards, left out or not.
@@ -47,7 +47,7 @@ class PairReport:
     base_revision: str | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Everything that is known, as JSON values; what is not known is absent."""
+        """All attributes that are not None, as JSON values."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def write(self, file: BinaryIO) -> None:
@@ -55,8 +55,8 @@ class PairReport:
         file.write((json.dumps(self.facts(), indent=1, allow_nan=False) + "\n").encode())
 
     def table(self) -> Table:
-        """One line for each figure."""
-        kind = self.settings["format"]
+        """A table for the console, with one line for each figure."""
+        row_format = self.settings["format"]
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("", no_wrap=True)
         table.add_column(Text(str(self.settings["output"])), justify="right")
@@ -67,10 +67,10 @@ class PairReport:
             "  cut at max_new_tokens": f"{self.truncated:.1%}",
             "  mean reward": _figure(self.mean_reward),
             "  standard deviation": _figure(self.reward_deviation),
-            kind: self.rows,
+            row_format: self.rows,
             **{f"  left out: {reason}": count for reason, count in self.left_out.items()},
         }
-        if kind == "pairs" and self.ties and self.settings["label"] == "bt":
+        if row_format == "pairs" and self.ties and self.settings["label"] == "bt":
             rows["  ties, drawn by a fair coin"] = self.ties
         for name, value in rows.items():
             table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
@@ -78,18 +78,18 @@ class PairReport:
 
 
 class RateColumn(ProgressColumn):
-    """How many are done in a second."""
+    """Answers per second, as a column of a progress bar."""
 
     def render(self, task: Task) -> Text:
-        """The rate, when there is one."""
+        """The rate; empty before the first batch is done."""
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:.1f} per second")
 
 
 def facts_path(output: Path) -> Path:
-    """Where the facts about the rows of a file are written, as JSON.
+    """The path of the JSON file with the facts about the rows of an output file.
 
-    The name holds no .json, because `datasets` would take the file for rows when it is given the folder.
+    Its suffix is not .json, because `datasets` reads all json files of a folder as rows.
     """
     return output.with_suffix(".facts")
 

@@ -1,27 +1,27 @@
-"""From judged answers to rows of preference pairs or labelled answers. Pure."""
+"""Rows of preference pairs or labelled answers, made of answers and their rewards. Pure functions of these."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, islice
 from math import exp, isfinite
 from typing import Any
 
 from rgtg_logits.pairs.settings import PairSettings
-from rgtg_logits.sampling import Messages, Prompt, uniforms
+from rgtg_logits.sampling import Messages, Prompt, hashed_uniforms
 
 
 @dataclass(frozen=True)
-class Judged:
-    """An answer and what it is worth.
+class ScoredAnswer:
+    """An answer and its reward.
 
     Attributes:
         text: The answer.
         truncated: Whether it was cut at the longest length.
-        reward: Its reward in the reward's own unit; perhaps not finite; None if the text was too long to be judged, or
-            empty.
+        reward: Its reward in the reward's own unit, perhaps not finite; None if the text was empty or too long to be
+            judged.
     """
 
     text: str
@@ -30,7 +30,7 @@ class Judged:
 
     @property
     def flaw(self) -> str | None:
-        """Why it cannot be used, if it cannot."""
+        """The reason why it cannot be used; None if it can."""
         if not self.text:
             return "empty answer"
         if self.reward is None:
@@ -39,8 +39,8 @@ class Judged:
 
 
 @dataclass
-class Counts:
-    """What became of the answers.
+class RowCounts:
+    """Counts of the rows made and left out.
 
     Attributes:
         rows: Rows made.
@@ -54,31 +54,33 @@ class Counts:
 
 
 def make_rows(
-    prompts: Sequence[Prompt], judged: Iterable[Judged], settings: PairSettings, counts: Counts
+    prompts: Sequence[Prompt], answers: Iterable[ScoredAnswer], settings: PairSettings, counts: RowCounts
 ) -> Iterator[dict[str, Any]]:
-    """Makes the rows, in the order of the prompts, and counts as it goes.
+    """Makes the rows, in the order of the prompts.
 
     Args:
         prompts: The prompts.
-        judged: `settings.drawn` answers to each of them.
-        settings: How to make them.
-        counts: Is added to.
+        answers: `settings.num_answers` answers to each prompt, those to one prompt together.
+        settings: How to make the rows.
+        counts: Updated while the rows are made.
     """
-    answers, build = iter(judged), _pairs if settings.format == "pairs" else _labels
+    remaining = iter(answers)
+    build = _pairs if settings.format == "pairs" else _labels
     for prompt in prompts:
-        for row in build(prompt, [next(answers) for _ in range(settings.drawn)], settings, counts):
+        for row in build(prompt, list(islice(remaining, settings.num_answers)), settings, counts):
             counts.rows += 1
             yield row
 
 
-def couples(answers: int, most: int) -> list[tuple[int, int]]:
-    """Which answers are compared: first 0 with 1, 2 with 3, ..., then all others."""
-    first = [(index, index + 1) for index in range(0, answers - 1, 2)]
-    return [*first, *(pair for pair in combinations(range(answers), 2) if pair not in first)][:most]
+def answer_pairs(answers: int, most: int) -> list[tuple[int, int]]:
+    """Which answers are compared: first 0 with 1, 2 with 3 and so on, which share no answer, then all other pairs."""
+    disjoint = [(index, index + 1) for index in range(0, answers - 1, 2)]
+    others = [pair for pair in combinations(range(answers), 2) if pair not in disjoint]
+    return [*disjoint, *others][:most]
 
 
 def _labels(
-    prompt: Prompt, answers: Sequence[Judged], settings: PairSettings, counts: Counts
+    prompt: Prompt, answers: Sequence[ScoredAnswer], settings: PairSettings, counts: RowCounts
 ) -> Iterator[dict[str, Any]]:
     for answer in answers:
         if answer.flaw is not None:
@@ -86,30 +88,28 @@ def _labels(
             continue
         yield {
             "prompt": prompt.value,
-            "completion": _said(prompt, answer),
+            "completion": _completion(prompt, answer),
             "reward": answer.reward,
             "truncated": answer.truncated,
         }
 
 
 def _pairs(
-    prompt: Prompt, answers: Sequence[Judged], settings: PairSettings, counts: Counts
+    prompt: Prompt, answers: Sequence[ScoredAnswer], settings: PairSettings, counts: RowCounts
 ) -> Iterator[dict[str, Any]]:
-    for one, other in couples(settings.drawn, settings.compared):
-        both = answers[one], answers[other]
-        flaw = both[0].flaw or both[1].flaw or ("identical answers" if both[0].text == both[1].text else None)
-        tie = flaw is None and both[0].reward == both[1].reward
-        counts.ties += tie
-        if tie and settings.label == "argmax":
-            flaw = "tie"
+    for first, second in answer_pairs(settings.num_answers, settings.num_pairs):
+        one = answers[first]
+        other = answers[second]
+        flaw = _pair_flaw(one, other, settings, counts)
         if flaw is not None:
             counts.left_out[flaw] += 1
             continue
-        chosen, rejected = both if _first_wins(*both, settings, f"{prompt.index}:{one}>{other}") else both[::-1]
+        first_wins = _first_wins(one, other, settings, f"{prompt.index}:{first}>{second}")
+        chosen, rejected = (one, other) if first_wins else (other, one)
         yield {
             "prompt": prompt.value,
-            "chosen": _said(prompt, chosen),
-            "rejected": _said(prompt, rejected),
+            "chosen": _completion(prompt, chosen),
+            "rejected": _completion(prompt, rejected),
             "chosen_reward": chosen.reward,
             "rejected_reward": rejected.reward,
             "chosen_truncated": chosen.truncated,
@@ -117,21 +117,38 @@ def _pairs(
         }
 
 
-def _first_wins(one: Judged, other: Judged, settings: PairSettings, key: str) -> bool:
+def _pair_flaw(one: ScoredAnswer, other: ScoredAnswer, settings: PairSettings, counts: RowCounts) -> str | None:
+    """The reason why two answers make no pair, if there is one; counts ties."""
+    flaw = one.flaw or other.flaw
+    if flaw is not None:
+        return flaw
+    if one.text == other.text:
+        return "identical answers"
+    if one.reward == other.reward:
+        counts.ties += 1
+        return "tie" if settings.label == "argmax" else None
+    return None
+
+
+def _first_wins(one: ScoredAnswer, other: ScoredAnswer, settings: PairSettings, key: str) -> bool:
     difference = (one.reward or 0.0) - (other.reward or 0.0)
     if settings.label == "argmax":
         return difference > 0
-    number = float(uniforms(f"{settings.seed}:{key}", 1))
+    # A Bradley-Terry draw: the label is noisy, as that of a human judge with these rewards would be.
+    number = float(hashed_uniforms(f"{settings.seed}:{key}", 1))
     return number < win_probability(settings.scale * difference)
 
 
 def win_probability(difference: float) -> float:
-    """The Bradley-Terry model: sigmoid of the difference of rewards, in nats."""
-    # Split in two, because exp of a large number overflows.
-    return 1 / (1 + exp(-difference)) if difference >= 0 else exp(difference) / (1 + exp(difference))
+    """The probability of winning in the Bradley-Terry model: sigmoid of the difference of rewards, in nats."""
+    # Two branches, because exp of a large number overflows.
+    if difference >= 0:
+        return 1 / (1 + exp(-difference))
+    return exp(difference) / (1 + exp(difference))
 
 
-def _said(prompt: Prompt, answer: Judged) -> str | Messages:
+def _completion(prompt: Prompt, answer: ScoredAnswer) -> str | Messages:
+    """The answer in the form of its prompt: a text, or a list of one message."""
     if isinstance(prompt.value, str):
         return answer.text
     return [{"role": "assistant", "content": answer.text}]

@@ -1,10 +1,10 @@
-"""The body of `rgtg pairs`: reads prompts, draws answers, judges them, writes rows."""
+"""The body of `rgtg pairs`: reads prompts, samples answers, judges them, writes rows."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from statistics import fmean, pstdev
 from typing import Any, BinaryIO
 
 from jaxtyping import Int
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,16 +23,17 @@ from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.files import write_atomically
 from rgtg_logits.pairs.journal import Journal
 from rgtg_logits.pairs.report import PairReport, facts_path
-from rgtg_logits.pairs.rows import Counts, Judged, make_rows
+from rgtg_logits.pairs.rows import RowCounts, ScoredAnswer, make_rows
 from rgtg_logits.pairs.settings import PairSettings
 from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.sampling import (
+    Answer,
     Judge,
     Prompt,
     Sampler,
-    digest,
+    describe_counts,
+    digest_prompts,
     encode_prompts,
-    listed,
     load_base_model,
     load_reward,
     read_prompts,
@@ -43,36 +44,37 @@ from rgtg_logits.scorers import load_scorer
 
 
 def make_pairs(settings: PairSettings, progress: Progress | None = None) -> PairReport:
-    """Draws answers to prompts from a base model, judges them by a reward, and writes preference pairs or labels.
+    """Samples answers to prompts from a base model, scores them by a reward, and writes preference pairs or labels.
 
-    The rows are what TRL's `RewardTrainer` and `rgtg train` take: `prompt`, `chosen` and `rejected` (or `prompt`,
-    `completion` and `reward`), as texts, or as messages where the prompts are messages. The rewards and which answers
-    were cut are in further columns that trainers do not look at. There is no column `margin`, which TRL would subtract
-    from the difference of rewards: labels drawn by Bradley-Terry hold the size of the difference already.
+    The rows have the columns that TRL's `RewardTrainer` and `rgtg train` expect: `prompt`, `chosen` and `rejected` (or
+    `prompt`, `completion` and `reward`), as texts, or as messages if the prompts are messages. Further columns, which
+    trainers ignore, hold the rewards and whether an answer was cut. There is no column `margin`, which TRL would
+    subtract from the difference of rewards: Bradley-Terry labels reflect the size of the difference already.
 
-    An answer that was cut at `max_new_tokens` says so in its row, because trainers close every text with an end-of-text
-    token: where many are cut, a reward model learns that texts end there. Leave such rows out, or allow longer answers.
+    A row says whether its answers were cut at `max_new_tokens`, because trainers close every text with an end-of-text
+    token: where many answers are cut, a reward model learns that texts end there. Leave such rows out, or allow longer
+    answers.
 
-    By default answers are draws from the base model itself (temperature 1, nothing cut), because the objectives that
-    estimate an expectation under it (`value`, `soft_value`) are about the policy that the answers come from. With a
-    guide that is the guided policy, which strong guidance leads to texts that the base model hardly writes: a reward
-    model that is to guide further has to have learnt from such texts.
+    By default answers are samples from the base model itself (temperature 1, whole vocabulary), because the objectives
+    that estimate an expectation (`value`, `soft_value`) estimate it under the policy that the answers come from. With a
+    guide this is the guided policy. Strong guidance leads to texts that the base model hardly ever writes, so a reward
+    model that is to guide that far has to be trained on such texts.
 
-    Progress is kept beside the output, in a file of the same name that ends in .part. A run that was killed goes on
-    from there when it is started with the same settings and the same prompts, and the output is that of a run without
-    interruption, byte for byte; only `batch_size` and `device` may differ, which changes rounding. The output and the
-    facts about it (.facts, JSON) appear whole or not at all. Weights are not compared: do not go on with a model that
-    was trained on in between.
+    Progress is kept beside the output, in a file of the same name that ends in .part. A run that was killed resumes
+    from this file when it is started with the same settings and the same prompts, and its output equals that of an
+    uninterrupted run byte for byte; only `batch_size` and `device` may differ, which changes rounding. The output and
+    the facts about it (.facts, JSON) appear whole or not at all. Weights are not compared: do not resume with a model
+    that has been trained further in between.
 
     Args:
-        settings: What to do.
-        progress: Where to show how far it is.
+        settings: Settings of the run.
+        progress: Progress bar of the answers.
 
     Raises:
         InvalidArgumentError: If the output exists, the prompts cannot be read or used, the .part file is of another
             run, or no row is left.
         CheckpointError: If a model cannot be loaded.
-        RewardModelError: If the reward model is none.
+        RewardModelError: If the checkpoint of the reward is no reward model.
     """
     device, dtype = resolve_device(settings.device, settings.dtype)
     settings = replace(settings, device=device, dtype=dtype)
@@ -80,7 +82,7 @@ def make_pairs(settings: PairSettings, progress: Progress | None = None) -> Pair
     part = output.with_suffix(".part")
     _check_free(output, part)
     values = read_prompts(settings.prompts, settings.prompt_column, settings.split, settings.limit)
-    journal = Journal(part, {**settings.identity(), "prompts_digest": digest(values)})
+    journal = Journal(part, {**settings.identity(), "prompts_digest": digest_prompts(values)})
     model, tokenizer = load_base_model(settings.base, device, dtype)
     judge = load_reward(settings.reward, label_name=settings.label_name, dtype=dtype, device=device)
     sampler = _sampler(model, tokenizer, settings)
@@ -90,32 +92,32 @@ def make_pairs(settings: PairSettings, progress: Progress | None = None) -> Pair
         ),
         model, settings.max_new_tokens,
     )  # fmt: skip
-    _answer(prompts, sampler, judge, journal, settings, progress)
+    _answer_prompts(prompts, sampler, judge, journal, settings, progress)
     revision = getattr(model.config, "_commit_hash", None)
     return _finish(journal, prompts, left_out, settings, revision)
 
 
 def _sampler(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: PairSettings) -> Sampler:
-    sample = partial(
+    make_sampler = partial(
         Sampler, model, tokenizer, max_new_tokens=settings.max_new_tokens, seed=settings.seed,
         temperature=settings.temperature,
     )  # fmt: skip
     if settings.guide is None:
-        return sample(top_k=settings.top_k, top_p=settings.top_p)
+        return make_sampler(top_k=settings.top_k, top_p=settings.top_p)
     scorer = load_scorer(settings.guide, tokenizer, dtype=str(settings.dtype), device=str(settings.device))
 
-    def guide(mask: Int[Tensor, "batch length"]) -> PartialRewardLogitsProcessor:
+    def make_guide(attention_mask: Int[Tensor, "batch length"]) -> PartialRewardLogitsProcessor:
         return PartialRewardLogitsProcessor(
             scorer, beta=settings.beta, top_k=settings.top_k or sys.maxsize, top_p=settings.top_p, rest=settings.rest,
-            tokenizer=tokenizer, pad_token_id=sampler.pad, attention_mask=mask,
+            tokenizer=tokenizer, pad_token_id=sampler.pad_token_id, attention_mask=attention_mask,
         )  # fmt: skip
 
-    sampler = sample(guide=guide)
+    sampler = make_sampler(guide=make_guide)
     return sampler
 
 
 def _check_free(output: Path, part: Path) -> None:
-    """Refuses to write over anything but what an interrupted run of its own has left."""
+    """Refuses to overwrite files, except those that an interrupted run has left beside its journal."""
     for path in (output, facts_path(output)):
         if path.exists() and not part.exists():
             raise InvalidArgumentError(
@@ -124,7 +126,7 @@ def _check_free(output: Path, part: Path) -> None:
             )
 
 
-def _answer(
+def _answer_prompts(
     prompts: Sequence[Prompt],
     sampler: Sampler,
     judge: Judge,
@@ -132,26 +134,36 @@ def _answer(
     settings: PairSettings,
     progress: Progress | None,
 ) -> None:
-    """Draws and judges every answer that the journal does not have yet."""
-    total = len(prompts) * settings.drawn
+    """Samples and judges every answer that is not in the journal yet."""
+    per_prompt = settings.num_answers
+    total = len(prompts) * per_prompt
     if len(journal) < total:
-        # From the beginning of a batch, because the same batches give the same rounding.
-        journal.keep(len(journal) - len(journal) % settings.batch_size)
-    task = _begin(progress, total, len(journal))
+        # Resumes at the beginning of a batch, because equal batches have equal rounding.
+        journal.truncate(len(journal) - len(journal) % settings.batch_size)
+    task = None
+    if progress is not None:
+        task = progress.add_task("answers", total=total, completed=len(journal))
     for start in range(len(journal), total, settings.batch_size):
-        places = [divmod(place, settings.drawn) for place in range(start, min(start + settings.batch_size, total))]
-        asked = [prompts[prompt] for prompt, _ in places]
-        answers = sampler.draw(asked, [number for _, number in places])
-        said = [index for index, answer in enumerate(answers) if answer.text]
-        rewards = judge([asked[index] for index in said], [answers[index].text for index in said]) if said else []
-        found = dict(zip(said, rewards, strict=True))
-        journal.append([{**answer._asdict(), "reward": found.get(index)} for index, answer in enumerate(answers)])
+        indices = range(start, min(start + settings.batch_size, total))
+        batch = [prompts[index // per_prompt] for index in indices]
+        answers = sampler.draw(batch, [index % per_prompt for index in indices])
+        rewards = _judge(judge, batch, answers)
+        records = [{**answer._asdict(), "reward": reward} for answer, reward in zip(answers, rewards, strict=True)]
+        journal.append(records)
         if progress is not None and task is not None:
-            progress.advance(task, len(places))
+            progress.advance(task, len(indices))
 
 
-def _begin(progress: Progress | None, total: int, done: int) -> TaskID | None:
-    return None if progress is None else progress.add_task("answers", total=total, completed=done)
+def _judge(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[float | None]:
+    """The reward of each answer; None for an empty answer, which no judge is shown."""
+    rewards: list[float | None] = [None] * len(answers)
+    nonempty = [index for index, answer in enumerate(answers) if answer.text]
+    if not nonempty:
+        return rewards
+    given = judge([prompts[index] for index in nonempty], [answers[index].text for index in nonempty])
+    for index, reward in zip(nonempty, given, strict=True):
+        rewards[index] = reward
+    return rewards
 
 
 def _finish(
@@ -161,15 +173,16 @@ def _finish(
     settings: PairSettings,
     revision: str | None,
 ) -> PairReport:
-    """Writes the rows, then the facts, then forgets the journal."""
-    judged, counts = [Judged(**record) for record in journal.records()], Counts()
-    rows = list(make_rows(prompts, judged, settings, counts))
+    """Writes the rows, then the facts, then removes the journal."""
+    answers = [ScoredAnswer(**record) for record in journal.records()]
+    counts = RowCounts()
+    rows = list(make_rows(prompts, answers, settings, counts))
     if not rows:
         raise InvalidArgumentError(
-            f"Expected answers to make {settings.format} of, but none could be used: {listed(counts.left_out)}. "
-            "Draw more or longer answers, or use another reward."
+            f"Expected answers to make {settings.format} of, but none could be used: "
+            f"{describe_counts(counts.left_out)}. Draw more or longer answers, or use another reward."
         )
-    rewards = [answer.reward for answer in judged if answer.reward is not None and isfinite(answer.reward)]
+    rewards = [answer.reward for answer in answers if answer.reward is not None and isfinite(answer.reward)]
     report = PairReport(
         settings=settings.public(),
         versions={
@@ -178,8 +191,8 @@ def _finish(
         },
         prompts=len(prompts),
         prompts_left_out=dict(sorted(left_out.items())),
-        answers=len(judged),
-        truncated=fmean(answer.truncated for answer in judged),
+        answers=len(answers),
+        truncated=fmean(answer.truncated for answer in answers),
         mean_reward=fmean(rewards) if rewards else None,
         reward_deviation=pstdev(rewards) if rewards else None,
         rows=counts.rows,
@@ -200,9 +213,5 @@ def _write_rows(file: BinaryIO, rows: Iterable[dict[str, Any]], suffix: str) -> 
 
         parquet.write_table(Table.from_pylist(list(rows)), file)
         return
-    file.writelines(_json_lines(rows))
-
-
-def _json_lines(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
     for row in rows:
-        yield json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")

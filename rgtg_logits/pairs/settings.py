@@ -1,4 +1,4 @@
-"""What `rgtg pairs` is asked to do."""
+"""The settings of `rgtg pairs`."""
 
 from __future__ import annotations
 
@@ -7,56 +7,56 @@ from math import comb, isfinite
 from pathlib import Path
 from typing import Any
 
-from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.files import display_name
 from rgtg_logits.guidance import RESTS
+from rgtg_logits.settings import DTYPES, Rule, at_least, check_rules, one_of, positive
 
 FORMATS = ("pairs", "labels")
 LABELS = ("bt", "argmax")
 SUFFIXES = (".jsonl", ".parquet")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 WITHOUT_EFFECT = ("output", "batch_size", "device")
-"""Settings that change nothing but rounding, and where the rows go."""
+"""Settings that do not determine the rows: batch size and device only change rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairSettings:
-    """Which prompts, drawn from which model, judged by what, written where and how.
+    """Prompts, base model, reward, and the form of the rows.
 
     Attributes:
         base: Hub id or folder of the model that answers the prompts.
         prompts: File (json, jsonl, csv, each also as .gz, parquet, or txt with one prompt a line) or Hub id of a data
             set.
-        reward: What judges finished answers; see `load_reward`.
+        reward: Reward of finished answers; see `load_reward`.
         output: File to write, .jsonl or .parquet.
         format: "pairs" (prompt, chosen, rejected) or "labels" (prompt, completion, reward).
         samples: Answers to each prompt; by default 2 for pairs and 1 for labels.
         pairs_per_prompt: Most pairs made of the answers to one prompt; by default `samples // 2`, which uses every
             answer once. More pairs share answers.
-        label: Which answer is chosen: "bt" draws it with probability sigmoid(scale · reward difference), as the
-            Bradley-Terry model has it; with "argmax" the better one always is.
-        scale: Factor of reward differences in that draw, in nats per unit of reward: near 0 a fair coin, 1 the reward
-            as it is, very large the same as "argmax".
-        label_name: For a classifier with several labels, the one (its name or index) whose log-odds are the reward.
-        prompt_column: Column of texts or lists of messages; by default the first there is of prompt, messages, text.
-        prompt_tokens: Use this many tokens of each text only, so that the model completes what is left out.
-        prompt_prefix: Put before each text, such as the token that opens every text where the model expects one and its
-            tokenizer does not add it ("<|endoftext|>"). It is part of the prompt in the rows.
+        label: How the chosen answer is determined: "bt" draws it with probability sigmoid(scale · reward difference),
+            the Bradley-Terry model; "argmax" takes the one with the higher reward.
+        scale: Factor of reward differences in the Bradley-Terry draw, in nats per unit of reward: near 0 the draw is a
+            fair coin, 1 uses the reward as it is, a very large factor is the same as "argmax".
+        label_name: For a classifier with several labels, the label (its name or index) whose log-odds are the reward.
+        prompt_column: Column of texts or lists of messages; by default the first that exists of prompt, messages, text.
+        prompt_tokens: Number of tokens of each text to use as the prompt, so that the model completes the text.
+        prompt_prefix: Text put before each prompt, such as "<|endoftext|>" for a model that expects this token at the
+            beginning and whose tokenizer does not add it. It is part of the prompt in the rows.
         split: Split of the data set; by default train, or else the first.
-        limit: Most rows to read.
+        limit: Largest number of rows to read.
         temperature: Divides the base model's scores; 1 leaves them as they are.
-        top_p: Draw from the most likely tokens that have this probability together; 1 is all.
-        top_k: Draw from this many of the most likely tokens; 0 is all.
-        guide: Hub id or folder of a reward model that guides the answers, so that data are of the texts that guidance
-            meets; `top_k` and `top_p` then say which tokens it scores.
+        top_p: Sample from the most likely tokens that hold this probability together; 1 is all.
+        top_k: Sample from this many of the most likely tokens; 0 is all.
+        guide: Hub id or folder of a reward model that guides the answers, so that the data consist of guided texts;
+            `top_k` and `top_p` then determine its candidates.
         beta: Strength of the guide, in nats per unit of its reward.
-        rest: With a guide, what becomes of the other tokens: "drop" or "keep" (see `PartialRewardLogitsProcessor`).
+        rest: With a guide, treatment of the tail of the distribution, the tokens that are no candidates: "drop" or
+            "keep" (see `PartialRewardLogitsProcessor`).
         max_new_tokens: Longest answer in tokens.
-        batch_size: Answers drawn at once. Changes nothing but rounding.
+        batch_size: Answers sampled at once. Changes nothing but rounding.
         seed: Seed of every draw.
         dtype: One of `DTYPES`, "auto" being the checkpoints' own; by default float32 on a CPU, where half precision is
             slow, and "auto" elsewhere.
-        device: Where to run; by default a GPU if there is one.
+        device: Device of all models; by default a GPU if there is one.
 
     Raises:
         InvalidArgumentError: If a value is out of its range.
@@ -90,58 +90,58 @@ class PairSettings:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        least, most = 2 if self.format == "pairs" else 1, comb(self.drawn, 2)
+        least = 2 if self.format == "pairs" else 1
+        most = comb(self.num_answers, 2)
+        pairs = self.pairs_per_prompt
         rules = {
-            "output": (Path(self.output).suffix in SUFFIXES, f"a file that ends in {' or '.join(SUFFIXES)}"),
-            "format": (self.format in FORMATS, f"one of {', '.join(FORMATS)}"),
-            "samples": (self.drawn >= least, f"{least} or more for {self.format}"),
-            "pairs_per_prompt": (
-                self.pairs_per_prompt is None or 0 < self.pairs_per_prompt <= most,
-                f"between 1 and {most}, the number of pairs of {self.drawn} answers",
+            "output": Rule(Path(self.output).suffix in SUFFIXES, f"a file that ends in {' or '.join(SUFFIXES)}"),
+            "format": one_of(self.format, FORMATS),
+            "samples": at_least(least, self.samples, f"{least} or more for {self.format}"),
+            "pairs_per_prompt": Rule(
+                pairs is None or 0 < pairs <= most,
+                f"between 1 and {most}, the number of pairs of {self.num_answers} answers",
             ),
-            "label": (self.label in LABELS, f"one of {', '.join(LABELS)}"),
-            "scale": (isfinite(self.scale) and self.scale > 0, "a finite factor above 0, such as 1"),
-            "temperature": (isfinite(self.temperature) and self.temperature > 0, "a finite number above 0, such as 1"),
-            "top_p": (0 < self.top_p <= 1, "a probability above 0, where 1 cuts nothing"),
-            "top_k": (self.top_k >= 0, "a number of tokens, where 0 cuts nothing"),
-            "beta": (isfinite(self.beta) and self.beta >= 0, "a finite strength of 0 or more, such as 1"),
-            "rest": (self.rest in RESTS, f"one of {', '.join(RESTS)}"),
-            "max_new_tokens": (self.max_new_tokens > 0, "1 token or more, such as 128"),
-            "batch_size": (self.batch_size > 0, "1 or more, such as 16"),
-            "prompt_tokens": (self.prompt_tokens is None or self.prompt_tokens > 0, "1 token or more"),
-            "limit": (self.limit is None or self.limit > 0, "1 row or more"),
-            "dtype": (self.dtype in (None, *DTYPES), f"one of {', '.join(DTYPES)}"),
+            "label": one_of(self.label, LABELS),
+            "scale": positive(self.scale, "a finite factor above 0, such as 1"),
+            "temperature": positive(self.temperature, "a finite number above 0, such as 1"),
+            "top_p": Rule(0 < self.top_p <= 1, "a probability above 0, where 1 cuts nothing"),
+            "top_k": at_least(0, self.top_k, "a number of tokens, where 0 cuts nothing"),
+            "beta": Rule(isfinite(self.beta) and self.beta >= 0, "a finite strength of 0 or more, such as 1"),
+            "rest": one_of(self.rest, RESTS),
+            "max_new_tokens": at_least(1, self.max_new_tokens, "1 token or more, such as 128"),
+            "batch_size": at_least(1, self.batch_size, "1 or more, such as 16"),
+            "prompt_tokens": at_least(1, self.prompt_tokens, "1 token or more"),
+            "limit": at_least(1, self.limit, "1 row or more"),
+            "dtype": one_of(self.dtype, DTYPES, optional=True),
         }
-        for name, (kept, wanted) in rules.items():
-            if not kept:
-                raise InvalidArgumentError(
-                    f"Expected {name} to be {wanted}, but got {getattr(self, name)!r}. Change --{name}, or leave it "
-                    "out if it has a default."
-                )
+        check_rules(self, rules, lambda name: f"Change --{name}, or leave it out if it has a default.")
 
     @property
-    def drawn(self) -> int:
+    def num_answers(self) -> int:
         """Answers to each prompt."""
-        return self.samples if self.samples is not None else 2 if self.format == "pairs" else 1
+        if self.samples is not None:
+            return self.samples
+        return 2 if self.format == "pairs" else 1
 
     @property
-    def compared(self) -> int:
-        """Most pairs made of the answers to one prompt."""
-        return self.pairs_per_prompt if self.pairs_per_prompt is not None else self.drawn // 2
+    def num_pairs(self) -> int:
+        """Largest number of pairs made of the answers to one prompt."""
+        return self.num_answers // 2 if self.pairs_per_prompt is None else self.pairs_per_prompt
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides what the rows are."""
-        values = {**asdict(self), "samples": self.drawn, "pairs_per_prompt": self.compared}
+        """The settings that determine the rows."""
+        values = {**asdict(self), "samples": self.num_answers, "pairs_per_prompt": self.num_pairs}
         return {name: value for name, value in values.items() if name not in WITHOUT_EFFECT}
 
     def public(self) -> dict[str, Any]:
-        """The settings that are set, without the place of anything on this machine."""
-        places = ("base", "prompts", "reward", *(["guide"] if self.guide is not None else []))
-        named = {name: display_name(getattr(self, name)) for name in places}
-        named["output"] = Path(self.output).name
-        values = {**asdict(self), "samples": self.drawn, **named}
+        """The settings that have an effect, with local paths cut to their last part."""
+        values = {**asdict(self), "samples": self.num_answers, "output": Path(self.output).name}
+        for name in ("base", "prompts", "reward", "guide"):
+            if values[name] is not None:
+                values[name] = display_name(values[name])
+        unused = [] if self.guide is not None else ["beta", "rest"]
         if self.format == "pairs":
-            values["pairs_per_prompt"] = self.compared
-        unused = [] if self.format == "pairs" else ["pairs_per_prompt", "label", "scale"]
-        unused += [] if self.guide is not None else ["beta", "rest"]
+            values["pairs_per_prompt"] = self.num_pairs
+        else:
+            unused += ["pairs_per_prompt", "label", "scale"]
         return {name: value for name, value in values.items() if value not in (None, "") and name not in unused}

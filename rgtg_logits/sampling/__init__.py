@@ -1,35 +1,42 @@
-"""Sampling from a base model: prompts, answers with random numbers of their own, and what judges them."""
+"""Sampling from a base model: prompts, answers with reproducible random numbers, and judges of answers."""
 
 from rgtg_logits.sampling.base_model import load_base_model, resolve_device
 from rgtg_logits.sampling.judges import Judge, load_reward, reward_function
 from rgtg_logits.sampling.prompts import (
     Messages,
     Prompt,
-    digest,
+    describe_counts,
+    digest_prompts,
     encode_prompts,
-    listed,
     read_prompts,
     usable_prompts,
 )
-from rgtg_logits.sampling.sampler import Answer, Draw, Sampler, float64_device, possible, uniforms
+from rgtg_logits.sampling.sampler import (
+    Answer,
+    InverseTransformProcessor,
+    Sampler,
+    float64_device,
+    hashed_uniforms,
+    support,
+)
 
 __all__ = [
     "Answer",
-    "Draw",
+    "InverseTransformProcessor",
     "Judge",
     "Messages",
     "Prompt",
     "Sampler",
-    "digest",
+    "describe_counts",
+    "digest_prompts",
     "encode_prompts",
     "float64_device",
-    "listed",
+    "hashed_uniforms",
     "load_base_model",
     "load_reward",
-    "possible",
     "read_prompts",
     "resolve_device",
     "reward_function",
-    "uniforms",
+    "support",
     "usable_prompts",
 ]

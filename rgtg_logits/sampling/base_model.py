@@ -1,4 +1,4 @@
-"""The language models that commands load: from a name and a device to a model and its tokenizer."""
+"""Loading of the base model and its tokenizer, and the choice of device and dtype, for every command."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from rgtg_logits.errors import CheckpointError, InvalidArgumentError
 
 
 def resolve_device(device: str | None, dtype: str | None) -> tuple[str, str]:
-    """Where a command runs and in which type.
+    """Device and dtype of a command, with the defaults filled in.
 
     Args:
-        device: As the user says; by default a GPU if there is one.
-        dtype: As the user says; by default float32 on a CPU, where half precision is slow, and the checkpoints' own
-            ("auto") elsewhere.
+        device: The device given by the user; by default a GPU if there is one.
+        dtype: The dtype given by the user; by default float32 on a CPU, where half precision is slow, and "auto", that
+            of the checkpoint, elsewhere.
 
     Raises:
         InvalidArgumentError: If this machine has no such device.
@@ -35,11 +35,11 @@ def load_base_model(name: str, device: str, dtype: str) -> tuple[PreTrainedModel
 
     Args:
         name: Hub id or folder.
-        device: Where to put it.
+        device: Device of the model.
         dtype: Type of its weights, or "auto".
 
     Raises:
-        CheckpointError: If it cannot be loaded, or is not in safetensors.
+        CheckpointError: If the model cannot be loaded, or is not in safetensors.
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""What judges finished answers: a reward model, a classifier, or a function of the user's own."""
+"""Judges of finished answers: a reward model, a classifier, or a function written by the user."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ from rgtg_logits.scorers import RewardFunction, check_causal, checked_rewards
 from rgtg_logits.tokenization import encode_finished
 
 Judge = Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
-"""Gives the reward of each (prompt, answer), perhaps not finite; None where the text is longer than it can read."""
+"""Function from prompts and answers to rewards, which may not be finite; None for a text that is too long to read."""
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def load_reward(name: str, *, label_name: str | None = None, dtype: str = "auto", device: str = "cpu") -> Judge:
-    """Loads what judges answers.
+    """Loads a judge of answers.
 
     Args:
         name: One of
 
-            - a Hub id or folder of a reward model, of any kind (`RewardModel`);
-            - one of a `…ForSequenceClassification` model: with one label, its output; with several, the log-odds of
-              `label_name`. Texts are prompt and answer in one, as its tokenizer makes them;
-            - `package.module:function`, a function `(prompts: list[str], responses: list[str]) -> list[float]` of your
-              own on Python's path, as `WeightedScorer` takes them. It is imported and called.
+            - the Hub id or folder of a reward model, of any kind (`RewardModel`);
+            - the Hub id or folder of a `…ForSequenceClassification` model: its output with one label, the log-odds of
+              `label_name` with several. It reads prompt and answer as one text, encoded by its tokenizer;
+            - `package.module:function`, a function `(prompts: list[str], responses: list[str]) -> list[float]` on
+              Python's path, as for `WeightedScorer`. It is imported and called.
         label_name: Name or index of a label.
         dtype: Type of the weights.
-        device: Where a model runs.
+        device: Device of the model.
 
     Raises:
-        CheckpointError: If it cannot be loaded.
-        InvalidArgumentError: If there is no such function or label, or a label is missing or too many.
-        RewardModelError: If a checkpoint says that it is a reward model and is none.
+        CheckpointError: If the model cannot be loaded.
+        InvalidArgumentError: If there is no such function or label, or `label_name` is missing or not needed.
+        RewardModelError: If a checkpoint is marked as a reward model and is none.
     """
     function = reward_function(name)
     if function is not None:
@@ -67,7 +67,7 @@ def load_reward(name: str, *, label_name: str | None = None, dtype: str = "auto"
 
 
 def reward_function(name: str) -> RewardFunction | None:
-    """The function that a name of the form `package.module:function` means; None of a name of another form.
+    """The function named by `package.module:function`; None for a name of another form.
 
     Raises:
         InvalidArgumentError: If there is no such function.
@@ -80,29 +80,30 @@ class FunctionJudge:
 
     Args:
         function: The function.
-        name: What it is called in errors.
+        name: Its name in error messages.
     """
 
     def __init__(self, function: RewardFunction, name: str) -> None:
-        self._function, self._name = function, name
+        self._function = function
+        self._name = name
 
     def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float | None]:
-        """One reward for each answer; see `Judge`."""
+        """The reward of each answer; see `Judge`."""
         rewards = self._function([prompt.text for prompt in prompts], list(answers))
         return list(checked_rewards(rewards, len(answers), self._name).tolist())
 
 
 class RewardModelJudge:
-    """Reads the reward of the finished text, as `RewardModel.score` does.
+    """The reward of the finished text, as `RewardModel.score` gives it.
 
-    Of messages it reads what its own chat template makes of them and the answer, as in training. A "log_ratio" model
-    with a reference is read as the difference of the two.
+    Messages and the answer are rendered by the reward model's own chat template, as in training. The reward of a
+    "log_ratio" model with a reference is the difference of the two log-probabilities.
 
     Args:
         reward_model: A reward model with a tokenizer.
 
     Attributes:
-        readers: The modules whose forwards read the texts.
+        readers: The modules whose forwards process the texts.
     """
 
     def __init__(self, reward_model: RewardModel) -> None:
@@ -119,16 +120,19 @@ class RewardModelJudge:
         self.readers = [model.backbone for model in self._models]
 
     def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float | None]:
-        """One reward for each answer; see `Judge`."""
+        """The reward of each answer; see `Judge`."""
         rows = [self._tokens(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        short = [row for row in rows if self._limit is None or len(row) <= self._limit]
+        short = [row for row in rows if self._fits(row)]
         if not short:
             return [None] * len(rows)
         rewards = _last_rewards(self._models[0], short)
         for reference in self._models[1:]:
             rewards = rewards - _last_rewards(reference, short)
-        judged = iter(rewards.tolist())
-        return [next(judged) if self._limit is None or len(row) <= self._limit else None for row in rows]
+        remaining = iter(rewards.tolist())
+        return [next(remaining) if self._fits(row) else None for row in rows]
+
+    def _fits(self, row: Sequence[int]) -> bool:
+        return self._limit is None or len(row) <= self._limit
 
     def _tokens(self, prompt: Prompt, answer: str) -> list[int]:
         tokenizer: Any = self._tokenizer
@@ -152,25 +156,28 @@ class ClassifierJudge:
         label: Index of the label.
 
     Attributes:
-        readers: The modules whose forwards read the texts.
+        readers: The modules whose forwards process the texts.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, label: int) -> None:
-        self._model, self._tokenizer, self._label = model, tokenizer, label
+        self._model = model
+        self._tokenizer = tokenizer
+        self._label = label
         self.readers = [model]
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        # Some have more positions than a text may have tokens, and only the tokenizer knows.
+        # RoBERTa has two positions more than a text may have tokens, which only its tokenizer knows.
         self._limit = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
 
     def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float | None]:
-        """One reward for each answer; see `Judge`."""
+        """The reward of each answer; see `Judge`."""
         texts = [prompt.text + answer for prompt, answer in zip(prompts, answers, strict=True)]
         rows = [list(self._tokenizer(text, verbose=False)["input_ids"]) for text in texts]
         return [self._log_odds(row) if len(row) <= self._limit else None for row in rows]
 
     @torch.no_grad()
     def _log_odds(self, row: list[int]) -> float:
-        # One text at a time, because padding misleads the models whose padding token is also one of text.
+        # One text at a time: a decoder classifier finds the last token that is not padding by its id, so
+        # a padding token that also occurs in texts would mislead it.
         logits = self._model(input_ids=torch.tensor([row], device=self._model.device)).logits[0].double()
         if len(logits) == 1 or self._model.config.problem_type == "multi_label_classification":
             return float(logits[self._label])
@@ -179,7 +186,7 @@ class ClassifierJudge:
 
 
 def _last_rewards(reward_model: RewardModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, " rows"]:
-    """The reward of each whole row, on the CPU."""
+    """The reward at the last token of each row, on the CPU."""
     lengths = torch.tensor([len(row) for row in rows])
     mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
     input_ids = torch.zeros_like(mask)
@@ -214,23 +221,30 @@ def _no_label(label_name: str | None, what: str) -> None:
 
 
 def _classifier_config(name: str) -> Any:
-    """The config of a sequence classifier that does not say it is a reward model; None for anything else."""
+    """The config of a sequence classifier that is not marked as a reward model; None for anything else."""
     try:
         if find_adapter_config_file(name) is not None:
             return None
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
-        # Loading it as a reward model will say what is wrong.
+        # Loading it as a reward model reports what is wrong.
         return None
     classifies = any("ForSequenceClassification" in item for item in config.architectures or [])
     return config if classifies and getattr(config, "rgtg", None) is None else None
 
 
 def _reward_model(name: str, dtype: str, device: str, *, sure: bool) -> RewardModel | None:
-    """The reward model; None if it turns out to be an encoder, which is read as a classifier."""
+    """The reward model; None for an encoder, which is loaded as a classifier.
+
+    Args:
+        name: Hub id or folder.
+        dtype: Type of the weights.
+        device: Device of the model.
+        sure: Whether it can only be a reward model, so that an encoder is an error.
+    """
     try:
         with warnings.catch_warnings():
-            # Finished texts are what is judged.
+            # Only finished texts are judged, for which every way of training is good.
             warnings.filterwarnings("ignore", message=".*does not say how it was trained")
             model = RewardModel.from_pretrained(name, dtype=dtype)
         model.model.to(device)

@@ -1,4 +1,4 @@
-"""Prompts: read from a file or a data set, and as tokens of the base model."""
+"""Prompts: reading them from a file or a data set, and encoding them for the base model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rgtg_logits.tokenization import encode_prompt
 Messages = list[dict[str, Any]]
 
 COLUMNS = ("prompt", "messages", "text")
-"""Where prompts are looked for, in this order."""
+"""Columns that may hold prompts; the first that exists is taken."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Prompt:
     """A prompt that can be answered.
 
     Attributes:
-        index: Its row in the data, left-out rows included.
-        value: The text or the messages, as they go into the rows.
-        text: The text of its tokens, special ones left out: what rewards that read plain text are shown.
-        ids: Its tokens.
+        index: Row in the data, counting rows that are left out.
+        value: The text or the messages, as written into output rows.
+        text: The decoded tokens without special ones, for rewards that read plain text.
+        ids: Token ids.
     """
 
     index: int
@@ -44,7 +44,7 @@ class Prompt:
 def read_prompts(name: str, column: str | None, split: str | None, limit: int | None) -> list[str | Messages]:
     """Reads the prompts of a data set: texts, or lists of messages.
 
-    Of a conversation that ends with an answer, that answer is left out. Blank lines of a txt file are no prompts.
+    The answer at the end of a conversation is left out. Blank lines of a txt file are skipped.
 
     Args:
         name: A file, a Hub id, or a folder of data files.
@@ -53,8 +53,8 @@ def read_prompts(name: str, column: str | None, split: str | None, limit: int | 
         limit: Most rows to read.
 
     Raises:
-        InvalidArgumentError: If the package `datasets` is missing, or there is no such file, data set, split or column,
-            or it holds something else.
+        InvalidArgumentError: If the package `datasets` is missing; if there is no such file, data set, split or column;
+            or if the column does not hold prompts.
     """
     try:
         splits = open_stream(name, "prompts", "--prompts")
@@ -74,8 +74,8 @@ def read_prompts(name: str, column: str | None, split: str | None, limit: int | 
     return [_prompt(value, name, column, number) for number, value in enumerate(values)]
 
 
-def digest(prompts: Sequence[str | Messages]) -> str:
-    """Tells prompts from others: the SHA-256 of all of them."""
+def digest_prompts(prompts: Sequence[str | Messages]) -> str:
+    """The SHA-256 of all prompts, to recognise them when a run resumes."""
     return hashlib.sha256(json.dumps(list(prompts), sort_keys=True).encode()).hexdigest()
 
 
@@ -123,7 +123,7 @@ def encode_prompts(
 def usable_prompts(
     prompts: Sequence[Prompt], model: PreTrainedModel, max_new_tokens: int
 ) -> tuple[list[Prompt], Counter[str]]:
-    """The prompts that a model can answer, and how many it cannot, by reason.
+    """The prompts that a model can answer, and the counts of the others by reason.
 
     Args:
         prompts: The prompts.
@@ -131,7 +131,7 @@ def usable_prompts(
         max_new_tokens: Longest answer, which has to fit behind the prompt into the model's context.
 
     Raises:
-        InvalidArgumentError: If none is left.
+        InvalidArgumentError: If no prompt is left.
     """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     usable, left_out = [], Counter[str]()
@@ -145,13 +145,13 @@ def usable_prompts(
     if not usable:
         raise InvalidArgumentError(
             f"Expected prompts of one token or more that leave room for {max_new_tokens} new tokens, but none is left "
-            f"of {len(prompts)}: {listed(left_out)}. Use other prompts, or lower --max_new_tokens."
+            f"of {len(prompts)}: {describe_counts(left_out)}. Use other prompts, or lower --max_new_tokens."
         )
     return usable, left_out
 
 
-def listed(counts: Mapping[str, int]) -> str:
-    """Counts by reason, in words."""
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """Counts by reason, as one phrase."""
     return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "nothing"
 
 
@@ -167,14 +167,14 @@ def _split(splits: Mapping[str, Any], name: str, split: str | None) -> str:
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str, column: str | None) -> str:
-    names = [column] if column is not None else list(COLUMNS)
-    found = next((each for each in names if rows and each in rows[0]), None)
-    if found is None:
-        raise InvalidArgumentError(
-            f"Expected {name!r} to hold rows with a column {' or '.join(map(repr, names))}, but got "
-            f"{', '.join(map(repr, rows[0])) if rows else 'no rows'}. Name the column with --prompt_column."
-        )
-    return found
+    candidates = [column] if column is not None else list(COLUMNS)
+    for candidate in candidates:
+        if rows and candidate in rows[0]:
+            return candidate
+    raise InvalidArgumentError(
+        f"Expected {name!r} to hold rows with a column {' or '.join(map(repr, candidates))}, but got "
+        f"{', '.join(map(repr, rows[0])) if rows else 'no rows'}. Name the column with --prompt_column."
+    )
 
 
 def _prompt(value: object, name: str, column: str, number: int) -> str | Messages:
@@ -183,7 +183,7 @@ def _prompt(value: object, name: str, column: str, number: int) -> str | Message
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(turn, dict) and "role" in turn for turn in value):
-        # Rows of one data set have the same keys, so those that a message does not have are None.
+        # Arrow gives every message of a data set the same keys, with None for those that it does not have.
         turns = [{key: part for key, part in turn.items() if part is not None} for turn in value]
         while turns and turns[-1]["role"] == "assistant":
             turns.pop()

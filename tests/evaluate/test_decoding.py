@@ -13,7 +13,7 @@ from rgtg_logits.errors import CheckpointError, ContextLengthError, InvalidArgum
 from rgtg_logits.evaluate.decoding import Decoders
 from rgtg_logits.evaluate.methods import Method, Policy
 from rgtg_logits.sampling.prompts import encode_prompts
-from rgtg_logits.sampling.sampler import Sampler, uniforms
+from rgtg_logits.sampling.sampler import Sampler, hashed_uniforms
 from rgtg_logits.testing import EOS, tiny_base_model, tiny_reward_model, tiny_tokenizer, tiny_vocabulary_model
 
 SIZE, TOP_K, STEPS, SEED = 300, 6, 10, 3
@@ -153,7 +153,7 @@ class Twin:
     def answer(self, prompt, key):
         """New tokens, and the four sums."""
         new, kl, log_ratio, nll, cut = [], 0.0, 0.0, 0.0, 0.0
-        for number in uniforms(key, STEPS):
+        for number in hashed_uniforms(key, STEPS):
             prefix = [*prompt.ids, *new]
             probability, base = self.policy(prefix), self.following(self.base, prefix)
             some = probability > 0
@@ -395,7 +395,7 @@ def test_what_cannot_be_ranked_loses(make, prompts):
 
 def scattered(prompts, responses):
     """A reward that has nothing to do with how probable an answer is."""
-    return [float(uniforms(response, 1)) for response in responses]
+    return [float(hashed_uniforms(response, 1)) for response in responses]
 
 
 @torch.no_grad()
@@ -539,7 +539,7 @@ def test_without_strength_no_guide_is_loaded(make):
         ({"model": "wide"}, VocabularyError, r"the model '.*wide' .* have the base model's 300 tokens.* has 304"),
         ({"model": "nowhere"}, CheckpointError, r"nowhere' to be a Hub id or a folder"),
         ({"guide": ["test_decoding:absent"], "beta": 1.0}, InvalidArgumentError, r"that Python can import"),
-        ({"guide": ["short"], "beta": 1.0}, ContextLengthError, r"at most 6 tokens, behind which 10 new .* one has"),
+        ({"guide": ["short"], "beta": 1.0}, ContextLengthError, r"at most 6 tokens, so that 10 new .* one has"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_says_so_before_it_costs(make, folder, prompts, case, error, message):
@@ -567,5 +567,5 @@ def test_how_long_prompts_may_be(make, folder, prompts):
 def test_guides_may_be_of_another_type(make, folder, prompts):
     decoders = make(guide_dtype="bfloat16")
     models = decoders.open(policy(folder, guide=["short"], beta=1.0))._models
-    assert models.drawing.dtype == torch.float32
+    assert models.generator.dtype == torch.float32
     assert [model.dtype for model in models.readers] == [torch.bfloat16]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from rgtg_logits import RewardModel
 from rgtg_logits.cli import app
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError
-from rgtg_logits.evaluate import EvaluationSettings, Method, evaluate
+from rgtg_logits.evaluate import EvaluationSettings, Method, run_evaluation
 from rgtg_logits.testing import tiny_base_model, tiny_reward_model, tiny_tokenizer
 
 SIZE = len(tiny_tokenizer())
@@ -139,14 +139,14 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(models, whole, tmp_p
 
 
 def test_only_what_is_new_is_done(settings):
-    evaluate(settings)
+    run_evaluation(settings)
     answers = sorted((Path(settings.output) / "answers").rglob("*.parquet"))
     times = [path.stat().st_mtime_ns for path in answers]
     before, judged[:] = records(settings.output), []
     # A strength and a judge more, another name for the curve.
     guided = replace(settings.methods[1], beta=(2.0, 4.0), family="curve")
     judges = {"letters": "test_evaluation:letters", "length": "test_evaluation:length"}
-    results = evaluate(replace(settings, methods=(settings.methods[0], guided), judges=judges, device="cpu"))
+    results = run_evaluation(replace(settings, methods=(settings.methods[0], guided), judges=judges, device="cpu"))
     assert sum(judged) == 10
     assert [path.stat().st_mtime_ns for path in answers] == times
     after = records(settings.output)
@@ -156,26 +156,26 @@ def test_only_what_is_new_is_done(settings):
     assert after["reward_length"].tolist() == length(after["prompt_text"], after["answer"])
     assert [policy.beta for policy in results.policies] == [0, 2, 4]
     # A judge that changes under the same name is asked again.
-    evaluate(replace(settings, judges={"letters": "test_evaluation:length"}))
+    run_evaluation(replace(settings, judges={"letters": "test_evaluation:length"}))
     swapped = records(settings.output)
     assert swapped["reward_letters"].tolist() == length(swapped["prompt_text"], swapped["answer"])
 
 
 def test_answers_of_other_settings_are_not_taken(settings):
-    evaluate(replace(settings, methods=settings.methods[:1], seeds=1))
+    run_evaluation(replace(settings, methods=settings.methods[:1], seeds=1))
     for changes, message in (
         ({"max_new_tokens": 5}, "max_new_tokens was 6 and is 5"),
         ({"seed": 3}, "seed was 0 and is 3"),
         ({"limit": 2}, "prompts_digest was "),
     ):
         with pytest.raises(InvalidArgumentError, match=message):
-            evaluate(replace(settings, **{"seeds": 1, **changes}))
+            run_evaluation(replace(settings, **{"seeds": 1, **changes}))
 
 
 def test_draws_do_not_depend_on_what_else_is_evaluated(settings, tmp_path):
-    evaluate(settings)
+    run_evaluation(settings)
     alone = replace(settings, methods=settings.methods[1:], output=str(tmp_path / "alone"))
-    evaluate(alone)
+    run_evaluation(alone)
     both = records(settings.output)
     expected = both[both["method"] == "guided"].reset_index(drop=True)
     pd.testing.assert_frame_equal(records(alone.output), expected, rtol=1e-5)
@@ -191,13 +191,13 @@ def test_bad_input_is_told_before_any_answer(settings, models):
     for number, (changes, message, error) in enumerate(wrong):
         output = Path(settings.output) / str(number)
         with pytest.raises(error, match=message):
-            evaluate(replace(settings, output=str(output), **changes))
+            run_evaluation(replace(settings, output=str(output), **changes))
         assert not list(output.rglob("*.parquet"))
 
 
 def test_progress_counts_answers(settings):
     progress = Progress(console=Console(file=io.StringIO()))
-    evaluate(settings, progress)
+    run_evaluation(settings, progress)
     (task,) = progress.tasks
     assert (task.total, task.completed) == (20, 20)
 

@@ -7,7 +7,7 @@ import yaml
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.evaluate import EvaluationSettings, Method, choose_methods, read_methods
-from rgtg_logits.evaluate.methods import policies
+from rgtg_logits.evaluate.methods import list_policies
 
 LISTED = """
 - name: base
@@ -39,21 +39,21 @@ def test_a_list_is_read_from_yaml_and_json(write):
     assert both.guide == ("org/a", "module:function") and both.weights == (1.0, -0.5) and both.beta == (4.0,)
     assert (best.best_of, best.ranked_by, best.temperature) == (16, "org/rm", 0.5)
     assert tuned.curve == "DPO" and base.curve == "base"
-    assert [(p.method.name, p.beta, p.title) for p in policies(found)[:3]] == [
+    assert [(p.method.name, p.beta, p.title) for p in list_policies(found)[:3]] == [
         ("base", 0.0, "base"), ("PARGS", 1.0, "PARGS, beta 1"), ("PARGS", 2.5, "PARGS, beta 2.5"),
     ]  # fmt: skip
 
 
 def test_what_is_on_disk_tells_policies_apart_by_what_they_do(write):
-    alone = policies([Method(name="a", guide=("rm",), beta=(1.0,))])[0]
-    among = policies([Method(name="a", guide=("rm",), beta=(1.0, 2.0), family="curve")])
+    alone = list_policies([Method(name="a", guide=("rm",), beta=(1.0,))])[0]
+    among = list_policies([Method(name="a", guide=("rm",), beta=(1.0, 2.0), family="curve")])
     assert alone.key == among[0].key != among[1].key
     others = [
         Method(name="a", guide=("other",), beta=(1.0,)), Method(name="A", guide=("rm",), beta=(1.0,)),
         Method(name="a", guide=("rm",), beta=(1.0,), greedy=True),
         Method(name="a", guide=("rm",), beta=(1.0,), top_k=5),
     ]  # fmt: skip
-    keys = {policies([method])[0].key for method in others}
+    keys = {list_policies([method])[0].key for method in others}
     assert len(keys) == 4 and alone.key not in keys
     assert all(set(key) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-") for key in keys)
 
@@ -77,9 +77,9 @@ def test_what_is_on_disk_tells_policies_apart_by_what_they_do(write):
         ("- {name: a, guide: rm, beta: 1, weights: [1, 2]}", "one finite factor for each guide"),
         ("- {name: a, kind: vocabulary}", "Expected kind of the method 'a' to be one of causal"),
         ("- {name: a, temperature: 0}", "a finite number above 0"),
-        ("- {name: a, best_of: 4}", "Expected ranked_by of the method 'a' to be what ranks"),
+        ("- {name: a, best_of: 4}", "Expected ranked_by of the method 'a' to be the reward that ranks"),
         ("- {name: a, ranked_by: rm}", "Expected best_of of the method 'a' to be 2 or more"),
-        ("- {name: a, best_of: 4, ranked_by: rm, greedy: true}", "false for the best of several draws"),
+        ("- {name: a, best_of: 4, ranked_by: rm, greedy: true}", "false for the best of several samples"),
         ("- {name: a, top_k: -1}", "a number of tokens, where 0 is all"),
         ("- {name: a, top_p: 1.5}", "a probability above 0"),
         ("- {name: a, min_p: 0}", "a fraction above 0"),

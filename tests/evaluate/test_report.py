@@ -8,7 +8,7 @@ import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
-from io import StringIO
+from io import BytesIO, StringIO
 
 import pytest
 from evaluations import JUDGES, NASTY, policy, synthetic
@@ -16,12 +16,13 @@ from markdown_it import MarkdownIt
 from rich.cells import cell_len
 from rich.console import Console
 
+from rgtg_logits.drawing import COLORS, INK
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.evaluate.figures import _curves, pictures
 from rgtg_logits.evaluate.report import console_table, console_tables, write_report
 from rgtg_logits.evaluate.results import Estimate, JudgeResult
 
-pytest.importorskip("matplotlib")
+imread = pytest.importorskip("matplotlib.image").imread
 
 RESULTS = synthetic()
 NAN = float("nan")
@@ -262,13 +263,25 @@ def test_an_evaluation_of_the_baseline_alone_has_a_report(tmp_path):
     assert len(Page((tmp_path / "report.html").read_text(encoding="utf-8")).rows) == 3
 
 
-def test_pictures_are_drawn_on_white_and_on_black():
+def test_pictures_can_be_read_on_light_and_on_dark_pages():
     drawn = pictures(small())
     assert [picture.name for picture in drawn] == [f"reward_against_kl-{JUDGES[0]}", "cost", "texts"]
     for picture in drawn:
-        assert picture.light.startswith(PNG)
-        assert picture.dark.startswith(PNG)
-        assert picture.light != picture.dark
+        pixels = imread(BytesIO(picture.png))
+        assert pixels[0, 0, 3] == 0, "the ground is transparent"
+    for color in (*COLORS, INK):
+        luminance = relative_luminance(color)
+        least = 4 if color == INK else 3
+        # Of the pages: white, and #15171b.
+        assert 1.05 / (luminance + 0.05) > least
+        assert (luminance + 0.05) / (relative_luminance("#15171b") + 0.05) > least
+
+
+def relative_luminance(color):
+    """As in the contrast ratio of the Web Content Accessibility Guidelines."""
+    channels = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_curves_run_by_divergence_and_can_be_told_apart():

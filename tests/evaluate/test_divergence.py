@@ -1,4 +1,4 @@
-"""The instruments by themselves: the base model beside, sums over unfinished rows, counts, time."""
+"""The instruments by themselves: the session of the base model, sums over unfinished rows, counts, time."""
 
 import math
 
@@ -7,9 +7,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from rgtg_logits import RewardModel, RewardModelConfig
-from rgtg_logits.evaluate import meter as module
-from rgtg_logits.evaluate.meter import BaseModelSession, Meter, Stopwatch, count_reads
-from rgtg_logits.sampling.sampler import Draw
+from rgtg_logits.evaluate import divergence as module
+from rgtg_logits.evaluate.divergence import BaseModelSession, DivergenceMeter, Stopwatch, count_reads
+from rgtg_logits.sampling import InverseTransformProcessor
 from rgtg_logits.testing import EOS, PAD, TINY, VOCAB_SIZE, tiny_base_model, tiny_reward_model, tiny_vocabulary_model
 
 RAGGED = [[7, 3, 9, 11, 4, 20, 31, 17, 23, 9], [5, 8], [2, 13, 40, 41]]
@@ -18,18 +18,18 @@ POLICY = RewardModelConfig(kind="log_ratio")
 
 @pytest.mark.parametrize("model_type", TINY)
 @torch.no_grad()
-def test_the_base_model_beside_equals_a_full_forward(model_type):
+def test_the_base_model_session_equals_a_full_forward(model_type):
     model = tiny_base_model(model_type)
     width = max(map(len, RAGGED))
     rows = torch.tensor([[PAD] * (width - len(row)) + row for row in RAGGED])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in RAGGED])
-    beside = BaseModelSession(RewardModel(model, config=POLICY))
-    beside.begin(mask)
+    session = BaseModelSession(RewardModel(model, config=POLICY))
+    session.start(mask)
     # Twelve tokens, so that windows of eight slide; the second row finishes behind the third, and is padded.
     new = torch.randint(2, VOCAB_SIZE, (3, 12), generator=torch.Generator().manual_seed(0))
     new[1, 3], new[1, 4:] = EOS, PAD
     for step in range(13):
-        got = beside.next_logits(torch.cat([rows, new[:, :step]], dim=1))
+        got = session.next_logits(torch.cat([rows, new[:, :step]], dim=1))
         for row, prompt in enumerate(RAGGED):
             if row == 1 and step > 4:
                 continue
@@ -39,8 +39,8 @@ def test_the_base_model_beside_equals_a_full_forward(model_type):
 
 def measured(steps, base, numbers):
     """What a meter says of score tables (steps of batch × vocabulary); token 3 ends a row."""
-    draw = Draw(torch.tensor(numbers, dtype=torch.float64), 1)
-    meter = Meter(draw, rows=len(numbers), ends=[3], stopwatch=Stopwatch(torch.device("cpu")))
+    draw = InverseTransformProcessor(torch.tensor(numbers, dtype=torch.float64), 1)
+    meter = DivergenceMeter(draw, rows=len(numbers), eos_token_ids=[3], stopwatch=Stopwatch(torch.device("cpu")))
     rows = torch.zeros(len(numbers), 1, dtype=torch.long)
     for scores, of_base in zip(steps, base, strict=True):
         assert meter.first(rows, of_base) is of_base

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.evaluate.texts import distinct, self_bleu
+from rgtg_logits.evaluate.diversity import distinct, self_bleu
 
 ANSWERS = [
     "The film was a good one, and the cast was good too.",

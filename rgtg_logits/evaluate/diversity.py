@@ -1,4 +1,4 @@
-"""How varied texts are: within one answer, and between answers to the same prompt."""
+"""Diversity of texts: distinct-n within one answer, self-BLEU between answers to the same prompt."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rgtg_logits.errors import InvalidArgumentError
 
 
 def distinct(ids: Sequence[int], n: int) -> float:
-    """Share of different n-grams in one answer, as in Li et al. 2016 (arXiv 1510.03055), but answer by answer.
+    """Distinct-n: share of different n-grams in an answer (Li et al. 2016, arXiv 1510.03055, there over all answers).
 
     Args:
-        ids: Tokens of the answer.
-        n: How many tokens an n-gram has.
+        ids: Token ids of the answer.
+        n: Tokens of an n-gram.
 
     Returns:
         Between 0 and 1, where 1 is no repetition; 1 for an answer too short to have an n-gram.
@@ -29,19 +29,19 @@ def distinct(ids: Sequence[int], n: int) -> float:
 
 
 def self_bleu(answers: Sequence[str]) -> float:
-    """Mean sentence BLEU of each answer to a prompt against the others as references: high where all are alike.
+    """Self-BLEU: mean sentence BLEU of each answer to a prompt against the others; high where answers are alike.
 
-    Texygen (Zhu et al. 2018, arXiv 1802.01886) takes all texts of a model as references to each other. Here they are
-    the answers to one prompt, because answers to different prompts differ anyway. BLEU is sacrebleu's for sentences: up
-    to 4-grams of its "13a" tokens, as many as the answer has, with exponential smoothing. It grows with the number of
-    references, so only numbers from equally many answers compare. An answer that is there twice counts 100, also if it
-    has no words.
+    Texygen (Zhu et al. 2018, arXiv 1802.01886) takes all texts of a model as references of each other. Here the
+    references are the other answers to the same prompt, because answers to different prompts differ anyway. The BLEU is
+    sacrebleu's sentence BLEU: up to 4-grams of "13a" tokens, or as many as the answer has, with exponential smoothing.
+    It grows with the number of references, so only values of equally many answers compare. An answer that equals
+    another one counts 100, even without words.
 
     Args:
         answers: Two texts or more.
 
     Returns:
-        From 0, no word in common, to 100, all the same.
+        From 0, no word in common, to 100, all answers equal.
 
     Raises:
         InvalidArgumentError: If there are fewer than two answers.
@@ -50,7 +50,8 @@ def self_bleu(answers: Sequence[str]) -> float:
         raise InvalidArgumentError(
             f"Expected two answers or more, to compare with each other, but got {len(answers)}. Draw more seeds."
         )
-    bleu, total = BLEU(effective_order=True), 0.0
+    bleu = BLEU(effective_order=True)
+    total = 0.0
     for number, answer in enumerate(answers):
         others = [*answers[:number], *answers[number + 1 :]]
         total += 100.0 if answer in others else bleu.sentence_score(answer, others).score
