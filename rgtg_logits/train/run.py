@@ -13,13 +13,13 @@ from trl import (
     DatasetMixtureConfig,
     ModelConfig,
     ScriptArguments,
-    TrlParser,
     get_dataset,
     get_peft_config,
     get_quantization_config,
 )
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.train.arguments import TrainingParser
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.trainer import PartialRewardTrainer
 
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
-def make_parser() -> TrlParser:
+def make_parser() -> TrainingParser:
     """Reads the arguments of a training."""
-    parser = TrlParser((ScriptArguments, PartialRewardConfig, ModelConfig, DatasetMixtureConfig), prog="rgtg train")
+    parser = TrainingParser()
     # One commit, of what was trained; not one for each checkpoint on the way.
     parser.set_defaults(hub_strategy="end")
     return parser
