@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+# A string in JSON holds no line break, so no text is taken for a list.
+_NUMBER = r"(?:-?\d[\d.eE+-]*|null|NaN|-?Infinity)"
+_SEPARATOR = r",\n\s*"
+_NUMBERS = re.compile(rf"\[\n\s*({_NUMBER}(?:{_SEPARATOR}{_NUMBER})*)\n\s*\]")
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | Callable[[BinaryIO], None]) -> None:
@@ -33,9 +39,26 @@ def write_atomically(path: str | os.PathLike[str], content: str | Callable[[Bina
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: str | os.PathLike[str], content: Any, **options: Any) -> None:
-    """Writes JSON by `write_atomically`; `options` as in `json.dumps`."""
-    write_atomically(path, json.dumps(content, **{"indent": 1, **options}) + "\n")
+def write_json(path: str | os.PathLike[str], content: Any, *, allow_nan: bool = True) -> None:
+    """Writes JSON that appears whole or not at all; see `format_json`."""
+    write_atomically(path, format_json(content, allow_nan=allow_nan) + "\n")
+
+
+def format_json(content: Any, *, allow_nan: bool = True) -> str:
+    """Indented JSON with each list of numbers on one line.
+
+    Args:
+        content: Data that `json.dumps` accepts.
+        allow_nan: Whether NaN and infinities may be written, which strict JSON does not have.
+
+    Raises:
+        ValueError: If there is a NaN or an infinity, and `allow_nan` is false.
+    """
+    return _NUMBERS.sub(_on_one_line, json.dumps(content, indent=1, allow_nan=allow_nan))
+
+
+def _on_one_line(numbers: re.Match[str]) -> str:
+    return f"[{re.sub(_SEPARATOR, ', ', numbers[1])}]"
 
 
 def display_name(name: str) -> str:

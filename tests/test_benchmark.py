@@ -313,8 +313,8 @@ def test_the_example_measures_and_shows(tmp_path, monkeypatch, text, report):
         asked.append(settings)
         return report
 
-    monkeypatch.setattr(cli, "run_benchmark", record)
-    monkeypatch.setattr(cli, "run_profile", lambda settings, _: ProfileReport(settings, {}, []))
+    monkeypatch.setattr("rgtg_logits.benchmark.run_benchmark", record)
+    monkeypatch.setattr("rgtg_logits.benchmark.run_profile", lambda settings, _: ProfileReport(settings, {}, []))
     for line in printed:
         if not line.startswith("=="):
             result = CliRunner().invoke(cli.app, line.split())

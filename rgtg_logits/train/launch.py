@@ -12,6 +12,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.launcher import is_worker, launch
+from rgtg_logits.train.arguments import suggest_option
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.run import make_parser, train
 
@@ -35,7 +36,8 @@ def launch_training(argv: list[str]) -> None:
     if is_worker():
         train(argv, allow_unknown=True)
         return
-    *parsed, in_file, on_line = make_parser().parse_args_and_config(
+    parser = make_parser()
+    *parsed, in_file, on_line = parser.parse_args_and_config(
         argv, return_remaining_strings=True, separate_remaining_strings=True
     )
     launch_args = _with_config_file([*in_file, *on_line])
@@ -46,8 +48,8 @@ def launch_training(argv: list[str]) -> None:
     arguments, unknown = launcher.parse_known_args([*launch_args, "--module", _MODULE])
     if unknown or arguments.training_script != _MODULE:
         raise InvalidArgumentError(
-            f"Expected arguments of training or of `accelerate launch`, but got {' '.join(unknown or launch_args)}. "
-            "See `trl reward --help` and `accelerate launch --help`."
+            f"Expected arguments of training or of `accelerate launch`, but got {' '.join(unknown or launch_args)}."
+            f"{suggest_option(unknown, parser, launcher)} See `rgtg train --help`."
         )
     on_cpu = any(isinstance(item, PartialRewardConfig) and item.device.type == "cpu" for item in parsed)
     launch(arguments, without(argv, on_line), on_cpu=on_cpu, cpu_args=("--use_cpu", "true"))
@@ -67,6 +69,7 @@ def without(argv: Sequence[str], removed: Sequence[str]) -> list[str]:
 
 def _with_config_file(launch_args: list[str]) -> list[str]:
     """Spells `--accelerate_config` as `accelerate launch` does."""
+    launch_args = ["--accelerate_config" if argument == "--accelerate-config" else argument for argument in launch_args]
     if "--accelerate_config" not in launch_args:
         return launch_args
     index = launch_args.index("--accelerate_config")

@@ -13,7 +13,6 @@ from trl import (
     DatasetMixtureConfig,
     ModelConfig,
     ScriptArguments,
-    TrlParser,
     get_dataset,
     get_peft_config,
     get_quantization_config,
@@ -21,6 +20,7 @@ from trl import (
 
 from rgtg_logits.data_files import DATA_FILE_BUILDERS, builder_for
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.train.arguments import TrainingParser
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.trainer import PartialRewardTrainer
 
@@ -30,9 +30,9 @@ _SUFFIXES = [suffix for suffix, builder in DATA_FILE_BUILDERS.items() if builder
 """Suffixes of files with columns."""
 
 
-def make_parser() -> TrlParser:
+def make_parser() -> TrainingParser:
     """Reads the arguments of a training."""
-    parser = TrlParser((ScriptArguments, PartialRewardConfig, ModelConfig, DatasetMixtureConfig), prog="rgtg train")
+    parser = TrainingParser()
     # One commit, of what was trained; not one for each checkpoint on the way.
     parser.set_defaults(hub_strategy="end")
     return parser

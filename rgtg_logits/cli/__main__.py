@@ -1,0 +1,5 @@
+"""`python -m rgtg_logits.cli`, which `accelerate launch` runs in each process of an evaluation."""
+
+from rgtg_logits.cli.app import main
+
+main()
