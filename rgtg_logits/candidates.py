@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.profiling import profiled
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Candidates:
     scores: Float[Tensor, "batch k"]
     level: Bool[Tensor, " batch"] | None = None
 
+    @profiled("candidates")
     def narrowed(self) -> Candidates:
         """Without the slots that no row uses; looks at the scores, for which an accelerator has to be waited for."""
         used = max(1, int((self.scores > float("-inf")).sum(-1).max()))
@@ -72,6 +74,7 @@ class CandidateRule:
                 "Leave it out to use top_k alone."
             )
 
+    @profiled("candidates")
     def select(self, scores: Float[Tensor, "batch vocab"]) -> Candidates:
         """Picks the candidates of each row; the scores are not edited."""
         if self._takes_all(scores):

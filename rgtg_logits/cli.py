@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +13,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from rgtg_logits.benchmark import (
-    ARMS,
-    DEFAULT_ARMS,
+    DEFAULT_METHODS,
+    METHODS,
+    TRAINING_METHODS,
     BenchmarkSettings,
-    TrainingSettings,
+    TrainingBenchmarkSettings,
     run_benchmark,
     run_profile,
     run_training_benchmark,
@@ -311,14 +313,15 @@ def benchmark(
     ] = None,
     top_k: Annotated[list[int], typer.Option(help="Number of candidates per token; may repeat.")] = [20],  # noqa: B006
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate in each run.")] = 24,
-    rounds: Annotated[int, typer.Option(help="How often each way takes its turn.")] = 3,
-    way: Annotated[
+    rounds: Annotated[int, typer.Option(help="How often each method takes its turn.")] = 3,
+    method: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"What to measure; may repeat. {', '.join(ARMS)} (by default {', '.join(DEFAULT_ARMS)}); with "
-            "--train ours, shared_prompt, trl, row_per_prefix."
+            help=f"What to measure; may repeat. {', '.join(METHODS)} (by default {', '.join(DEFAULT_METHODS)}); with "
+            f"--train {', '.join(TRAINING_METHODS)}."
         ),
     ] = None,
+    way: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of weights and prompts.")] = 0,
@@ -335,16 +338,19 @@ def benchmark(
     answer_length: Annotated[int, typer.Option(help="Tokens of each answer, with --train.")] = 128,
 ) -> None:
     """Measures what guidance costs: first token, further tokens, memory, as ratios to the least possible."""
+    if way:
+        warnings.warn("--way is called --method now and ends with the next release.", FutureWarning, stacklevel=1)
+        method = [*(method or []), *way]
     common = _given(
         layers=layers, width=width, prompt_lengths=prompt_length, batch_sizes=batch_size, rounds=rounds, device=device,
         seed=seed,
     )  # fmt: skip
     if train:
-        _benchmark_training({**common, **_given(ways=way, answer_length=answer_length)}, output)
+        _benchmark_training({**common, **_given(methods=method, answer_length=answer_length)}, output)
         return
     settings = BenchmarkSettings(
         base=base, reward_model=reward_model, text=text, top_ks=tuple(top_k), new_tokens=new_tokens, dtype=dtype,
-        prepack=prepack, **common, **_given(arms=way),
+        prepack=prepack, **common, **_given(methods=method),
     )  # fmt: skip
     with _progress() as progress:
         report = run_benchmark(settings, progress)
@@ -361,7 +367,7 @@ def benchmark(
 def _benchmark_training(options: dict[str, Any], output: Path | None) -> None:
     try:
         with _progress() as progress:
-            report = run_training_benchmark(TrainingSettings(**options), progress)
+            report = run_training_benchmark(TrainingBenchmarkSettings(**options), progress)
     except ModuleNotFoundError as error:
         raise _missing_extra(error) from error
     Console().print(report.table())

@@ -11,11 +11,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rgtg_logits.errors import PaddingError
+from rgtg_logits.profiling import profiled
 
 PADDING = -1
 """Stands for padding in rows of token ids, so that equal rows are equal prefixes."""
 
 
+@profiled("padding mask")
 def text_mask(
     rows: Int[Tensor, "batch length"],
     pad_token_id: int | None,

@@ -18,6 +18,7 @@ from rgtg_logits.candidates import CandidateRule, Candidates
 from rgtg_logits.errors import InvalidArgumentError, PaddingError
 from rgtg_logits.guidance import RESTS, gathered, guide, guide_and_keep, normalise, spread, truncate
 from rgtg_logits.padding import text_mask
+from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers import Scorer, make_scorer
 from rgtg_logits.trace import Trace
@@ -163,6 +164,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
                 self.trace.record(rows, candidates.ids, before, rewards, after)
             return result if undecided is None else torch.where(undecided, scores.log_softmax(-1), result)
 
+    @profiled("policy")
     def _policy(
         self, scores: Float[Tensor, "batch vocab"], candidates: Candidates, rewards: Float[Tensor, "batch k"] | None
     ) -> Float[Tensor, "batch vocab"]:

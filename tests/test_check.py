@@ -178,9 +178,9 @@ def test_padding_rows():
     models = pair(rows=SIZE + 4)
     finding = models.check_vocabulary()
     assert finding.status == "note" and "4 padding rows" in finding.value
-    arms = measure_cost(models, CausalScorer(models.reward_model), PROMPTS, top_k=3, seed=0)
+    findings = measure_cost(models, CausalScorer(models.reward_model), PROMPTS, top_k=3, seed=0)
     # Random models draw padding rows, which random prompts do not hold.
-    assert [finding.status for finding in arms] in (["ok", "ok"], ["note"])
+    assert [finding.status for finding in findings] in (["ok", "ok"], ["note"])
 
 
 def test_a_context_that_is_too_short():

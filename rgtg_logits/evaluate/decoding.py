@@ -14,12 +14,13 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 
 from rgtg_logits.candidates import CandidateRule
 from rgtg_logits.errors import ContextLengthError, InvalidArgumentError
-from rgtg_logits.evaluate.meter import Meter, Reads, Stopwatch, count_reads
+from rgtg_logits.evaluate.meter import Meter
 from rgtg_logits.evaluate.methods import Policy
 from rgtg_logits.evaluate.models import MethodModels, load_models
 from rgtg_logits.evaluate.records import Record
 from rgtg_logits.evaluate.texts import distinct
 from rgtg_logits.guidance import spread, truncate
+from rgtg_logits.instruments import ForwardCount, Stopwatch, count_forwards
 from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.sampling import Answer, Draw, Prompt, Sampler, reward_function
 
@@ -134,7 +135,7 @@ class _Cost(NamedTuple):
     rows: int
     steps: int
     seconds: float
-    reads: Reads
+    reads: ForwardCount
 
 
 class Decoder:
@@ -188,7 +189,7 @@ class Decoder:
         """
         self._check(prompts)
         stopwatch = Stopwatch(self._models.drawing.device)
-        with count_reads(self._models.readers) as reads:
+        with count_forwards(self._models.readers) as reads:
             rounds = [self._draw(prompts, number, round, stopwatch) for round in range(self._policy.method.best_of)]
         steps = max(len(drawn.new) for answers in rounds for drawn in answers)
         kept = [self._best(prompt, answers) for prompt, answers in zip(prompts, zip(*rounds, strict=True), strict=True)]

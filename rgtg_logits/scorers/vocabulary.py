@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from rgtg_logits.padding import PADDING
+from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.engine import CachedScorer, EngineOptions, ScoreRequest, TokenTree
 
@@ -47,6 +48,7 @@ class VocabularyScorer(CachedScorer):
         last = TokenTree(keys[:, -1:].clamp(min=0))
         return ScoreRequest(keys[:, :-1], last, candidates.to(device), finished, self._values)
 
+    @profiled("head")
     def _values(self, states: Float[Tensor, "rows 1 state"], asked: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
         last = states[:, 0]
         if self._layer is None:
@@ -67,5 +69,6 @@ class LogProbabilityScorer(VocabularyScorer):
         # All logits are needed to normalise.
         return None
 
+    @profiled("head")
     def _values(self, logits: Float[Tensor, "rows 1 vocab"], asked: Int[Tensor, "rows k"]) -> Float[Tensor, "rows k"]:
         return logits[:, 0].float().log_softmax(-1).gather(-1, asked.to(logits.device))

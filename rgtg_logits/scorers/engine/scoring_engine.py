@@ -23,6 +23,7 @@ from rgtg_logits.errors import (
     VocabularyError,
 )
 from rgtg_logits.padding import PADDING
+from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.engine.options import check_options
 from rgtg_logits.scorers.engine.probe import choose_strategy
@@ -126,6 +127,7 @@ class ScoringEngine:
         """Memory that the cache of the last rows holds."""
         return self._strategy.cache_bytes()
 
+    @profiled("plan")
     def read(self, question: ScoreRequest) -> Float[Tensor, "batch k"]:
         """Rewards (float32, on the model's device); 0 in finished rows.
 

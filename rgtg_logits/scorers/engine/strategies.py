@@ -20,6 +20,7 @@ from transformers import Cache
 from typing_extensions import override
 
 from rgtg_logits.padding import PADDING
+from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel, positions
 from rgtg_logits.scorers.engine.kv_cache import PrefixCache
 from rgtg_logits.scorers.engine.token_tree import TokenTree
@@ -180,6 +181,7 @@ class TreeAttention(Strategy):
         # A recorded graph writes its next result into the same memory.
         return _ends(states.clone(), branches)
 
+    @profiled("cache")
     def _recall(self, step: Step) -> int:
         """Brings the cache to what it shares with the rows now, and says how many columns that is."""
         keep = step.plan.keep
@@ -194,6 +196,7 @@ class TreeAttention(Strategy):
         self._cache.adopt(keep, keep + step.drawn)
         return keep + 1
 
+    @profiled("attention mask")
     def _mask(
         self, text: Tensor, branches: TokenTree, position: Tensor, piece: slice, size: int | None = None
     ) -> Tensor | dict[str, Tensor]:
@@ -279,6 +282,7 @@ class ExpandedCache(Strategy):
             raise TypeError("The model returns no cache.")
         return states, cache
 
+    @profiled("cache")
     def _recall(self, step: Step) -> int:
         keep = step.plan.keep
         if keep == 0 or (self._own and not step.extends):
