@@ -1,4 +1,4 @@
-"""Times how long the benchmark's reward model reads a prompt, whole and in pieces, on a CPU.
+"""Times the benchmark's reward model reading a prompt, whole and in pieces (chunked prefill), on a CPU.
 
     python examples/cost/pieces.py
 
@@ -14,11 +14,12 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification, set_seed
 
 from rgtg_logits import CausalScorer, RewardModel
-from rgtg_logits.scorers import strategies as _passes
+from rgtg_logits.scorers.engine import strategies
 
 SIZES = ((1, 512), (1, 1024), (1, 2048), (4, 1024))
 TYPES = (torch.float32, torch.bfloat16)
-K, ROUNDS = 20, 5
+K = 20
+ROUNDS = 5
 
 
 def main() -> None:
@@ -34,22 +35,23 @@ def main() -> None:
         scorer = CausalScorer(RewardModel(model.to(dtype)))
         for batch, length in SIZES:
             rows, candidates = torch.randint(32_000, (batch, length)), torch.randint(32_000, (batch, K))
-            times: dict[int, list[float]] = {length + K: [], _passes.PIECE: []}
+            times: dict[int, list[float]] = {length + K: [], strategies.PIECE: []}
             for _ in range(ROUNDS):
-                for piece, found in times.items():
-                    found.append(milliseconds(scorer, rows, candidates, piece))
-            whole, pieces = (median(found) for found in times.values())
+                for piece, measured in times.items():
+                    measured.append(milliseconds(scorer, rows, candidates, piece))
+            whole, pieces = (median(measured) for measured in times.values())
             name = str(dtype).removeprefix("torch.")
             print(f"| {name} | {batch}, {length} | {whole:.0f} | {pieces:.0f} | {pieces / whole:.2f} |", flush=True)
 
 
 def milliseconds(scorer: CausalScorer, rows: torch.Tensor, candidates: torch.Tensor, piece: int) -> float:
-    """The time of a first question, in pieces of about so many columns."""
-    usual, _passes.PIECE = _passes.PIECE, piece
+    """The time of a first request, whose prompt is read in pieces of about `piece` columns."""
+    default = strategies.PIECE
+    strategies.PIECE = piece
     scorer.reset()
     begun = perf_counter()
     scorer.score(rows, torch.ones_like(rows), candidates)
-    _passes.PIECE = usual
+    strategies.PIECE = default
     return 1000 * (perf_counter() - begun)
 
 
