@@ -37,7 +37,7 @@ def statuses(findings, status):
 
 
 def by_command_line(folder, models, *options):
-    """What the command writes of a pair of models, which it finds in files."""
+    """The JSON report of the command on a pair of models, saved and loaded."""
     models.base.save_pretrained(folder / "base")
     models.tokenizer.save_pretrained(folder / "base")
     models.reward_model.model.save_pretrained(folder / "rm")

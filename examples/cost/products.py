@@ -2,9 +2,9 @@
 
     python examples/cost/products.py
 
-On x86, torch multiplies float32 by MKL and bfloat16 by oneDNN. Here oneDNN also computes the same products, with weights
-as torch lays them out and with a copy in oneDNN's own layout, such as `prepack=True` keeps. Prints microseconds of one
-product, each weight cold, as Markdown.
+On x86, torch multiplies float32 by MKL and bfloat16 by oneDNN. Here oneDNN also computes the same products, with
+weights as torch lays them out and with a copy in oneDNN's own layout, such as `prepack=True` keeps. Prints microseconds
+of one product, each weight cold, as Markdown.
 """
 
 from __future__ import annotations

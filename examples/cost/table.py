@@ -65,10 +65,11 @@ def _rows(path: Path) -> Iterator[str]:
         if item["name"] == "over_floor":
             figures = medians[tuple(item[name] for name in key)]
             ratios = item["figures"]
+            read = f"{figures.get('read_tokens', 0):.3g}"
             share = f"{figures['bookkeeping_share']:.1%}" if "bookkeeping_share" in figures else ""
             yield " | ".join((
                 item["method"], str(item["top_k"] or ""), f"{item['prompt_length']}, {item['batch_size']}",
-                f"{ratios['first_ms']:.2f}", f"{ratios['further_ms']:.2f}", f"{figures.get('read_tokens', 0):.3g}", share,
+                f"{ratios['first_ms']:.2f}", f"{ratios['further_ms']:.2f}", read, share,
             ))  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def profile_tokens(
 def _parts(events: Any, milliseconds: float, tokens: int) -> dict[str, float]:
     """Self time of each part for each token, of all that was recorded."""
     parts = dict.fromkeys(PARTS, 0.0)
-    # Ranges are told in order of their beginnings, so those that are open form a stack.
+    # Sorted by their beginnings, so that the open ranges form a stack.
     open_ranges: list[Any] = []
     ranges = [event for event in events if event.name.startswith(PREFIX) and event.device_type == DeviceType.CPU]
     for event in sorted(ranges, key=lambda event: (event.time_range.start, -event.time_range.end)):

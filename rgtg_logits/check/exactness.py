@@ -1,4 +1,4 @@
-"""How far a cached scorer is from an uncached one on the same requests, and how much of that is rounding.
+"""Difference of a cached scorer from an uncached one on the same requests, and how much of it is rounding.
 
 A cached scorer is exact when its rewards are those of plain uncached forwards up to rounding. The size of rounding is
 measured on the model itself: the same uncached forward in another batch shape gives rewards that differ by rounding and
@@ -163,7 +163,7 @@ def tolerance(spread: float, scale: float, noise: float, dtype: torch.dtype) -> 
 
 
 def assess(worst: float, noise: float, references: Sequence[Float[Tensor, "batch k"]], dtype: torch.dtype) -> Exactness:
-    """Sets a difference against the model's noise and the right rewards of the rows at which it was found."""
+    """Compares a difference with the model's noise, and with the right rewards of the same rows."""
     rewards = torch.cat([each.flatten() for each in references])
     spreads = torch.cat([each.std(-1, correction=0) for each in references])
     spread = float(spreads.median())

@@ -90,10 +90,10 @@ class CheckSettings:
             "prompt_format": (self.prompt_format in (None, *FORMATS), f"one of {', '.join(FORMATS)}"),
             "kind": (self.kind in (None, *KINDS), f"one of {', '.join(KINDS)}"),
         }
-        for name, (holds, expected) in rules.items():
-            if not holds:
+        for name, (kept, wanted) in rules.items():
+            if not kept:
                 raise InvalidArgumentError(
-                    f"Expected {name} to be {expected}, but got {getattr(self, name)!r}. Leave it out for the default."
+                    f"Expected {name} to be {wanted}, but got {getattr(self, name)!r}. Leave it out for the default."
                 )
 
 
