@@ -70,7 +70,7 @@ class BenchmarkSettings:
         unknown = set(self.methods) - set(METHODS)
         if unknown:
             raise InvalidArgumentError(
-                f"Expected methods among {', '.join(METHODS)}, but got {', '.join(sorted(unknown))}. Choose some."
+                f"Expected methods among {', '.join(METHODS)}, but got {', '.join(sorted(unknown))}. Check --method."
             )
         if self.dtype not in DTYPES:
             raise InvalidArgumentError(
