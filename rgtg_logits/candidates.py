@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.profiling import profiled
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Candidates:
     scores: Float[Tensor, "batch k"]
     is_tied: Bool[Tensor, " batch"] | None = None
 
+    @profiled("candidates")
     def without_unused_slots(self) -> Candidates:
         """Drops the slots that no row uses; looks at the scores, for which the host waits for an accelerator."""
         used = max(1, int((self.scores > float("-inf")).sum(-1).max()))
@@ -73,6 +75,7 @@ class CandidateRule:
                 "Leave it out to use top_k alone."
             )
 
+    @profiled("candidates")
     def select(self, scores: Float[Tensor, "batch vocab"]) -> Candidates:
         """Selects the candidates of each row; the scores are not edited."""
         if self._keeps_all(scores):

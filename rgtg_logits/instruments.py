@@ -1,104 +1,205 @@
-"""Instruments: the time of each step of `generate`, of the reward models inside it, what they read, peak memory."""
+"""Instruments of `rgtg benchmark`, `rgtg check` and `rgtg evaluate`: clocks, forward counters, memory, the floor."""
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import DynamicCache, LogitsProcessor, StoppingCriteria
 from typing_extensions import override
 
+from rgtg_logits.reward_model import RewardModel
 
-class Clock(StoppingCriteria):
-    """Stamps the end of every step; never stops."""
+
+def read_clock(device: torch.device) -> float:
+    """Seconds of the performance counter, read once the device has finished what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type != "cpu":
+        # A copy to the host waits for everything before it, on accelerators of every kind.
+        torch.zeros(1, device=device).cpu()
+    return time.perf_counter()
+
+
+class StepClock(StoppingCriteria):
+    """Stamps the end of every step; as a stopping criterion it does so for `generate`, which it never stops."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stamps = device, list[float]()
+        self.device = device
+        self.stamps: list[float] = []
 
-    def start(self) -> None:
-        """Stamps the beginning of the first step."""
-        self.stamps = [self._now()]
+    def stamp(self) -> None:
+        """Ends a step; the first stamp begins the first step."""
+        self.stamps.append(read_clock(self.device))
 
-    def steps(self) -> list[float]:
-        """Milliseconds of each step."""
-        return [1000 * (end - begin) for begin, end in itertools.pairwise(self.stamps)]
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+    def seconds(self) -> list[float]:
+        """Seconds of each step."""
+        return [end - begin for begin, end in itertools.pairwise(self.stamps)]
 
     @override
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        self.stamps.append(self._now())
+        self.stamp()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-class Timer(LogitsProcessor):
-    """Times a processor and the forwards inside it, to tell bookkeeping from reading, and counts the tokens read.
+class Stopwatch:
+    """Seconds, with pauses.
 
-    Args:
-        processor: What to time; None for nothing.
-        readers: The modules whose forwards are reading. One may call another, which then counts for nothing.
+    Attributes:
+        seconds: Time in the blocks that were counted, without the blocks that were paused.
     """
 
-    def __init__(self, processor: LogitsProcessor | None, readers: Sequence[nn.Module]) -> None:
-        self.processor, self.readers = processor, readers
-        self.calls: list[float] = []
-        self.forwards: list[float] = []
-        self.tokens: list[int] = []
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds = 0.0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Counts the time of the block."""
+        begin = read_clock(self._device)
+        yield
+        self.seconds += read_clock(self._device) - begin
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of the block out of the one around it."""
+        begin = read_clock(self._device)
+        yield
+        self.seconds -= read_clock(self._device) - begin
+
+
+@dataclass
+class ForwardCount:
+    """Forwards of some modules so far.
+
+    Attributes:
+        forwards: Number of forwards.
+        tokens: Tokens read by them: rows × columns, padding included.
+        seconds: Time in them; on a GPU, time to launch them.
+    """
+
+    forwards: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@contextmanager
+def count_forwards(modules: Sequence[nn.Module]) -> Iterator[ForwardCount]:
+    """Counts and times the forwards of modules while the block runs.
+
+    Args:
+        modules: The modules. Where one calls another, only the outer forward counts.
+    """
+    count = ForwardCount()
+    begins: list[float] = []
+
+    def before(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if not begins:
+            tokens = arguments[0] if arguments else named.get("input_ids")
+            if tokens is None:
+                # A model may look up the embeddings of its tokens before it calls its backbone.
+                tokens = named["inputs_embeds"]
+            count.forwards += 1
+            count.tokens += tokens.shape[0] * tokens.shape[1]
+        begins.append(time.perf_counter())
+
+    def after(*_: Any) -> None:
+        seconds = time.perf_counter() - begins.pop()
+        if not begins:
+            count.seconds += seconds
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            # Always called, because a forward that fails, out of memory say, must not hide those that follow.
+            stack.callback(module.register_forward_hook(after, always_call=True).remove)
+        yield count
+
+
+@dataclass(frozen=True)
+class ProcessorCall:
+    """One call of a logits processor.
+
+    Attributes:
+        seconds: Time of the call; on a GPU, time to launch its work.
+        forward_seconds: The part of it in forwards of reward models.
+        tokens: Tokens that these read.
+    """
+
+    seconds: float
+    forward_seconds: float
+    tokens: int
+
+
+class TimedProcessor(LogitsProcessor):
+    """Times each call of a processor and the forwards inside it, which tells bookkeeping from reading.
+
+    Args:
+        processor: The processor; None for none, which is never timed.
+        forwards: The running count of the reward models' forwards.
+    """
+
+    def __init__(self, processor: LogitsProcessor | None, forwards: ForwardCount) -> None:
+        self.processor = processor
+        self.forwards = forwards
+        self.calls: list[ProcessorCall] = []
 
     @override
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.processor is None:
             return scores
-        self.forwards.append(0.0)
-        self.tokens.append(0)
+        before = copy.copy(self.forwards)
         # On a GPU a synchronisation here would change what is measured, so only the launch is timed.
-        start = time.perf_counter()
+        begin = time.perf_counter()
         result = self.processor(input_ids, scores)
-        self.calls.append(time.perf_counter() - start)
+        seconds = time.perf_counter() - begin
+        forward_seconds = self.forwards.seconds - before.seconds
+        self.calls.append(ProcessorCall(seconds, forward_seconds, self.forwards.tokens - before.tokens))
         return result
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Times and counts forwards while the block runs."""
-        begun: list[float] = []
+    def bookkeeping_shares(self, steps: Sequence[float]) -> list[float]:
+        """Time outside the reward models as a share of each step, whose seconds are given."""
+        calls = zip(self.calls, steps, strict=True)
+        return [(call.seconds - call.forward_seconds) / step for call, step in calls]
 
-        def before(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            if self.tokens and not begun:
-                self.tokens[-1] += (arguments[0] if arguments else named["input_ids"]).numel()
-            begun.append(time.perf_counter())
 
-        def after(*_: Any) -> None:
-            ended = time.perf_counter() - begun.pop()
-            if self.forwards and not begun:
-                self.forwards[-1] += ended
+class FloorProcessor(LogitsProcessor):
+    """The floor of guidance: one cached single-token step of the reward model per token, its reward thrown away."""
 
-        with ExitStack() as stack:
-            for reader in self.readers:
-                stack.callback(reader.register_forward_pre_hook(before, with_kwargs=True).remove)
-                stack.callback(reader.register_forward_hook(after).remove)
-            yield
+    def __init__(self, reward_model: RewardModel) -> None:
+        self.reward_model = reward_model
+        self.cache = DynamicCache()
+        self.length = 0
 
-    def shares(self, steps: list[float]) -> list[float]:
-        """Time spent outside the readers, as a share of each step (in milliseconds)."""
-        return [
-            1000 * (call - forward) / step for call, forward, step in zip(self.calls, self.forwards, steps, strict=True)
-        ]
+    @override
+    def __call__(
+        self, input_ids: Int[Tensor, "batch length"], scores: Float[Tensor, "batch vocab"]
+    ) -> Float[Tensor, "batch vocab"]:
+        # Which tokens are read does not matter, and the reward model may have fewer than the base model.
+        new = input_ids[:, self.length :].clamp(max=self.reward_model.vocab_size - 1).to(self.reward_model.device)
+        mask = torch.ones_like(input_ids, device=new.device)
+        states, _ = self.reward_model.hidden_states(new, mask, None, self.cache, use_cache=True, last=1)
+        if self.reward_model.kind == "causal":
+            self.reward_model.rewards(states[:, -1])
+        self.length = input_ids.shape[1]
+        return scores
 
 
 @contextmanager
 def peak_memory(device: torch.device, figures: list[float]) -> Iterator[None]:
-    """Adds the peak memory of the block over what was held before, in MiB.
+    """Adds to `figures` the peak memory of the block over what was held before, in MiB.
 
     Raises:
         OSError: If memory on a CPU cannot be measured on this system.
@@ -122,5 +223,12 @@ def peak_memory(device: torch.device, figures: list[float]) -> Iterator[None]:
 
 
 def _status_kib(status: Path, name: str) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1])
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(fields[name].split()[0])
+
+
+def machine(device: torch.device, packages: Sequence[str] = ("torch", "transformers")) -> dict[str, str]:
+    """The device and the versions of packages, to keep beside figures."""
+    is_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if is_gpu else f"CPU, {torch.get_num_threads()} threads"
+    return {"device": name, **{package: version(package) for package in packages}}

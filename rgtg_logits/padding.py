@@ -11,11 +11,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rgtg_logits.errors import PaddingError
+from rgtg_logits.profiling import profiled
 
 PADDING = -1
 """Takes the place of padding in `padded_ids`, rows of token ids in which equal rows are equal prefixes."""
 
 
+@profiled("padding mask")
 def infer_attention_mask(
     rows: Int[Tensor, "batch length"],
     pad_token_id: int | None,

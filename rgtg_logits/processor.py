@@ -26,6 +26,7 @@ from rgtg_logits.guidance import (
     truncate,
 )
 from rgtg_logits.padding import infer_attention_mask
+from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers import Scorer, make_scorer
 from rgtg_logits.tokenization import encode_prompt
@@ -182,6 +183,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             return None
         return self.scorer.score(rows, mask, candidates.ids)
 
+    @profiled("policy")
     def _log_probs(
         self, scores: Float[Tensor, "batch vocab"], candidates: Candidates, rewards: Float[Tensor, "batch k"] | None
     ) -> Float[Tensor, "batch vocab"]:

@@ -40,7 +40,7 @@ def statuses(findings, status):
 
 
 def by_command_line(folder, models, *options):
-    """What the command writes of a pair of models, which it finds in files."""
+    """The JSON report of the command on a pair of models, saved and loaded."""
     models.base.save_pretrained(folder / "base")
     models.tokenizer.save_pretrained(folder / "base")
     models.reward_model.model.save_pretrained(folder / "rm")
@@ -181,9 +181,9 @@ def test_padding_rows():
     models = pair(rows=SIZE + 4)
     finding = models.check_vocabulary()
     assert finding.status == "note" and "4 padding rows" in finding.value
-    arms = measure_cost(models, CausalScorer(models.reward_model), PROMPTS, top_k=3, seed=0)
+    findings = measure_cost(models, CausalScorer(models.reward_model), PROMPTS, top_k=3, seed=0)
     # Random models draw padding rows, which random prompts do not hold.
-    assert [finding.status for finding in arms] in (["ok", "ok"], ["note"])
+    assert [finding.status for finding in findings] in (["ok", "ok"], ["note"])
 
 
 def test_a_context_that_is_too_short():

@@ -47,7 +47,7 @@ def test_prompts_are_put_as_both_want_them():
         [{"role": "user", "content": "so good"}], tokenize=False, add_generation_prompt=True
     )
     candidate = models.tokenizer("e")["input_ids"][0]
-    reference = build_scorers(models, prompts=[prompt]).plain
+    reference = build_scorers(models, prompts=[prompt]).reference
     read = models.reward_model.tokenizer.decode(reference.read([*prompt, candidate], candidate))
     chat = [{"role": "user", "content": "so good"}, {"role": "assistant", "content": "ee"}]
     whole = models.reward_model.tokenizer.apply_chat_template(chat, tokenize=False)
@@ -79,9 +79,9 @@ def test_a_short_context_leaves_time_for_a_shorter_chat():
     timed = _prompt(models, [" ".join(PROMPTS * 9)])
     # A chat of its own, with room for what is timed, and none for one more word.
     assert models.tokenizer.decode(timed).startswith("<|user|>") and models.room([timed]) >= NEW_TOKENS
-    said = models.tokenizer(" ".join(PROMPTS * 9))["input_ids"]
+    message = models.tokenizer(" ".join(PROMPTS * 9))["input_ids"]
     longer = next(
-        chat for end in range(1, 99) if len(chat := models.encode(models.tokenizer.decode(said[:end]))) > len(timed)
+        chat for end in range(1, 99) if len(chat := models.encode(models.tokenizer.decode(message[:end]))) > len(timed)
     )
     assert models.room([longer]) < NEW_TOKENS
 

@@ -98,7 +98,7 @@ def test_another_batch_shape_of_texts_changes_nothing_but_rounding():
     mask = infer_attention_mask(rows, PAD)
     mask[2, 2:] = 0
     candidates = torch.tensor([[270, 290, 1], [100, 295, 299], [3, 4, 5]])
-    plain, reshaped = (way(reader, tokenizer) for way in (ReferenceScorer, ReshapedScorer))
+    plain, reshaped = (scorer(reader, tokenizer) for scorer in (ReferenceScorer, ReshapedScorer))
     assert len({len(plain.read([7, 8, 9, 270], candidate)) for candidate in (270, 290)}) == 2
     got, wanted = (scorer.score(rows, mask, candidates) for scorer in (reshaped, plain))
     assert torch.allclose(got, wanted, atol=1e-5) and (got[2] == 0).all() and (got[:2] != 0).all()
@@ -163,9 +163,9 @@ def test_a_policy_and_its_reference(tmp_path):
     assert "of both models" in named(findings, "strategy").value
     # The policy alone is another reward.
     rows, candidates = torch.randint(2, SIZE, (2, 6)), torch.randint(2, SIZE, (2, 4))
-    asked = rows, torch.ones_like(rows), candidates
-    policy = RelativeScorer([ReferenceScorer(models.reward_model)]).score(*asked)
-    assert (build_scorers(models).plain.score(*asked) - policy).abs().max() > 0.1
+    request = rows, torch.ones_like(rows), candidates
+    policy = RelativeScorer([ReferenceScorer(models.reward_model)]).score(*request)
+    assert (build_scorers(models).reference.score(*request) - policy).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("kind", ["vocabulary", "log_ratio"])

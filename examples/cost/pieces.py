@@ -1,4 +1,4 @@
-"""Times how long the benchmark's reward model reads a prompt, whole and in pieces, on a CPU.
+"""Times the benchmark's reward model reading a prompt, whole and in pieces (chunked prefill), on a CPU.
 
     python examples/cost/pieces.py
 
@@ -18,7 +18,8 @@ from rgtg_logits.scorers.engine import tree_attention
 
 SIZES = ((1, 512), (1, 1024), (1, 2048), (4, 1024))
 TYPES = (torch.float32, torch.bfloat16)
-K, ROUNDS = 20, 5
+K = 20
+ROUNDS = 5
 
 
 def main() -> None:
@@ -36,20 +37,21 @@ def main() -> None:
             rows, candidates = torch.randint(32_000, (batch, length)), torch.randint(32_000, (batch, K))
             times: dict[int, list[float]] = {length + K: [], tree_attention.PREFILL_CHUNK: []}
             for _ in range(ROUNDS):
-                for piece, found in times.items():
-                    found.append(milliseconds(scorer, rows, candidates, piece))
-            whole, pieces = (median(found) for found in times.values())
+                for piece, measured in times.items():
+                    measured.append(milliseconds(scorer, rows, candidates, piece))
+            whole, pieces = (median(measured) for measured in times.values())
             name = str(dtype).removeprefix("torch.")
             print(f"| {name} | {batch}, {length} | {whole:.0f} | {pieces:.0f} | {pieces / whole:.2f} |", flush=True)
 
 
 def milliseconds(scorer: CausalScorer, rows: torch.Tensor, candidates: torch.Tensor, piece: int) -> float:
-    """The time of a first question, in pieces of about so many columns."""
-    usual, tree_attention.PREFILL_CHUNK = tree_attention.PREFILL_CHUNK, piece
+    """The time of a first request, whose prompt is read in pieces of about `piece` columns."""
+    default = tree_attention.PREFILL_CHUNK
+    tree_attention.PREFILL_CHUNK = piece
     scorer.reset()
     begun = perf_counter()
     scorer.score(rows, torch.ones_like(rows), candidates)
-    tree_attention.PREFILL_CHUNK = usual
+    tree_attention.PREFILL_CHUNK = default
     return 1000 * (perf_counter() - begun)
 
 

@@ -22,16 +22,16 @@ measure() { # name of the file, options
 }
 lengths=(--prompt-length 64 --prompt-length 512)
 counts=(--top-k 5 --top-k 20 --top-k 50)
-all=(--way floor --way ours --way top_p --way vocabulary --way log_ratio --way log_ratio_pair)
-all+=(--way retokenizing --way weighted)
+all=(--method floor --method guided --method top_p --method vocabulary --method log_ratio --method log_ratio_pair)
+all+=(--method retokenizing --method weighted)
 
-candidates() { # floor and ours at every size and number of candidates
-  local ways=(--way floor --way ours "${counts[@]}" --new-tokens 16)
-  measure candidates-batch-1 "${ways[@]}" "${lengths[@]}" --prompt-length 2048 --rounds 3
-  measure candidates-batch-4 "${ways[@]}" "${lengths[@]}" --batch-size 4 --rounds 2
-  measure candidates-batch-8 "${ways[@]}" "${lengths[@]}" --batch-size 8 --rounds 2
-  # The prompts alone take half a minute for each way and round; with a batch of 8 it would be a minute.
-  measure candidates-batch-4-prompt-2048 --way floor --way ours --new-tokens 16 --prompt-length 2048 --batch-size 4 \
+candidates() { # floor and guided at every size and number of candidates
+  local methods=(--method floor --method guided "${counts[@]}" --new-tokens 16)
+  measure candidates-batch-1 "${methods[@]}" "${lengths[@]}" --prompt-length 2048 --rounds 3
+  measure candidates-batch-4 "${methods[@]}" "${lengths[@]}" --batch-size 4 --rounds 2
+  measure candidates-batch-8 "${methods[@]}" "${lengths[@]}" --batch-size 8 --rounds 2
+  # The prompts alone take half a minute for each method and round; with a batch of 8 it would be a minute.
+  measure candidates-batch-4-prompt-2048 --method floor --method guided --new-tokens 16 --prompt-length 2048 --batch-size 4 \
     --rounds 2
 }
 
@@ -42,17 +42,17 @@ scorers() { # every scorer, on real text
 
 shipped() { # the shipped models, which draw by themselves behind real text
   measure shipped --base "$cards/tiny-imdb-base" --reward-model "$cards/tiny-imdb-partial-rm" "${lengths[@]}" \
-    --batch-size 1 --batch-size 4 --batch-size 8 --way plain --way floor --way ours --way top_p --way vocabulary \
-    --way retokenizing --new-tokens 32 --rounds 4 --text "$text"
+    --batch-size 1 --batch-size 4 --batch-size 8 --method plain --method floor --method guided --method top_p --method vocabulary \
+    --method retokenizing --new-tokens 32 --rounds 4 --text "$text"
   # A step is a few milliseconds, of which four rounds say little.
   measure shipped-top-p --base "$cards/tiny-imdb-base" --reward-model "$cards/tiny-imdb-partial-rm" "${lengths[@]}" \
-    --way floor --way top_p --new-tokens 32 --rounds 24 --text "$text"
+    --method floor --method top_p --new-tokens 32 --rounds 24 --text "$text"
 }
 
 profile() { # where the time of a further token goes
-  local ways=(--way floor --way ours --prompt-length 512 --rounds 1)
-  measure profile-times-batch-1 "${ways[@]}" "${counts[@]}" --profile "$folder/profile-batch-1.json"
-  measure profile-times-batch-4 "${ways[@]}" --batch-size 4 --profile "$folder/profile-batch-4.json"
+  local methods=(--method floor --method guided --prompt-length 512 --rounds 1)
+  measure profile-times-batch-1 "${methods[@]}" "${counts[@]}" --profile "$folder/profile-batch-1.json"
+  measure profile-times-batch-4 "${methods[@]}" --batch-size 4 --profile "$folder/profile-batch-4.json"
 }
 
 again() { # parts once more, with more options and in a folder of their own: its name, the parts, the options
@@ -66,14 +66,14 @@ bfloat16_prepacked() { again bfloat16-prepacked "candidates shipped" --dtype bfl
 
 rivals() { # what others do (15 minutes)
   measure cpu-batch-1 --rounds 3
-  measure cpu-batch-4 --way floor --way ours --way replicated --prompt-length 512 --batch-size 4 --new-tokens 12 \
+  measure cpu-batch-4 --method floor --method guided --method replicated --prompt-length 512 --batch-size 4 --new-tokens 12 \
     --rounds 2
 }
 
 gpu() { # as "candidates" and "scorers", in bfloat16 on a GPU
   local sizes=("${lengths[@]}" --prompt-length 2048 --batch-size 1 --batch-size 4 --batch-size 8)
   local options=(--device cuda --dtype bfloat16 --new-tokens 64 --rounds 5)
-  measure gpu-candidates --way plain --way floor --way ours --way compiled "${counts[@]}" "${sizes[@]}" "${options[@]}"
+  measure gpu-candidates --method plain --method floor --method guided --method compiled "${counts[@]}" "${sizes[@]}" "${options[@]}"
   measure gpu-scorers "${all[@]}" "${sizes[@]}" "${options[@]}" --text "$text"
 }
 

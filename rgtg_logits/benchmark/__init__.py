@@ -1,18 +1,25 @@
-"""`rgtg benchmark`: what guidance costs, first token, further tokens and memory, as ratios to the least possible."""
+"""`rgtg benchmark`: the cost of guidance (first token, further tokens, memory) as ratios to the least possible."""
 
-from rgtg_logits.benchmark.methods import ARMS
-from rgtg_logits.benchmark.report import DEFAULT_ARMS, BenchmarkReport, BenchmarkSettings, ProfileReport
+from rgtg_logits.benchmark.report import BenchmarkReport, ProfileReport
 from rgtg_logits.benchmark.run import run_benchmark, run_profile
-from rgtg_logits.benchmark.training import TrainingReport, TrainingSettings, run_training_benchmark
+from rgtg_logits.benchmark.settings import (
+    DEFAULT_METHODS,
+    METHODS,
+    TRAINING_METHODS,
+    BenchmarkSettings,
+    TrainingBenchmarkSettings,
+)
+from rgtg_logits.benchmark.training import TrainingBenchmarkReport, run_training_benchmark
 
 __all__ = [
-    "ARMS",
-    "DEFAULT_ARMS",
+    "DEFAULT_METHODS",
+    "METHODS",
+    "TRAINING_METHODS",
     "BenchmarkReport",
     "BenchmarkSettings",
     "ProfileReport",
-    "TrainingReport",
-    "TrainingSettings",
+    "TrainingBenchmarkReport",
+    "TrainingBenchmarkSettings",
     "run_benchmark",
     "run_profile",
     "run_training_benchmark",

@@ -1,4 +1,4 @@
-"""What to measure of the cost of guidance, what was measured, and what follows from it."""
+"""The reports of `rgtg benchmark`: measurements, figures derived from their medians, and profiles."""
 
 from __future__ import annotations
 
@@ -10,69 +10,28 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from rgtg_logits.benchmark.settings import BenchmarkSettings
 from rgtg_logits.files import write_json
-
-DEFAULT_ARMS = ("plain", "floor", "ours", "replicated", "recompute")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkSettings:
-    """What to measure.
-
-    Attributes:
-        base: Hub id or folder of the base model; by default random weights, llama-style, of `layers` and `width`.
-        reward_model: Hub id or folder of the reward model; by default of the base model's shape, random weights.
-        text: A file of real text to continue: plain, or .jsonl or .json with a column "text". Left out, prompts are
-            random tokens.
-        layers: Layers of the random models.
-        width: Width of the random models.
-        prompt_lengths: Prompt lengths in tokens.
-        batch_sizes: Numbers of prompts.
-        top_ks: Numbers of candidates.
-        new_tokens: Tokens to generate in each run (at most 3 by recomputing).
-        rounds: How often each way takes its turn.
-        arms: Which of `benchmark.ARMS` to measure.
-        device: Where the models are.
-        dtype: Type of their weights.
-        seed: Seed of the weights and prompts.
-        prepack: Whether our ways lay the reward models' weights out beforehand, on a CPU; the floor stays as it is.
-    """
-
-    base: str | None = None
-    reward_model: str | None = None
-    text: str | None = None
-    layers: int = 12
-    width: int = 768
-    prompt_lengths: tuple[int, ...] = (64, 512)
-    batch_sizes: tuple[int, ...] = (1,)
-    top_ks: tuple[int, ...] = (20,)
-    new_tokens: int = 24
-    rounds: int = 3
-    arms: tuple[str, ...] = DEFAULT_ARMS
-    device: str = "cpu"
-    dtype: str = "float32"
-    seed: int = 0
-    prepack: bool = False
 
 
 @dataclass
-class Measurement:
-    """One way of generating at one size.
+class MethodMeasurement:
+    """One method of generating at one size.
 
     Attributes:
-        arm: Which way.
+        method: Name of the method.
         prompt_length: Tokens of each prompt.
         batch_size: Number of prompts.
-        top_k: Number of candidates; None for a way that has none.
-        first: Milliseconds to the first token, a figure per round.
-        further: Milliseconds of each further token, all rounds.
-        memory: Peak memory over what the models hold, in MiB, a figure per round.
+        top_k: Number of candidates; None for a method that has none.
+        first: Milliseconds to the first token, one figure per round.
+        further: Milliseconds of each further token, of all rounds.
+        memory: Peak memory over what the models hold, in MiB, one figure per round.
         read: Tokens that the reward models read for each further token of one prompt, candidates included.
-        cache: Bytes of the reward models' caches at the end; None where nobody counts them.
-        bookkeeping: Share of a further step that our processor spends outside the reward models (of ours only).
+        cache: Bytes of the reward models' caches at the end; None where they are not counted.
+        bookkeeping: Share of a further step that this library's processor spends outside the reward models.
     """
 
-    arm: str
+    method: str
     prompt_length: int
     batch_size: int
     top_k: int | None = None
@@ -90,15 +49,19 @@ class Measurement:
 
     def medians(self) -> dict[str, float]:
         """Median of each series; of `read`, which is a count and not a noisy time, the mean."""
-        series = {"first_ms": self.first, "further_ms": self.further, "memory_mib": self.memory}
-        series["bookkeeping_share"] = self.bookkeeping
+        series = {
+            "first_ms": self.first, "further_ms": self.further, "memory_mib": self.memory,
+            "bookkeeping_share": self.bookkeeping,
+        }  # fmt: skip
         figures = {name: statistics.median(values) for name, values in series.items() if values}
-        return {**figures, "read_tokens": statistics.fmean(self.read)} if self.read else figures
+        if self.read:
+            figures["read_tokens"] = statistics.fmean(self.read)
+        return figures
 
 
 @dataclass(frozen=True)
-class Derived:
-    """What follows from several medians.
+class DerivedFigure:
+    """Figures that follow from the medians of several measurements.
 
     Attributes:
         name: "over_floor": times as ratios to the floor of the same size. "prompt": how a further token's time grows
@@ -106,15 +69,15 @@ class Derived:
             tokens of prompt, by itself and over the floor's. "candidates": the ratio of a further token with the most
             candidates to one with the fewest. "retokenizing": the ratio of a further token through another tokenizer
             to one through the same.
-        arm: Of which way.
+        method: Name of the method.
         batch_size: Number of prompts.
         prompt_length: Tokens of each prompt; None if the figures are about several lengths.
-        top_k: Number of candidates; None if the way has none or the figures are about several.
+        top_k: Number of candidates; None if the method has none or the figures are about several numbers.
         figures: The figures.
     """
 
     name: str
-    arm: str
+    method: str
     batch_size: int
     prompt_length: int | None
     top_k: int | None
@@ -122,20 +85,21 @@ class Derived:
 
 
 @dataclass(frozen=True)
-class Profile:
-    """Where a further token's time goes, in milliseconds per token of all rows.
+class MethodProfile:
+    """Where the time of a further token goes, in milliseconds per token of all rows.
+
+    `torch.profiler` records every operation, which slows down parts of many small operations.
 
     Attributes:
-        arm: Which way; see `Measurement` for this and the next three.
+        method: Name of the method; see `MethodMeasurement` for this and the next three.
         prompt_length: Tokens of each prompt.
         batch_size: Number of prompts.
-        top_k: Number of candidates; None for a way that has none.
-        parts: By part of the program; they add up to "all", behind which stands what is within another. Python's
-            profiler looks at every call, which slows down what calls much and computes little.
-        operations: By operation of torch, those inside others left out: its name, calls per token, milliseconds.
+        top_k: Number of candidates; None for a method that has none.
+        parts: Self time by part of the program; parts add up to "all".
+        operations: Self time by operation of torch: its name, calls per token, milliseconds.
     """
 
-    arm: str
+    method: str
     prompt_length: int
     batch_size: int
     top_k: int | None
@@ -149,10 +113,10 @@ class ProfileReport:
 
     settings: BenchmarkSettings
     machine: dict[str, str]
-    profiles: list[Profile]
+    profiles: list[MethodProfile]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes them as JSON, with settings and machine."""
+        """Writes settings, machine and profiles as JSON."""
         write_json(path, asdict(self))
 
 
@@ -162,48 +126,55 @@ class BenchmarkReport:
 
     settings: BenchmarkSettings
     machine: dict[str, str]
-    measurements: list[Measurement]
+    measurements: list[MethodMeasurement]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes settings, machine, medians, what follows from them and every single figure, as JSON."""
-        rows = [{**asdict(item), "medians": item.medians()} for item in self.measurements]
-        derived = [asdict(item) for item in self.derived()]
-        write_json(path, {"settings": asdict(self.settings), "machine": self.machine, "derived": derived,
-                          "measurements": rows})  # fmt: skip
+        """Writes settings, machine, derived figures, medians and every single figure as JSON."""
+        report = {
+            "settings": asdict(self.settings),
+            "machine": self.machine,
+            "derived": [asdict(item) for item in self.derived()],
+            "measurements": [{**asdict(item), "medians": item.medians()} for item in self.measurements],
+        }
+        write_json(path, report)
 
-    def derived(self) -> list[Derived]:
-        """What follows from the medians: ratios to the floor, growth with the prompt and with the candidates."""
-        finders = (_over_floor, _prompt, _candidates, _retokenizing)
-        return [found for finder in finders for found in finder(self.measurements)]
+    def derived(self) -> list[DerivedFigure]:
+        """Ratios to the floor, growth with the prompt and with the candidates, and the price of another tokenizer."""
+        return [
+            *_ratios_to_floor(self.measurements),
+            *_growth_with_prompt(self.measurements),
+            *_growth_with_candidates(self.measurements),
+            *_retokenizing_ratios(self.measurements),
+        ]
 
     def table(self) -> Table:
-        """A table of medians, and of ratios to the floor of the same size."""
+        """A table of medians, and of their ratios to the floor of the same size."""
         table = Table(
             title="Medians in ms and their ratios to the floor, tokens read per token, MiB",
             box=SIMPLE_HEAD, padding=0,
         )  # fmt: skip
-        for column in ("prompt", "batch", "way", "k", "first", "ratio", "next", "ratio", "read", "peak", "cache"):
-            table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
-        floors = {item.size: item.medians() for item in self.measurements if item.arm == "floor"}
+        for column in ("prompt", "batch", "method", "k", "first", "ratio", "next", "ratio", "read", "peak", "cache"):
+            table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+        floors = _floors(self.measurements)
         previous = None
         for item in self.measurements:
             if previous not in (None, item.size):
                 table.add_section()
             previous = item.size
-            table.add_row(*map(str, item.size), item.arm, *_cells(item, floors.get(item.size)))
+            table.add_row(*map(str, item.size), item.method, *_cells(item, floors.get(item.size)))
         return table
 
     def notes(self) -> list[str]:
-        """What the table has no column for: a line for each size, or for each batch size."""
+        """Lines for figures without a column in the table: one for each size, or for each batch size."""
         heading = "further token, share outside the reward models"
         lines: dict[str, list[str]] = {}
         for item in self.measurements:
             if item.bookkeeping:
                 share = f"{_label(item)} {item.medians()['bookkeeping_share']:.1%}"
-                lines.setdefault(f"{heading}, {_where(item)}", []).append(share)
-        for found in self.derived():
-            if found.name in HEADINGS:
-                lines.setdefault(f"{HEADINGS[found.name]}, {_where(found)}", []).append(_figures(found))
+                lines.setdefault(f"{heading}, {_size(item)}", []).append(share)
+        for figure in self.derived():
+            if figure.name in HEADINGS:
+                lines.setdefault(f"{HEADINGS[figure.name]}, {_size(figure)}", []).append(_ratio(figure))
         return [f"{start}: {'; '.join(parts)}" for start, parts in lines.items()]
 
 
@@ -214,7 +185,7 @@ HEADINGS = {
 }
 
 
-def _cells(item: Measurement, floor: dict[str, float] | None) -> list[str]:
+def _cells(item: MethodMeasurement, floor: dict[str, float] | None) -> list[str]:
     medians = item.medians()
     cells = ["" if item.top_k is None else str(item.top_k)]
     for name in ("first_ms", "further_ms"):
@@ -224,82 +195,92 @@ def _cells(item: Measurement, floor: dict[str, float] | None) -> list[str]:
     return [*cells, read, f"{medians['memory_mib']:.0f}", cache]
 
 
-def _label(item: Measurement | Derived) -> str:
-    return item.arm if item.top_k is None else f"{item.arm} (k {item.top_k})"
+def _label(item: MethodMeasurement | DerivedFigure) -> str:
+    return item.method if item.top_k is None else f"{item.method} (k {item.top_k})"
 
 
-def _where(item: Measurement | Derived) -> str:
+def _size(item: MethodMeasurement | DerivedFigure) -> str:
     batch = f"batch {item.batch_size}"
     return batch if item.prompt_length is None else f"prompt {item.prompt_length}, {batch}"
 
 
-def _figures(item: Derived) -> str:
-    """A derived figure as a note has it."""
-    words = f"{_label(item)} {item.figures['ratio']:.2f}"
-    if "ratio_over_floor" in item.figures:
-        words += f" ({item.figures['ratio_over_floor']:.2f} × the floor's)"
-    return words
+def _ratio(figure: DerivedFigure) -> str:
+    """A derived ratio as a note shows it."""
+    note = f"{_label(figure)} {figure.figures['ratio']:.2f}"
+    if "ratio_over_floor" in figure.figures:
+        note += f" ({figure.figures['ratio_over_floor']:.2f} × the floor's)"
+    return note
 
 
-def _over_floor(measurements: list[Measurement]) -> list[Derived]:
-    floors = {item.size: item.medians() for item in measurements if item.arm == "floor"}
-    return [
-        Derived("over_floor", item.arm, item.batch_size, item.prompt_length, item.top_k, {
-            name: item.medians()[name] / floors[item.size][name] for name in ("first_ms", "further_ms")
-        })
-        for item in measurements if item.size in floors and item.arm != "floor"
-    ]  # fmt: skip
+def _floors(measurements: list[MethodMeasurement]) -> dict[tuple[int, int], dict[str, float]]:
+    """Medians of the floor by size."""
+    return {item.size: item.medians() for item in measurements if item.method == "floor"}
 
 
-def _prompt(measurements: list[Measurement]) -> list[Derived]:
-    floor_only = _prompt_of([item for item in measurements if item.arm == "floor"])
-    floors = {found.batch_size: found.figures for found in floor_only}
-    others = _prompt_of([item for item in measurements if item.arm != "floor"])
-    for found in others:
-        floor = floors.get(found.batch_size, {})
-        # Where the floor does not grow beyond noise there is nothing to compare a slope with.
-        ratios = {f"{name}_over_floor": found.figures[name] / value for name, value in floor.items() if value > 0}
-        found.figures.update(ratios)
-    return [*floor_only, *others]
-
-
-def _prompt_of(measurements: list[Measurement]) -> list[Derived]:
+def _ratios_to_floor(measurements: list[MethodMeasurement]) -> list[DerivedFigure]:
+    floors = _floors(measurements)
     derived = []
-    for (arm, batch, k), group in _grouped(measurements, "arm", "batch_size", "top_k"):
+    for item in measurements:
+        floor = floors.get(item.size)
+        if floor is not None and item.method != "floor":
+            medians = item.medians()
+            ratios = {name: medians[name] / floor[name] for name in ("first_ms", "further_ms")}
+            derived.append(
+                DerivedFigure("over_floor", item.method, item.batch_size, item.prompt_length, item.top_k, ratios)
+            )
+    return derived
+
+
+def _growth_with_prompt(measurements: list[MethodMeasurement]) -> list[DerivedFigure]:
+    """Growth of each method, the floor's first, and of the others over the floor's."""
+    floor_growth = _growth_of([item for item in measurements if item.method == "floor"])
+    floors = {growth.batch_size: growth.figures for growth in floor_growth}
+    others = _growth_of([item for item in measurements if item.method != "floor"])
+    for growth in others:
+        for name, value in floors.get(growth.batch_size, {}).items():
+            # Where the floor does not grow beyond noise there is nothing to compare a slope with.
+            if value > 0:
+                growth.figures[f"{name}_over_floor"] = growth.figures[name] / value
+    return [*floor_growth, *others]
+
+
+def _growth_of(measurements: list[MethodMeasurement]) -> list[DerivedFigure]:
+    derived = []
+    for (method, batch, k), group in _grouped(measurements, "method", "batch_size", "top_k"):
         times = {item.prompt_length: item.medians()["further_ms"] for item in group}
         short, long = min(times), max(times)
         if short < long:
             slope = 1000 * (times[long] - times[short]) / (long - short)
-            derived.append(
-                Derived("prompt", arm, batch, None, k, {"ratio": times[long] / times[short], "slope_ms": slope})
-            )
+            figures = {"ratio": times[long] / times[short], "slope_ms": slope}
+            derived.append(DerivedFigure("prompt", method, batch, None, k, figures))
     return derived
 
 
-def _candidates(measurements: list[Measurement]) -> list[Derived]:
+def _growth_with_candidates(measurements: list[MethodMeasurement]) -> list[DerivedFigure]:
     derived = []
-    for (arm, batch, length), group in _grouped(measurements, "arm", "batch_size", "prompt_length"):
+    for (method, batch, length), group in _grouped(measurements, "method", "batch_size", "prompt_length"):
         times = {item.top_k: item.medians()["further_ms"] for item in group if item.top_k is not None}
         if len(times) > 1:
-            derived.append(
-                Derived("candidates", arm, batch, length, None, {"ratio": times[max(times)] / times[min(times)]})
-            )
+            ratio = {"ratio": times[max(times)] / times[min(times)]}
+            derived.append(DerivedFigure("candidates", method, batch, length, None, ratio))
     return derived
 
 
-def _retokenizing(measurements: list[Measurement]) -> list[Derived]:
+def _retokenizing_ratios(measurements: list[MethodMeasurement]) -> list[DerivedFigure]:
     derived = []
     for (batch, length, k), group in _grouped(measurements, "batch_size", "prompt_length", "top_k"):
-        times = {item.arm: item.medians()["further_ms"] for item in group}
-        if {"ours", "retokenizing"} <= set(times):
-            ratio = {"ratio": times["retokenizing"] / times["ours"]}
-            derived.append(Derived("retokenizing", "retokenizing", batch, length, k, ratio))
+        times = {item.method: item.medians()["further_ms"] for item in group}
+        if "guided" in times and "retokenizing" in times:
+            ratio = {"ratio": times["retokenizing"] / times["guided"]}
+            derived.append(DerivedFigure("retokenizing", "retokenizing", batch, length, k, ratio))
     return derived
 
 
-def _grouped(measurements: list[Measurement], *names: str) -> list[tuple[tuple[Any, ...], list[Measurement]]]:
+def _grouped(
+    measurements: list[MethodMeasurement], *names: str
+) -> list[tuple[tuple[Any, ...], list[MethodMeasurement]]]:
     """Measurements that agree in some attributes, in order of appearance."""
-    groups: dict[tuple[Any, ...], list[Measurement]] = {}
+    groups: dict[tuple[Any, ...], list[MethodMeasurement]] = {}
     for item in measurements:
         groups.setdefault(tuple(getattr(item, name) for name in names), []).append(item)
     return list(groups.items())

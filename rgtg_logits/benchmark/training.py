@@ -1,12 +1,12 @@
-"""What training costs: whole optimiser steps of several ways to train on the same pairs, in turns, in one process.
+"""The body of `rgtg benchmark --train`: optimiser steps of methods of training on the same pairs, in turns.
 
-- "ours": the loss on every prefix (`partial_bt`) from one forward per text;
-- "shared_prompt": the same with both answers of a pair in one row behind one copy of the prompt;
-- "trl": TRL's own `RewardTrainer`, whose loss is on finished answers only;
-- "row_per_prefix": the recipe of the paper's code, a data set with a row for each prefix pair. It is measured on random
+- partial_bt: this library's trainer, the loss on every prefix (`partial_bt`) from one forward per text;
+- shared_prompt: the same with both answers of a pair in one row behind one copy of the prompt;
+- trl: TRL's own `RewardTrainer`, whose loss is on finished answers only;
+- row_per_prefix: the recipe of the paper's code, a data set with a row for each prefix pair. It is measured on random
   rows of that data set, and a pair is as many rows as an answer has tokens.
 
-Texts are random tokens and models have random weights: what they cost does not depend on it.
+Texts are random tokens and models have random weights: neither changes what a step costs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ import os
 import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,56 +35,27 @@ from transformers import (
     set_seed,
 )
 
-from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.benchmark.settings import TrainingBenchmarkSettings
 from rgtg_logits.files import write_json
+from rgtg_logits.instruments import StepClock, machine
 from rgtg_logits.testing import tiny_tokenizer
 
-WAYS = ("ours", "shared_prompt", "trl", "row_per_prefix")
 VOCAB_SIZE = 32_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """What to measure.
-
-    Attributes:
-        layers: Layers of the llama-style model.
-        width: Its width.
-        prompt_lengths: Prompt lengths in tokens.
-        answer_length: Tokens of each answer.
-        batch_sizes: Pairs in one optimiser step; rows with "row_per_prefix".
-        steps: Steps that are timed in each turn; one more goes before them.
-        rounds: How often each way takes its turn.
-        ways: Which of `WAYS` to measure.
-        device: "cpu", or "cuda" for the GPU that the trainer chooses.
-        seed: Seed of weights and texts.
-    """
-
-    layers: int = 4
-    width: int = 256
-    prompt_lengths: tuple[int, ...] = (64,)
-    answer_length: int = 128
-    batch_sizes: tuple[int, ...] = (8,)
-    steps: int = 4
-    rounds: int = 3
-    ways: tuple[str, ...] = WAYS
-    device: str = "cpu"
-    seed: int = 0
 
 
 @dataclass
 class TrainingMeasurement:
-    """One way to train at one size.
+    """One method of training at one size.
 
     Attributes:
-        way: Which way.
+        method: Name of the method.
         prompt_length: Tokens of each prompt.
         batch_size: Pairs, or rows, in one step.
-        pairs_per_step: How much of the data one step gets through.
-        seconds: Time of each step, a list for each round.
+        pairs_per_step: Pairs that one step trains on; less than one where a pair is many rows.
+        seconds: Time of each step, one list for each round.
     """
 
-    way: str
+    method: str
     prompt_length: int
     batch_size: int
     pairs_per_step: float
@@ -99,46 +68,50 @@ class TrainingMeasurement:
 
     @property
     def pairs_per_second(self) -> float:
-        """By the median step."""
+        """Pairs per second by the median step."""
         return self.pairs_per_step / self.step_seconds
 
-    def over(self, other: TrainingMeasurement) -> float:
-        """How many times more pairs per second than another way: the median over the rounds, because machines drift."""
-        rounds = zip(self.seconds, other.seconds, strict=True)
-        times = statistics.median(statistics.median(theirs) / statistics.median(ours) for ours, theirs in rounds)
-        return times * self.pairs_per_step / other.pairs_per_step
+    def speedup_over(self, other: TrainingMeasurement) -> float:
+        """Ratio of pairs per second to another method's: the median over the rounds, because machines drift."""
+        ratios = []
+        for seconds, other_seconds in zip(self.seconds, other.seconds, strict=True):
+            ratios.append(statistics.median(other_seconds) / statistics.median(seconds))
+        return statistics.median(ratios) * self.pairs_per_step / other.pairs_per_step
 
 
 @dataclass(frozen=True)
-class TrainingReport:
+class TrainingBenchmarkReport:
     """All measurements of one run."""
 
-    settings: TrainingSettings
+    settings: TrainingBenchmarkSettings
     machine: dict[str, str]
     measurements: list[TrainingMeasurement]
 
     def ratios(self, item: TrainingMeasurement) -> dict[str, float]:
-        """How many times more pairs per second than TRL's trainer, and than one row per prefix, at the same size."""
+        """Ratios of pairs per second to TRL's trainer, and to one row per prefix, at the same size."""
         size = (item.prompt_length, item.batch_size)
-        others = {other.way: other for other in self.measurements if (other.prompt_length, other.batch_size) == size}
-        return {f"over_{way}": item.over(others[way]) for way in ("trl", "row_per_prefix") if way in others}
+        ratios = {}
+        for other in self.measurements:
+            if other.method in ("trl", "row_per_prefix") and (other.prompt_length, other.batch_size) == size:
+                ratios[f"over_{other.method}"] = item.speedup_over(other)
+        return ratios
 
     def table(self) -> Table:
         """A table of medians and ratios."""
         table = Table(title="Training: pairs per second, by the median optimiser step", box=SIMPLE_HEAD, padding=0)
-        for column in ("prompt", "batch", "way", "ms per step", "pairs/s", "× TRL", "× row_per_prefix"):
-            table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
+        for column in ("prompt", "batch", "method", "ms per step", "pairs/s", "× TRL", "× row_per_prefix"):
+            table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
         for item in self.measurements:
             ratios = self.ratios(item)
+            names = ("over_trl", "over_row_per_prefix")
             table.add_row(
-                str(item.prompt_length), str(item.batch_size), item.way, f"{1000 * item.step_seconds:.0f}",
-                f"{item.pairs_per_second:.3g}",
-                *(f"{ratios[name]:.3g}" if name in ratios else "" for name in ("over_trl", "over_row_per_prefix")),
+                str(item.prompt_length), str(item.batch_size), item.method, f"{1000 * item.step_seconds:.0f}",
+                f"{item.pairs_per_second:.3g}", *(f"{ratios[name]:.3g}" if name in ratios else "" for name in names),
             )  # fmt: skip
         return table
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes settings, machine, medians, ratios and every single figure, as JSON."""
+        """Writes settings, machine, medians, ratios and every single figure as JSON."""
         rows = [
             {**asdict(item), "pairs_per_second": item.pairs_per_second, "ratios": self.ratios(item)}
             for item in self.measurements
@@ -146,70 +119,65 @@ class TrainingReport:
         write_json(path, {"settings": asdict(self.settings), "machine": self.machine, "measurements": rows})
 
 
-def run_training_benchmark(settings: TrainingSettings, progress: Progress | None = None) -> TrainingReport:
-    """Measures every way at every size, in turns.
-
-    Raises:
-        InvalidArgumentError: If there is nothing to measure, or no such way.
-    """
-    _check(settings)
+def run_training_benchmark(
+    settings: TrainingBenchmarkSettings, progress: Progress | None = None
+) -> TrainingBenchmarkReport:
+    """Measures every method at every size, in turns."""
     sizes = list(itertools.product(settings.prompt_lengths, settings.batch_sizes))
-    total = len(sizes) * settings.rounds * len(settings.ways)
+    total = len(sizes) * settings.rounds * len(settings.methods)
     task = progress.add_task("training", total=total) if progress else None
     measurements = []
     for prompt_length, batch_size in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            bench = _Bench(settings, prompt_length, batch_size, folder)
-            runs = [(bench.measurement(way), bench.trainer(way)) for way in settings.ways]
+            workload = _TrainingWorkload(settings, prompt_length, batch_size, folder)
+            runs = [(workload.measurement(method), workload.trainer(method)) for method in settings.methods]
             for item, (trainer, clock) in runs * settings.rounds:
                 trainer.train()
-                item.seconds.append(clock.steps())
+                item.seconds.append(clock.seconds())
                 if progress and task is not None:
                     progress.advance(task)
         measurements += [item for item, _ in runs]
-    return TrainingReport(settings, _machine(settings), measurements)
+    packages = ("torch", "transformers", "trl")
+    return TrainingBenchmarkReport(settings, machine(torch.device(settings.device), packages), measurements)
 
 
-class _Clock(TrainerCallback):
-    """Stamps the end of every step."""
+class _StampSteps(TrainerCallback):
+    """Stamps the end of every optimiser step, so that the first one, and what comes before it, is not timed."""
 
-    def __init__(self, device: str) -> None:
-        self.device, self.stamps = device, list[float]()
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.stamps = []
+        self.clock.stamps.clear()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        if self.device != "cpu":
-            torch.cuda.synchronize()
-        self.stamps.append(time.perf_counter())
-
-    def steps(self) -> list[float]:
-        """Seconds of each step but the first, loading its batch included."""
-        return [end - begin for begin, end in itertools.pairwise(self.stamps)]
+        self.clock.stamp()
 
 
-class _Bench:
+class _TrainingWorkload:
     """The texts of one size, and the trainers that are compared on them."""
 
-    def __init__(self, settings: TrainingSettings, prompt_length: int, batch_size: int, folder: str) -> None:
-        self.settings, self.prompt_length, self.batch_size, self.folder = settings, prompt_length, batch_size, folder
+    def __init__(self, settings: TrainingBenchmarkSettings, prompt_length: int, batch_size: int, folder: str) -> None:
+        self.settings = settings
+        self.prompt_length = prompt_length
+        self.batch_size = batch_size
+        self.folder = folder
         self.tokenizer: PreTrainedTokenizerBase = tiny_tokenizer()
         self.rows = batch_size * (settings.steps + 1)
 
-    def measurement(self, way: str) -> TrainingMeasurement:
-        rows_per_pair = self.settings.answer_length if way == "row_per_prefix" else 1
-        return TrainingMeasurement(way, self.prompt_length, self.batch_size, self.batch_size / rows_per_pair)
+    def measurement(self, method: str) -> TrainingMeasurement:
+        rows_per_pair = self.settings.answer_length if method == "row_per_prefix" else 1
+        return TrainingMeasurement(method, self.prompt_length, self.batch_size, self.batch_size / rows_per_pair)
 
-    def trainer(self, way: str) -> tuple[Trainer, _Clock]:
-        """A trainer with a model of its own, and the clock that it turns."""
+    def trainer(self, method: str) -> tuple[Trainer, StepClock]:
+        """A trainer with a model of its own, and the clock that times its steps."""
         options: dict[str, Any] = {
-            "output_dir": str(Path(self.folder, way)), "max_steps": self.settings.steps + 1, "save_strategy": "no",
+            "output_dir": str(Path(self.folder, method)), "max_steps": self.settings.steps + 1, "save_strategy": "no",
             "per_device_train_batch_size": self.batch_size, "logging_strategy": "no", "report_to": "none",
             "disable_tqdm": True, "gradient_checkpointing": False, "bf16": False, "max_length": None,
             "use_cpu": self.settings.device == "cpu",
         }  # fmt: skip
-        # Packages of the train extra, which the other benchmarks do without.
+        # Packages of the train extra, which the other benchmark does without.
         from datasets import Dataset  # noqa: PLC0415
         from trl import RewardConfig, RewardTrainer  # noqa: PLC0415
 
@@ -217,11 +185,13 @@ class _Bench:
 
         make: Callable[..., Trainer] = RewardTrainer
         args: RewardConfig = RewardConfig(**options)
-        if way in ("ours", "shared_prompt"):
-            make, args = PartialRewardTrainer, PartialRewardConfig(**options, shared_prompt=way == "shared_prompt")
-        clock = _Clock(self.settings.device)
-        data = Dataset.from_list(self._prefixes() if way == "row_per_prefix" else self._pairs())
-        trainer = make(self._model(), args, train_dataset=data, processing_class=self.tokenizer, callbacks=[clock])
+        if method in ("partial_bt", "shared_prompt"):
+            make = PartialRewardTrainer
+            args = PartialRewardConfig(**options, shared_prompt=method == "shared_prompt")
+        clock = StepClock(torch.device(self.settings.device))
+        callbacks = [_StampSteps(clock)]
+        data = Dataset.from_list(self._prefixes() if method == "row_per_prefix" else self._pairs())
+        trainer = make(self._model(), args, train_dataset=data, processing_class=self.tokenizer, callbacks=callbacks)
         trainer.remove_callback(PrinterCallback)
         return trainer, clock
 
@@ -237,46 +207,24 @@ class _Bench:
         return LlamaForSequenceClassification(config)
 
     def _pairs(self) -> list[dict[str, list[int]]]:
-        draw = random.Random(self.settings.seed)
+        generator = random.Random(self.settings.seed)
 
         def tokens(count: int) -> list[int]:
-            return [draw.randrange(3, VOCAB_SIZE) for _ in range(count)]
+            return [generator.randrange(3, VOCAB_SIZE) for _ in range(count)]
 
         rows = []
         for _ in range(self.rows):
             prompt = tokens(self.prompt_length)
-            texts = [prompt + tokens(self.settings.answer_length) for _ in range(2)]
-            rows.append({"chosen_ids": texts[0], "rejected_ids": texts[1]})
+            chosen = prompt + tokens(self.settings.answer_length)
+            rejected = prompt + tokens(self.settings.answer_length)
+            rows.append({"chosen_ids": chosen, "rejected_ids": rejected})
         return rows
 
     def _prefixes(self) -> list[dict[str, list[int]]]:
         """Random rows of the data set that has a row for each prefix pair."""
-        draw = random.Random(self.settings.seed)
+        generator = random.Random(self.settings.seed)
         rows = []
         for pair in self._pairs():
-            length = self.prompt_length + draw.randint(1, self.settings.answer_length)
+            length = self.prompt_length + generator.randint(1, self.settings.answer_length)
             rows.append({name: pair[name][:length] for name in ("chosen_ids", "rejected_ids")})
         return rows
-
-
-def _check(settings: TrainingSettings) -> None:
-    unknown = set(settings.ways) - set(WAYS)
-    if unknown or not settings.ways:
-        raise InvalidArgumentError(
-            f"Expected ways among {', '.join(WAYS)}, but got {', '.join(sorted(unknown)) or 'none'}. Name one of them."
-        )
-    counts = {
-        "prompt_length": min(settings.prompt_lengths, default=0), "batch_size": min(settings.batch_sizes, default=0),
-        "answer_length": settings.answer_length, "steps": settings.steps, "rounds": settings.rounds,
-        "layers": settings.layers, "width": settings.width // 64,
-    }  # fmt: skip
-    for name, value in counts.items():
-        if value < 1:
-            raise InvalidArgumentError(
-                f"Expected at least one of everything (and a width of 64), but {name} is too small. Raise it."
-            )
-
-
-def _machine(settings: TrainingSettings) -> dict[str, str]:
-    device = f"CPU, {torch.get_num_threads()} threads" if settings.device == "cpu" else torch.cuda.get_device_name()
-    return {"device": device, **{name: version(name) for name in ("torch", "transformers", "trl")}}

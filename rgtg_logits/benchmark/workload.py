@@ -1,4 +1,4 @@
-"""What every way of generating is measured on: the models, and the texts that they continue."""
+"""The workload of every method of generating: the models, and the tokens that they continue."""
 
 from __future__ import annotations
 
@@ -24,29 +24,31 @@ from transformers import (
 )
 from typing_extensions import override
 
-from rgtg_logits.benchmark.report import BenchmarkSettings
+from rgtg_logits.benchmark.settings import BenchmarkSettings
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.testing import tiny_tokenizer
 
-MOST_CHARACTERS = 2_000_000
-"""So much of a text is used, because tokenising more takes longer than measuring."""
-BASE_TOKENS, OTHER_TOKENS = 8192, 6144
-"""Sizes of the tokenizers made for models that have none: the base model's, and one that differs from it."""
+MAX_CHARACTERS = 2_000_000
+"""The most characters of a text that are used, because to tokenise more takes longer than to measure."""
+BASE_TOKENIZER_SIZE = 8192
+"""Tokens of the tokenizer that is trained for a base model of random weights."""
+RETOKENIZED_SIZE = 6144
+"""Tokens of the tokenizer, another one, that is trained for the reward model of the method "retokenizing"."""
 
 
 @dataclass(frozen=True)
 class BenchmarkModels:
-    """The models of all ways; what no way needs is None.
+    """The models of all methods; a model that no method needs is None.
 
     Attributes:
         base: The base model.
-        reward_model: A sequence classifier, which all ways with one reward model share, so that one floor is theirs.
+        reward_model: A sequence classifier, shared by all methods with one reward model, so that they have one floor.
         second: A copy of it, in memory of its own.
         policy: A language model whose next-token logits are read as rewards: a copy of the base model.
         reference: Another copy.
         tokenizer: The base model's tokenizer.
-        other: `reward_model` with a tokenizer that differs from the base model's.
+        retokenized: `reward_model` with a tokenizer that differs from the base model's.
     """
 
     base: PreTrainedModel
@@ -55,7 +57,7 @@ class BenchmarkModels:
     policy: PreTrainedModel | None = None
     reference: PreTrainedModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
-    other: RewardModel | None = None
+    retokenized: RewardModel | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -64,11 +66,11 @@ class BenchmarkModels:
 
 
 def load_models(settings: BenchmarkSettings, text: str | None) -> BenchmarkModels:
-    """Loads the models named, makes llama-style ones with random weights otherwise, and copies what the ways need.
+    """Loads the models named, or makes llama-style ones of random weights, and copies what the methods need.
 
     Args:
-        settings: What to measure.
-        text: What tokenizers are trained on where a model has none.
+        settings: The models and methods.
+        text: The text that tokenizers are trained on where a model has none.
 
     Raises:
         CheckpointError: If the reward model cannot be loaded.
@@ -82,27 +84,31 @@ def load_models(settings: BenchmarkSettings, text: str | None) -> BenchmarkModel
             f"Expected a reward model with a scalar head, but {settings.reward_model!r} is of kind "
             f"{reward_model.kind!r}. Leave it out: models of other kinds are made in the base model's shape."
         )
-    arms = set(settings.arms)
-    tokenizer = other = None
+    methods = set(settings.methods)
+    tokenizer = None
+    retokenized = None
     if text is not None:
         # Two halves, because two tokenizers trained on one text agree on nearly everything.
-        halves = text[: len(text) // 2].splitlines(), text[len(text) // 2 :].splitlines()
-        tokenizer = (
-            AutoTokenizer.from_pretrained(settings.base, trust_remote_code=False)
-            if settings.base
-            else tiny_tokenizer(halves[0], vocab_size=min(BASE_TOKENS, base.config.vocab_size))
-        )
-        own = tiny_tokenizer(halves[1], vocab_size=min(OTHER_TOKENS, reward_model.vocab_size), kind="llama3")
-        other = RewardModel(reward_model.model, own)
+        middle = len(text) // 2
+        tokenizer = _base_tokenizer(settings, base, text[:middle])
+        vocab_size = min(RETOKENIZED_SIZE, reward_model.vocab_size)
+        other_tokenizer = tiny_tokenizer(text[middle:].splitlines(), vocab_size=vocab_size, kind="llama3")
+        retokenized = RewardModel(reward_model.model, other_tokenizer)
     return BenchmarkModels(
         base,
         reward_model,
-        second=RewardModel(copy.deepcopy(reward_model.model)) if "weighted" in arms else None,
-        policy=copy.deepcopy(base) if arms & {"vocabulary", "log_ratio", "log_ratio_pair"} else None,
-        reference=copy.deepcopy(base) if "log_ratio_pair" in arms else None,
+        second=RewardModel(copy.deepcopy(reward_model.model)) if "weighted" in methods else None,
+        policy=copy.deepcopy(base) if methods & {"vocabulary", "log_ratio", "log_ratio_pair"} else None,
+        reference=copy.deepcopy(base) if "log_ratio_pair" in methods else None,
         tokenizer=tokenizer,
-        other=other,
+        retokenized=retokenized,
     )
+
+
+def _base_tokenizer(settings: BenchmarkSettings, base: PreTrainedModel, text: str) -> PreTrainedTokenizerBase:
+    if settings.base is not None:
+        return AutoTokenizer.from_pretrained(settings.base, trust_remote_code=False)
+    return tiny_tokenizer(text.splitlines(), vocab_size=min(BASE_TOKENIZER_SIZE, base.config.vocab_size))
 
 
 def _base(settings: BenchmarkSettings) -> PreTrainedModel:
@@ -138,7 +144,7 @@ def _llama(settings: BenchmarkSettings) -> LlamaConfig:
 
 
 def read_text(path: str) -> str:
-    """The text of a file: all of it, or the column "text" of .jsonl and .json; at most `MOST_CHARACTERS`.
+    """Reads the text of a file, or the column "text" of .jsonl and .json; at most `MAX_CHARACTERS` of it.
 
     Raises:
         InvalidArgumentError: If there is no such file, or no such column.
@@ -149,11 +155,11 @@ def read_text(path: str) -> str:
     try:
         content = file.read_text(encoding="utf-8")
         if file.suffix not in (".jsonl", ".json"):
-            return content[:MOST_CHARACTERS]
+            return content[:MAX_CHARACTERS]
         # Not splitlines(), because JSON strings may hold other line separators.
         lines = [line for line in content.split("\n") if line.strip()]
         rows = json.loads(content) if file.suffix == ".json" else [json.loads(line) for line in lines]
-        return "\n\n".join(row["text"] for row in rows)[:MOST_CHARACTERS]
+        return "\n\n".join(row["text"] for row in rows)[:MAX_CHARACTERS]
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidArgumentError(
             f'Expected UTF-8 text, or rows with a column "text" in .jsonl and .json, but {path!r} holds something else '
@@ -162,23 +168,23 @@ def read_text(path: str) -> str:
 
 
 @dataclass(frozen=True)
-class Texts:
-    """What is continued.
+class TokenSource:
+    """Rows of tokens to continue: random tokens, or passages of a text.
 
     Attributes:
-        vocab_size: Random tokens are drawn below this.
-        seed: Seed of the draws.
-        ids: Tokens of real text; None for random ones.
-        follow: Whether to make the base model write the text: see `Hint` and `Follow`.
+        vocab_size: Random tokens have ids below this.
+        seed: Seed of the random tokens.
+        ids: Tokens of a text; None for random tokens.
+        force: Whether the base model is made to write the text; see `TextHint` and `ForceText`.
     """
 
     vocab_size: int
     seed: int
     ids: Int[Tensor, " tokens"] | None = None
-    follow: bool = False
+    force: bool = False
 
     def rows(self, batch: int, length: int) -> Int[Tensor, "batch length"]:
-        """Rows of tokens: random, or from different places of the text.
+        """Rows of random tokens, or of different passages of the text.
 
         Raises:
             InvalidArgumentError: If the text is too short.
@@ -186,51 +192,54 @@ class Texts:
         if self.ids is None:
             generator = torch.Generator().manual_seed(self.seed)
             return torch.randint(3, self.vocab_size, (batch, length), generator=generator)
-        places = len(self.ids) - length + 1
-        if places < batch:
+        starts = len(self.ids) - length + 1
+        if starts < batch:
             raise InvalidArgumentError(
                 f"Expected a text of {length + batch - 1} tokens or more for {batch} different rows of {length}, but "
                 f"it has {len(self.ids)}. Give a longer text, or fewer or shorter prompts."
             )
-        return torch.stack([self.ids[start : start + length] for start in range(0, places, places // batch)][:batch])
+        rows = [self.ids[start : start + length] for start in range(0, starts, starts // batch)]
+        return torch.stack(rows[:batch])
 
 
-def make_texts(settings: BenchmarkSettings, models: BenchmarkModels, text: str | None) -> Texts:
-    """Random tokens, or the tokens of a text.
+def make_token_source(settings: BenchmarkSettings, models: BenchmarkModels, text: str | None) -> TokenSource:
+    """A source of random tokens, or of the tokens of a text.
 
     Raises:
         InvalidArgumentError: If the text is too short for the longest prompts and largest batch.
     """
     if text is None or models.tokenizer is None:
-        return Texts(models.vocab_size, settings.seed)
-    ids = models.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    texts = Texts(models.vocab_size, settings.seed, torch.tensor(ids, dtype=torch.long), follow=settings.base is None)
-    texts.rows(max(settings.batch_sizes), max(settings.prompt_lengths) + settings.new_tokens)
-    return texts
+        return TokenSource(models.vocab_size, settings.seed)
+    ids = torch.tensor(models.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
+    source = TokenSource(models.vocab_size, settings.seed, ids, force=settings.base is None)
+    # Fails if the text is too short, before anything is measured.
+    source.rows(max(settings.batch_sizes), max(settings.prompt_lengths) + settings.new_tokens)
+    return source
 
 
-class Hint(LogitsProcessor):
-    """In front of all others: makes the scores of a model with random weights look like those of a language model.
+class TextHint(LogitsProcessor):
+    """The first processor: makes the scores of a model of random weights look like those of a language model.
 
-    Tokens score by how frequent they are in the text, with the model's own scores as noise, and the token that really
-    comes next as high as the best, so that it is among the candidates.
+    Tokens score by their frequency in the text, with the model's own scores as noise. The next token of the text scores
+    as high as the best, so that it is among the candidates.
     """
 
-    def __init__(self, texts: Texts, rows: Int[Tensor, "batch length"], vocab_size: int) -> None:
+    def __init__(self, source: TokenSource, rows: Int[Tensor, "batch length"], vocab_size: int) -> None:
         self.rows = rows
-        self.log_frequency = torch.bincount(cast(Tensor, texts.ids), minlength=vocab_size).to(rows.device).float().log()
+        counts = torch.bincount(cast(Tensor, source.ids), minlength=vocab_size)
+        self.log_frequency = counts.to(rows.device).float().log()
 
     @override
     def __call__(
         self, input_ids: Int[Tensor, "batch length"], scores: Float[Tensor, "batch vocab"]
     ) -> Float[Tensor, "batch vocab"]:
         likely = scores + self.log_frequency
-        true = self.rows[:, input_ids.shape[1], None]
-        return likely.scatter(-1, true, likely.amax(-1, keepdim=True))
+        following = self.rows[:, input_ids.shape[1], None]
+        return likely.scatter(-1, following, likely.amax(-1, keepdim=True))
 
 
-class Follow(LogitsProcessor):
-    """Behind all others: leaves the token that really comes next as the only one."""
+class ForceText(LogitsProcessor):
+    """The last processor: leaves the next token of the text as the only possible one."""
 
     def __init__(self, rows: Int[Tensor, "batch length"]) -> None:
         self.rows = rows
@@ -239,4 +248,5 @@ class Follow(LogitsProcessor):
     def __call__(
         self, input_ids: Int[Tensor, "batch length"], scores: Float[Tensor, "batch vocab"]
     ) -> Float[Tensor, "batch vocab"]:
-        return torch.full_like(scores, float("-inf")).scatter(-1, self.rows[:, input_ids.shape[1], None], 0.0)
+        following = self.rows[:, input_ids.shape[1], None]
+        return torch.full_like(scores, float("-inf")).scatter(-1, following, 0.0)

@@ -1,8 +1,8 @@
-"""Whether a base model and a reward model fit each other, measured on the two themselves: `rgtg check`.
+"""`rgtg check`: whether a base model and a reward model fit each other, measured on the two themselves.
 
-Each room finds one kind of thing: `models` what the two are and whether tokens and contexts fit, `exactness` whether
-cached rewards are those of plain forwards (`uncached` makes these for every kind), `pairs` how early the
-reward model tells the better answer, `cost` what a token costs. `run` calls them, `findings` is what they report.
+Each module makes one kind of finding: `models` says what the two are and whether tokens and contexts fit, `exactness`
+whether cached rewards equal those of plain forwards (`uncached` computes these), `pairs` how early the reward model
+tells the better answer, `cost` what a token costs. `run` calls them, and `findings` is the report.
 """
 
 from rgtg_logits.check.findings import CheckReport, Finding

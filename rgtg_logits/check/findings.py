@@ -1,4 +1,4 @@
-"""What was found about a pair of models: one line each, as a table and as JSON."""
+"""Findings about a pair of models: one line each, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        topic: What it belongs to, such as "tokens".
-        name: What was looked at.
+        topic: Group of checks, such as "tokens".
+        name: Name of the check.
         status: "ok", "note" (it works, but is worth knowing) or "fail" (something is not exact, or would fail).
-        value: What was found.
-        advice: What to do about it.
-        figures: The numbers behind it, in the units that `value` names; None for what is not a finite number.
+        value: The result in words.
+        advice: The remedy, if there is one.
+        figures: The numbers behind it, in the units that `value` names; None instead of a number that is not finite.
     """
 
     topic: str
@@ -41,12 +41,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Everything that was found.
+    """All findings about a pair of models.
 
     Attributes:
-        settings: What was asked for.
-        machine: Versions of torch and transformers.
-        findings: In the order of the report.
+        settings: The models and the settings of the check.
+        machine: The device, and the versions of torch and transformers.
+        findings: The findings, in the order of the report.
     """
 
     settings: Mapping[str, Any]
@@ -55,15 +55,15 @@ class CheckReport:
 
     @property
     def failed(self) -> list[Finding]:
-        """What is not exact, or would fail."""
+        """Findings of something that is not exact, or would fail."""
         return [finding for finding in self.findings if finding.status == "fail"]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything as JSON; the file appears whole or not at all, and folders on the way are made."""
+        """Writes the report as JSON; the file appears whole or not at all, and missing folders are made."""
         write_json(path, {"passed": not self.failed, **asdict(self)}, allow_nan=False)
 
     def table(self) -> Group:
-        """The findings by topic, each with what to do about it, and one line that sums up."""
+        """The findings by topic, each with its advice, and one line that sums up."""
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in ("", "", "check", "found"):
             table.add_column(column, no_wrap=column == "", overflow="fold")
@@ -71,18 +71,19 @@ class CheckReport:
         for finding in self.findings:
             if topic not in (None, finding.topic):
                 table.add_section()
-            # Text and not str, because tokens such as [PAD] would be taken for markup.
-            found = Text(finding.value)
+            # Text and not str, because rich would take a token such as [PAD] for markup.
+            value = Text(finding.value)
             if finding.advice:
-                found.append(f"\n→ {finding.advice}", style="dim")
+                value.append(f"\n→ {finding.advice}", style="dim")
             heading = Text(finding.topic if finding.topic != topic else "", style="bold")
             topic = finding.topic
-            table.add_row(heading, Text(finding.status, style=STYLES[finding.status]), Text(finding.name), found)
+            table.add_row(heading, Text(finding.status, style=STYLES[finding.status]), Text(finding.name), value)
         return Group(table, self.summary())
 
     def summary(self) -> Text:
-        """One line."""
-        count, notes = len(self.findings), sum(finding.status == "note" for finding in self.findings)
+        """The line that sums up."""
+        count = len(self.findings)
+        notes = sum(finding.status == "note" for finding in self.findings)
         if not self.failed:
             return Text(f"Nothing failed: {count} checks, {notes} with a note.", style=STYLES["ok"])
         names = ", ".join(f"{finding.topic}: {finding.name}" for finding in self.failed)

@@ -1,4 +1,4 @@
-"""What the two models are, and whether their tokens and contexts fit; no model is run."""
+"""A base model and a reward model: their description, and whether tokens and contexts fit; no model is run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ModelPair:
         prompt_format: "chat" if the reward model is to read chats; None for the text as it is.
 
     Raises:
-        InvalidArgumentError: If the reward model cannot read what `prompt_format` says.
+        InvalidArgumentError: If the reward model cannot read texts of this format.
     """
 
     base: PreTrainedModel
@@ -52,12 +52,12 @@ class ModelPair:
                 f"{self.reward_model.kind}, which scores its own next tokens. Leave --prompt-format out."
             )
         if self.prompt_format is not None:
-            # Before any model is run, because it asks both chat templates.
+            # Renders both chat templates, so that a missing one is an error before any model is run.
             self._chat_lengths([self.encode("Hello")])
 
     @cached_property
-    def _writer(self) -> Retokenizer:
-        """What puts chats for the reward model."""
+    def _retokenizer(self) -> Retokenizer:
+        """Renders chats for the reward model, and tokenises them."""
         if self.reward_model.tokenizer is None:
             raise InvalidArgumentError(
                 "Expected a reward model with its tokenizer, because it is to read chats, but it came without one. "
@@ -73,55 +73,63 @@ class ModelPair:
 
     @property
     def reads_text(self) -> bool:
-        """Whether the reward model reads text, because its tokens are others or it wants them put otherwise."""
+        """Whether the reward model reads text, because its tokens or its prompt format differ from the base model's."""
         return self.reward_model.kind == "causal" and (self.differing_tokens > 0 or self.prompt_format is not None)
 
     @property
     def pad_token_id(self) -> int | None:
-        """What pads rows, as `PartialRewardLogitsProcessor(reward_model, tokenizer=tokenizer)` finds it."""
-        own = self.tokenizer.pad_token_id
-        return own if own is not None or self.reads_text else self.reward_model.pad_token_id
+        """The token that pads rows, as `PartialRewardLogitsProcessor(reward_model, tokenizer=tokenizer)` finds it."""
+        pad_token_id = self.tokenizer.pad_token_id
+        if pad_token_id is None and not self.reads_text:
+            return self.reward_model.pad_token_id
+        return pad_token_id
 
     @property
-    def _own_vocabulary(self) -> dict[str, int]:
-        reader = self.reward_model.tokenizer
-        return self.tokenizer.get_vocab() if reader is None else reader.get_vocab()
+    def _rm_vocabulary(self) -> dict[str, int]:
+        """The reward model's tokens; without a tokenizer of its own, the base model's."""
+        rm_tokenizer = self.reward_model.tokenizer
+        return self.tokenizer.get_vocab() if rm_tokenizer is None else rm_tokenizer.get_vocab()
 
     @property
-    def _limits(self) -> tuple[int | None, int | None]:
-        """The contexts of the reward model and the base model."""
-        config = self.base.config.get_text_config()
-        return self.reward_model.max_length, getattr(config, "max_position_embeddings", None)
+    def _base_limit(self) -> int | None:
+        """The context of the base model; None without a limit."""
+        return getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
 
     def encode(self, prompt: str) -> list[int]:
-        """The tokens of a prompt, behind the token that opens every text if the tokenizer has one.
+        """Tokens of a prompt, behind the BOS token if the tokenizer has one.
 
-        For a reward model that reads chats, of a chat that the prompt begins, if the base model has a template for it.
+        For a reward model that reads chats, tokens of a chat with the prompt as its first message, if the base model
+        has a chat template.
         """
         if self.prompt_format is not None and self.tokenizer.chat_template is not None:
             chat = [{"role": "user", "content": prompt}]
-            found = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
-            return list(found["input_ids"])
-        ids, opening = encode_prompt(self.tokenizer, prompt), self.tokenizer.bos_token_id
-        return ids if opening is None or ids[:1] == [opening] else [opening, *ids]
+            encoded = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)
+            return list(encoded["input_ids"])
+        ids = encode_prompt(self.tokenizer, prompt)
+        bos = self.tokenizer.bos_token_id
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
     def room(self, prompts: Sequence[Sequence[int]]) -> int | None:
         """New tokens that fit behind the prompts in both contexts; None without a limit.
 
-        Where the reward model reads text, what fits in its context is an estimate; see `_read`.
+        Where the reward model reads text, its room is an estimate; see `_rm_lengths`.
         """
-        return min((room for room in self._rooms(prompts) if room is not None), default=None)
+        rooms = [room for room in self._rooms(prompts) if room is not None]
+        return min(rooms, default=None)
 
     def _rooms(self, prompts: Sequence[Sequence[int]]) -> tuple[int | None, int | None]:
-        """The same in each context."""
-        (own, base), (read, growth) = self._limits, self._read(prompts)
-        return (
-            None if own is None else int((own - read) / growth),
-            None if base is None else base - max(map(len, prompts)),
-        )
+        """New tokens that fit behind the prompts in the reward model's context, and in the base model's."""
+        rm_limit = self.reward_model.max_length
+        rm_room = None
+        if rm_limit is not None:
+            rm_length, growth = self._rm_lengths(prompts)
+            rm_room = int((rm_limit - rm_length) / growth)
+        base_limit = self._base_limit
+        base_room = None if base_limit is None else base_limit - max(map(len, prompts))
+        return rm_room, base_room
 
     def describe(self) -> list[Finding]:
-        """Classes, sizes, types and devices, and what the reward model was trained on."""
+        """Findings on classes, sizes, types and devices, and on what the reward model was trained on."""
         reward_model = self.reward_model
         return [
             _model("base model", self.base, f"{self.base.dtype}, {self.base.device}"),
@@ -143,12 +151,18 @@ class ModelPair:
 
     def check_vocabulary(self) -> Finding:
         """Whether token ids mean the same to both models, or the reward model reads text."""
-        base, own, differing = self.tokenizer.get_vocab(), self._own_vocabulary, self.differing_tokens
-        rows, readable = self.base.config.get_text_config().vocab_size, self._readable
-        figures = {"base_tokens": len(base), "reward_model_tokens": len(own), "differing_tokens": differing}
+        vocabulary = self.tokenizer.get_vocab()
+        rm_vocabulary = self._rm_vocabulary
+        differing = self.differing_tokens
+        base_rows = self.base.config.get_text_config().vocab_size
+        readable = self._readable
+        figures = {
+            "base_tokens": len(vocabulary), "reward_model_tokens": len(rm_vocabulary), "differing_tokens": differing,
+        }  # fmt: skip
+        same = f"the same {len(vocabulary)} tokens"
         different = (
-            f"different: {differing} of {len(base)} tokens of the base model have another id, or none, among the "
-            f"reward model's {len(own)}"
+            f"different: {differing} of {len(vocabulary)} tokens of the base model have another id, or none, among the "
+            f"reward model's {len(rm_vocabulary)}"
         )
         if differing and not self.reads_text:
             return Finding(
@@ -156,17 +170,18 @@ class ModelPair:
                 f"{different}, and a model of kind {self.reward_model.kind} scores its own next tokens",
                 "Use a reward model trained from this base model's family.", figures,
             )  # fmt: skip
-        if max((own if differing else base).values()) >= readable:
-            whose = f"{different}, which it reads as text" if differing else f"the same {len(base)} tokens"
+        largest = max((rm_vocabulary if differing else vocabulary).values())
+        if largest >= readable:
+            relation = f"{different}, which it reads as text" if differing else same
             return Finding(
                 "tokens", "vocabulary", "fail",
-                f"{whose}, but the reward model reads ids below {readable} only and some are above",
+                f"{relation}, but the reward model reads ids below {readable} only and some are above",
                 "Resize its embeddings to the tokenizer and train it again.", figures,
             )  # fmt: skip
         if self.prompt_format is not None:
             return Finding(
                 "tokens", "vocabulary", "note",
-                f"{different if differing else f'the same {len(base)} tokens'}. It reads chats (RetokenizingScorer), "
+                f"{different if differing else same}. It reads chats (RetokenizingScorer), "
                 "for top_k tokenisations per token",
                 f"Pass tokenizer= and prompt_format={self.prompt_format!r} to the processor.", figures,
             )  # fmt: skip
@@ -177,24 +192,27 @@ class ModelPair:
                 "Pass tokenizer= to the processor, which takes ids to mean the same in both otherwise. If it was "
                 "trained on chats, check again with --prompt-format chat.", figures,
             )  # fmt: skip
-        if rows > readable:
+        if base_rows > readable:
             return Finding(
                 "tokens", "vocabulary", "note",
-                f"the same {len(base)} tokens; the base model has {rows - readable} padding rows that the reward model "
+                f"{same}; the base model has {base_rows - readable} padding rows that the reward model "
                 f"lacks (ids from {readable})",
                 "An error only if one of those, which stand for no token, is among the candidates.", figures,
             )  # fmt: skip
-        return Finding("tokens", "vocabulary", "ok", f"the same {len(base)} tokens", figures=figures)
+        return Finding("tokens", "vocabulary", "ok", same, figures=figures)
 
     @property
     def _readable(self) -> int:
-        """Number of token ids that the reward model can read, and score where it scores next tokens."""
-        reader = self.reward_model
-        return reader.vocab_size if reader.kind == "causal" else min(reader.vocab_size, reader.num_next_tokens)
+        """Number of token ids that the reward model can read, and score if it scores next tokens."""
+        vocab_size = self.reward_model.vocab_size
+        if self.reward_model.kind == "causal":
+            return vocab_size
+        return min(vocab_size, self.reward_model.num_next_tokens)
 
     def check_padding(self) -> list[Finding]:
         """Whether padding can be told from text."""
-        pad, tokenizer = self.pad_token_id, self.tokenizer
+        pad = self.pad_token_id
+        tokenizer = self.tokenizer
         if pad is None:
             unknown = "the base model's tokenizer names no" if self.reads_text else "neither tokenizer names a"
             return [
@@ -205,14 +223,17 @@ class ModelPair:
                 )
             ]  # fmt: skip
         value = f"token {pad}, {tokenizer.convert_ids_to_tokens(pad)!r}"
-        status, advice = "ok", ""
+        status = "ok"
+        advice = ""
         if tokenizer.pad_token_id is None:
-            status, advice = "note", "Set tokenizer.pad_token to the same token, with which rows have to be padded."
+            status = "note"
+            advice = "Set tokenizer.pad_token to the same token, with which rows have to be padded."
             value += ", named by the reward model only"
         if pad == tokenizer.eos_token_id:
             value += ", also the end-of-text token"
         if pad == tokenizer.bos_token_id:
-            status, advice = "note", "Pass the prompts' attention_mask= to the processor if prompts begin with it."
+            status = "note"
+            advice = "Pass the prompts' attention_mask= to the processor if prompts begin with it."
             value += ", which also opens texts"
         findings = [Finding("tokens", "padding", status, value, advice)]
         if tokenizer.padding_side != "left":
@@ -226,51 +247,56 @@ class ModelPair:
 
     def check_context(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Finding:
         """Whether prompts and continuations fit into both contexts."""
-        (own, base), longest, (read, growth) = self._limits, max(map(len, prompts)), self._read(prompts)
-        limits = [limit for limit in (own, base) if limit is not None]
-        wanted = f"asked for {longest} + {new_tokens}"
-        figures = {"limit": min(limits, default=None), "prompt": longest, "new": new_tokens}
+        rm_limit = self.reward_model.max_length
+        base_limit = self._base_limit
+        limits = [limit for limit in (rm_limit, base_limit) if limit is not None]
+        shortest = min(limits, default=None)
+        longest = max(map(len, prompts))
+        request = f"asked for {longest} + {new_tokens}"
+        figures = {"limit": shortest, "prompt": longest, "new": new_tokens}
+        most = f"at most {shortest or 'no limit'} (RM {rm_limit or 'no limit'}, base {base_limit or 'no limit'})"
         if self.reads_text:
-            most = f"RM {own or 'no limit'} in the reward model's own tokens, base {base or 'no limit'}"
-            wanted += f", where the RM reads {read} + about {ceil(new_tokens * growth)}"
-            figures = {**figures, "limit": base, "reward_model_limit": own, "reward_model_prompt": read}
-        else:
-            most = f"at most {min(limits, default='no limit')} (RM {own or 'no limit'}, base {base or 'no limit'})"
+            rm_length, growth = self._rm_lengths(prompts)
+            request += f", where the RM reads {rm_length} + about {ceil(new_tokens * growth)}"
+            figures |= {"limit": base_limit, "reward_model_limit": rm_limit, "reward_model_prompt": rm_length}
+            most = f"RM {rm_limit or 'no limit'} in the reward model's own tokens, base {base_limit or 'no limit'}"
         if not limits:
-            return Finding("context", "prompt + new", "ok", f"no limit stated; {wanted}")
+            return Finding("context", "prompt + new", "ok", f"no limit stated; {request}")
         if new_tokens > (self.room(prompts) or 0):
             return Finding(
-                "context", "prompt + new", "fail", f"{most}; {wanted}, which is too long",
+                "context", "prompt + new", "fail", f"{most}; {request}, which is too long",
                 "Shorten the prompts, lower max_new_tokens, or use a model with a longer context.", figures,
             )  # fmt: skip
-        read_room, base_room = self._rooms(prompts)
-        shorter = read_room is not None and (base_room is None or read_room < base_room)
+        rm_room, base_room = self._rooms(prompts)
+        is_shorter = rm_room is not None and (base_room is None or rm_room < base_room)
         advice = (
             "Longer texts stop with an error of the reward model, not of the base model, unless the processor is told "
             "on_overflow='truncate_left'."
         )
         return Finding(
-            "context", "prompt + new", "note" if shorter else "ok", f"{most}; {wanted}", advice if shorter else "",
+            "context", "prompt + new", "note" if is_shorter else "ok", f"{most}; {request}",
+            advice if is_shorter else "",
             figures,
         )  # fmt: skip
 
-    def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[int, float]:
-        """Most tokens that the reward model reads of a prompt, and about how many of each further base token."""
-        reader = self.reward_model.tokenizer
-        if not self.reads_text or reader is None:
+    def _rm_lengths(self, prompts: Sequence[Sequence[int]]) -> tuple[int, float]:
+        """Tokens that the reward model reads of the longest prompt, and about how many of each further base token."""
+        rm_tokenizer = self.reward_model.tokenizer
+        if not self.reads_text or rm_tokenizer is None:
             return max(map(len, prompts)), 1.0
         texts = [self.tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts]
-        counts = [len(reader(text, verbose=False)["input_ids"]) for text in texts]
+        rm_counts = [len(rm_tokenizer(text, verbose=False)["input_ids"]) for text in texts]
         if self.prompt_format is None:
-            return max(counts), max(1, sum(counts)) / sum(map(len, prompts))
-        # What a template adds does not grow with the answer.
-        own = sum(len(self.tokenizer(text, verbose=False)["input_ids"]) for text in texts)
-        return max(self._chat_lengths(prompts)), max(1, sum(counts)) / max(1, own)
+            return max(rm_counts), max(1, sum(rm_counts)) / sum(map(len, prompts))
+        # Counted without the chat templates, because their tokens do not grow with the answer.
+        base_counts = [len(self.tokenizer(text, verbose=False)["input_ids"]) for text in texts]
+        return max(self._chat_lengths(prompts)), max(1, sum(rm_counts)) / max(1, sum(base_counts))
 
     def _chat_lengths(self, prompts: Sequence[Sequence[int]]) -> list[int]:
-        """How many tokens the reward model reads of each prompt, put as it wants them."""
+        """Tokens that the reward model reads of each prompt, rendered by its chat template."""
         nothing: list[list[int]] = [[] for _ in prompts]
-        return [len(row.prefix) for row in self._writer.encode([list(prompt) for prompt in prompts], nothing, nothing)]
+        encoded = self._retokenizer.encode([list(prompt) for prompt in prompts], nothing, nothing)
+        return [len(row.prefix) for row in encoded]
 
 
 def _describe_objective(config: RewardModelConfig) -> tuple[str, str]:
@@ -294,8 +320,13 @@ def _describe_objective(config: RewardModelConfig) -> tuple[str, str]:
     return "objective not stated: taken to be a full-sequence RM, whose prefix rewards are untrained", TRAIN
 
 
-def _model(name: str, model: nn.Module, where: str) -> Finding:
+def _model(name: str, model: nn.Module, placement: str) -> Finding:
     count = sum(parameter.numel() for parameter in model.parameters())
-    size = f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count:,}"
-    where = where.removeprefix("torch.")
-    return Finding("models", name, "ok", f"{type(model).__name__}, {size}, {where}", "", {"parameters": count})
+    if count >= 1e9:
+        size = f"{count / 1e9:.1f}B"
+    elif count >= 1e6:
+        size = f"{count / 1e6:.1f}M"
+    else:
+        size = f"{count:,}"
+    value = f"{type(model).__name__}, {size}, {placement.removeprefix('torch.')}"
+    return Finding("models", name, "ok", value, "", {"parameters": count})

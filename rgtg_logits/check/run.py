@@ -1,4 +1,4 @@
-"""The body of `rgtg check`: loads the two models, looks at everything, and goes on when something fails."""
+"""The body of `rgtg check`: loads the two models, runs every check, and goes on when one fails."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from itertools import count
 from typing import Any
 
 import torch
-import transformers
 from rich.progress import Progress
 
 from rgtg_logits.check.cost import describe_strategy, measure_cost
 from rgtg_logits.check.exactness import (
     STEPS,
+    ComparedScorers,
     Exactness,
-    Scorers,
     TextExactness,
+    check_random_histories,
     compare_alone,
     compare_text,
-    random_histories,
-    spread_out,
-    write,
+    evenly_spaced,
+    record_generation,
 )
 from rgtg_logits.check.findings import CheckReport, Finding
 from rgtg_logits.check.models import ModelPair
 from rgtg_logits.check.pairs import measure_prefix_accuracy, read_pairs
 from rgtg_logits.check.uncached import RelativeScorer, ReshapedScorer
 from rgtg_logits.errors import InvalidArgumentError, RGTGError, VocabularyError
+from rgtg_logits.instruments import machine
 from rgtg_logits.reward_model import KINDS, RewardModel
 from rgtg_logits.sampling import load_base_model, resolve_device
 from rgtg_logits.scorers import LogRatioScorer, ReferenceScorer, Scorer, make_scorer
@@ -42,13 +42,13 @@ PROMPTS = (
 FORMATS = ("chat",)
 PAIRS = 300
 """Most preference pairs to read: enough for a standard error of 0.03."""
-VARIATION = 0.05
-"""Total variation from which rounding changes noticeably what is drawn."""
+NOTICEABLE_VARIATION = 0.05
+"""Total variation above which rounding changes draws noticeably."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckSettings:
-    """How to check a pair of models.
+    """Settings of `rgtg check`.
 
     Attributes:
         beta: Guidance strength, above 0.
@@ -58,10 +58,10 @@ class CheckSettings:
         device: Where to run; by default a GPU if there is one.
         kind: How rewards are read, for checkpoints that do not say: "causal", "vocabulary" or "log_ratio".
         prompt_format: "chat" for a reward model that reads chats: it reads text by its own chat template, and the base
-            model continues prompts put by its own, if it has one. None: the text as it is.
-        prompts: What to continue.
+            model continues prompts by its chat template, if it has one. None: the text as it is.
+        prompts: Texts to continue.
         pairs: File or Hub id of preference pairs; None measures no prefix accuracy.
-        max_new_tokens: Length of the continuations in tokens, which has to fit into the contexts.
+        max_new_tokens: Length of the continuations in tokens, which must fit into the contexts.
         seed: Seed of every draw.
 
     Raises:
@@ -103,8 +103,8 @@ def run_check(
     Args:
         base: Hub id or folder of the base model.
         reward_model: Hub id or folder of the reward model.
-        settings: How to check.
-        progress: Where to show what is being done.
+        settings: The settings; by default those of `CheckSettings()`.
+        progress: Where to show the check under way.
 
     Raises:
         InvalidArgumentError: If the preference pairs cannot be read.
@@ -112,26 +112,26 @@ def run_check(
         RewardModelError: If the reward model is not of its kind, such as one without a scalar head.
     """
     settings = settings or CheckSettings()
-    say = _teller(progress)
-    say("reading pairs" if settings.pairs else "loading")
+    report_step = _step_reporter(progress)
+    report_step("reading pairs" if settings.pairs else "loading")
     rows = read_pairs(settings.pairs, PAIRS) if settings.pairs else []
-    say("loading the models")
+    report_step("loading the models")
     pair = load_pair(base, reward_model, settings)
-    findings = check_models(pair, settings, rows, say=say)
-    machine = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return CheckReport({"base": base, "reward_model": reward_model, **asdict(settings)}, machine, findings)
+    findings = check_models(pair, settings, rows, report_step=report_step)
+    values = {"base": base, "reward_model": reward_model, **asdict(settings)}
+    return CheckReport(values, machine(pair.base.device), findings)
 
 
 def load_pair(base: str, reward_model: str, settings: CheckSettings) -> ModelPair:
-    """Loads both onto one device; see `run_check`."""
+    """Loads both models onto one device; see `run_check`."""
     device, dtype = resolve_device(settings.device, settings.dtype)
     model, tokenizer = load_base_model(base, device, dtype)
     with warnings.catch_warnings():
-        # A finding says the same.
+        # The finding on the objective says the same.
         warnings.filterwarnings("ignore", message=".*does not say how it was trained")
-        rewards = RewardModel.from_pretrained(reward_model, kind=settings.kind, dtype=dtype)
-    rewards.model.to(device)
-    return ModelPair(model, tokenizer, rewards, settings.prompt_format)
+        loaded = RewardModel.from_pretrained(reward_model, kind=settings.kind, dtype=dtype)
+    loaded.model.to(device)
+    return ModelPair(model, tokenizer, loaded, settings.prompt_format)
 
 
 def check_models(
@@ -140,16 +140,16 @@ def check_models(
     rows: Sequence[Mapping[str, Any]] = (),
     *,
     scorer: Scorer | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    report_step: Callable[[str], None] = lambda step: None,
 ) -> list[Finding]:
     """Checks a pair of loaded models.
 
     Args:
         pair: The models.
-        settings: How to check; `dtype`, `device`, `kind`, `prompt_format` and `pairs` are not looked at.
+        settings: The settings, of which `dtype`, `device`, `kind`, `prompt_format` and `pairs` are ignored.
         rows: Preference pairs; see `measure_prefix_accuracy`.
         scorer: A scorer of your own to check; by default the one that the processor makes.
-        say: Is told what is being done.
+        report_step: Called with the name of each step.
 
     Raises:
         InvalidArgumentError: If a prompt has no token, or the preference pairs cannot be used.
@@ -161,9 +161,9 @@ def check_models(
     findings = [*pair.describe(), pair.check_vocabulary(), *pair.check_padding()]
     findings.append(pair.check_context(prompts, settings.max_new_tokens))
     if rows:
-        say(f"reading the beginnings of {len(rows)} pairs")
-        findings += _attempt("pairs", "prefix accuracy", lambda: [_prefix_accuracy(pair, rows)])
-    say("probing the reward model")
+        report_step(f"scoring prefixes of {len(rows)} pairs")
+        findings += _catching_errors("pairs", "prefix accuracy", lambda: [_prefix_accuracy(pair, rows)])
+    report_step("probing the reward model")
     try:
         scorers = build_scorers(pair, scorer, prompts)
     except VocabularyError:
@@ -172,103 +172,117 @@ def check_models(
         return [*findings, Finding("exactness", "scorer", "fail", str(error))]
     if pair.prompt_format is None:
         # Random tokens are no chat.
-        say("asking about random rows")
-        findings += _attempt("exactness", "random rows", lambda: [_random_rows(pair, scorers, settings.seed)])
-    say("writing under guidance")
-    findings += _attempt("exactness", "guided text", lambda: _guided_text(pair, scorers, prompts, settings, say))
-    say("timing")
-    findings.append(describe_strategy(scorers.fast))
-    return [*findings, *measure_cost(pair, scorers.fast, settings.prompts, top_k=settings.top_k, seed=settings.seed)]
+        report_step("scoring random rows")
+        findings += _catching_errors("exactness", "random rows", lambda: [_random_rows(pair, scorers, settings.seed)])
+    report_step("generating under guidance")
+    findings += _catching_errors(
+        "exactness", "guided text", lambda: _guided_text(pair, scorers, prompts, settings, report_step)
+    )
+    report_step("timing")
+    findings.append(describe_strategy(scorers.cached))
+    findings += measure_cost(pair, scorers.cached, settings.prompts, top_k=settings.top_k, seed=settings.seed)
+    return findings
 
 
-def build_scorers(pair: ModelPair, scorer: Scorer | None = None, prompts: Sequence[Sequence[int]] = ()) -> Scorers:
-    """The scorer that the processor makes for the pair (or another one), and those it is compared with.
+def build_scorers(
+    pair: ModelPair, scorer: Scorer | None = None, prompts: Sequence[Sequence[int]] = ()
+) -> ComparedScorers:
+    """The scorer that the processor makes for the pair (or another one), and the uncached scorers beside it.
 
     Raises:
         VocabularyError: If the reward model does not share the base model's tokens, and cannot read text.
         RewardModelError: If it cannot give rewards of prefixes.
     """
-    fast = scorer or make_scorer(pair.reward_model, pair.tokenizer, prompt_format=pair.prompt_format)
-    models, tokenizer = [pair.reward_model], pair.tokenizer if pair.reads_text else None
-    if isinstance(fast, LogRatioScorer) and fast.reference is not None:
-        models.append(fast.reference)
-    plain, reshaped = (
-        [way(model, tokenizer, prompt_format=pair.prompt_format, prompts=prompts) for model in models]
-        for way in (ReferenceScorer, ReshapedScorer)
-    )
-    # Of two models, the coarser type decides what is rounding.
+    cached = scorer or make_scorer(pair.reward_model, pair.tokenizer, prompt_format=pair.prompt_format)
+    models = [pair.reward_model]
+    if isinstance(cached, LogRatioScorer) and cached.reference is not None:
+        models.append(cached.reference)
+    tokenizer = pair.tokenizer if pair.reads_text else None
+    options: dict[str, Any] = {"prompt_format": pair.prompt_format, "prompts": prompts}
+    references = [ReferenceScorer(model, tokenizer, **options) for model in models]
+    reshaped = [ReshapedScorer(model, tokenizer, **options) for model in models]
+    # Of two models, the coarser type sets the size of rounding.
     dtype = max((model.dtype for model in models), key=lambda dtype: torch.finfo(dtype).eps)
     if pair.reward_model.kind == "log_ratio":
-        return Scorers(fast, RelativeScorer(plain), RelativeScorer(reshaped), dtype)
-    return Scorers(fast, plain[0], reshaped[0], dtype)
+        return ComparedScorers(cached, RelativeScorer(references), RelativeScorer(reshaped), dtype)
+    return ComparedScorers(cached, references[0], reshaped[0], dtype)
 
 
-def _teller(progress: Progress | None) -> Callable[[str], None]:
+def _step_reporter(progress: Progress | None) -> Callable[[str], None]:
+    """A function that shows the name of a step."""
     if progress is None:
-        return lambda text: None
+        return lambda step: None
     task = progress.add_task("", total=None)
-    return lambda text: progress.update(task, description=text)
+    return lambda step: progress.update(task, description=step)
 
 
-def _attempt(topic: str, name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
-    """What is found; an error that the user's own program would meet is a finding as well."""
+def _catching_errors(topic: str, name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """Findings of a check; an error that the user's own program would meet is a finding as well."""
     try:
-        return look()
+        return check()
     except InvalidArgumentError:
         raise
     except RGTGError as error:
         return [Finding(topic, name, "fail", str(error))]
 
 
-def _random_rows(pair: ModelPair, scorers: Scorers, seed: int) -> Finding:
-    size = scorers.fast.vocab_size or scorers.plain.vocab_size
-    exactness, broken = random_histories(scorers, vocab_size=size, pad_token_id=pair.pad_token_id or 0, seed=seed)
-    return _compared("random rows", exactness, broken)
+def _random_rows(pair: ModelPair, scorers: ComparedScorers, seed: int) -> Finding:
+    vocab_size = scorers.cached.vocab_size or scorers.reference.vocab_size
+    exactness, broken = check_random_histories(
+        scorers, vocab_size=vocab_size, pad_token_id=pair.pad_token_id or 0, seed=seed
+    )
+    return _exactness_finding("random rows", exactness, broken)
 
 
 def _guided_text(
     pair: ModelPair,
-    scorers: Scorers,
+    scorers: ComparedScorers,
     prompts: Sequence[Sequence[int]],
     settings: CheckSettings,
-    say: Callable[[str], None],
+    report_step: Callable[[str], None],
 ) -> list[Finding]:
+    new_tokens = settings.max_new_tokens
     room = pair.room(prompts)
-    new_tokens = settings.max_new_tokens if room is None else max(1, min(settings.max_new_tokens, room))
-    written = write(
-        pair.base, scorers.fast, prompts, beta=settings.beta, top_k=settings.top_k,
+    if room is not None:
+        new_tokens = max(1, min(new_tokens, room))
+    generated = record_generation(
+        pair.base, scorers.cached, prompts, beta=settings.beta, top_k=settings.top_k,
         new_tokens=new_tokens, pad_token_id=pair.pad_token_id or 0, seed=settings.seed,
     )  # fmt: skip
-    questions, done = spread_out(written, STEPS), count(1)
+    requests = evenly_spaced(generated, STEPS)
+    numbers = count(1)
     text = compare_text(
-        questions, scorers, beta=settings.beta,
-        advance=lambda: say(f"computing rewards without a cache, step {next(done)} of {len(questions)}"),
+        requests, scorers, beta=settings.beta,
+        advance=lambda: report_step(f"scoring without a cache, step {next(numbers)} of {len(requests)}"),
     )  # fmt: skip
-    say("asking about each row alone")
-    batch, padding = compare_alone(spread_out(questions, 3), scorers.fast)
+    report_step("scoring each row alone")
+    in_batch, in_padding = compare_alone(evenly_spaced(requests, 3), scorers.cached)
     return [
-        _compared("cached = uncached", text.rewards),
-        _compared("batch = alone", replace(text.rewards, worst=batch)),
-        _compared("padded = bare", replace(text.rewards, worst=padding)),
+        _exactness_finding("cached = uncached", text.rewards),
+        _exactness_finding("batch = alone", replace(text.rewards, worst=in_batch)),
+        _exactness_finding("padded = bare", replace(text.rewards, worst=in_padding)),
         *_rounding(text, scorers.dtype),
         *_distributions(text, settings.beta),
     ]
 
 
-def _compared(name: str, found: Exactness, broken: str | None = None) -> Finding:
-    value = (
-        f"{found.worst:.1e} at worst, {found.ratio:.1e} of the spread "
-        f"(allowed {found.tolerance / found.spread if found.spread else 0:.1e})"
-    )
-    figures = {"worst": found.worst, "spread": found.spread, "noise": found.noise, "tolerance": found.tolerance}
-    if found.exact:
+def _exactness_finding(name: str, exactness: Exactness, broken: str | None = None) -> Finding:
+    allowed = exactness.tolerance / exactness.spread if exactness.spread else 0
+    value = f"{exactness.worst:.1e} at worst, {exactness.ratio:.1e} of the spread (allowed {allowed:.1e})"
+    figures = {
+        "worst": exactness.worst, "spread": exactness.spread, "noise": exactness.noise,
+        "tolerance": exactness.tolerance,
+    }  # fmt: skip
+    if exactness.exact:
         return Finding("exactness", name, "ok", value, figures=figures)
     advice = "Do not use this pair as it is. Try --dtype float32; if that fails too, report the architecture."
-    return Finding("exactness", name, "fail", value if broken is None else f"{value}. {broken}", advice, figures)
+    if broken is not None:
+        value += f". {broken}"
+    return Finding("exactness", name, "fail", value, advice, figures)
 
 
 def _rounding(text: TextExactness, dtype: torch.dtype) -> list[Finding]:
-    """In half precision, how little the comparison proves."""
+    """A note where rounding is so large, as in half precision, that the comparison proves little."""
     if text.rewards.tolerance <= 0.01 * text.rewards.spread:
         return []
     value = (
@@ -279,18 +293,23 @@ def _rounding(text: TextExactness, dtype: torch.dtype) -> list[Finding]:
 
 
 def _distributions(text: TextExactness, beta: float) -> list[Finding]:
-    noisy, weak = text.variation > VARIATION, text.shift < 0.01
-    status = "ok" if not noisy else "note" if text.rewards.exact else "fail"
+    status = "ok"
+    advice = ""
+    if text.variation > NOTICEABLE_VARIATION:
+        status = "fail"
+        if text.rewards.exact:
+            status = "note"
+            advice = "Load the reward model in float32, or lower beta."
+    is_weak = text.shift < 0.01
     drawn = f"{text.variation:.1e} of the probability moves at worst, {text.mean_variation:.1e} on average"
     moves = f"beta {beta:g} moves {text.shift:.2f} of the probability; rewards spread by {text.rewards.spread:.2g}"
     return [
         Finding(
-            "exactness", "guided draws", status, drawn,
-            "Load the reward model in float32, or lower beta." if status == "note" else "",
+            "exactness", "guided draws", status, drawn, advice,
             {"worst": text.variation, "mean": text.mean_variation, "two_shapes": text.noise_variation},
         ),
         Finding(
-            "guidance", "strength", "note" if weak else "ok", moves, "Raise beta." if weak else "",
+            "guidance", "strength", "note" if is_weak else "ok", moves, "Raise beta." if is_weak else "",
             {"shift": text.shift, "spread": text.rewards.spread},
         ),
     ]  # fmt: skip
@@ -298,17 +317,21 @@ def _distributions(text: TextExactness, beta: float) -> list[Finding]:
 
 def _prefix_accuracy(pair: ModelPair, rows: Sequence[Mapping[str, Any]]) -> Finding:
     if pair.reward_model.config.reference is not None:
-        value = "not measured: the reward is the difference of two models, and only one of them is asked here"
+        value = "not measured: the reward is the difference of two models, and only one of them is read here"
         return Finding("pairs", "prefix accuracy", "note", value)
-    found = measure_prefix_accuracy(pair.reward_model, rows)
-    chance = [str(percent) for percent, share in found.accuracy.items() if share - 2 * found.standard_error <= 0.5]
-    value = (
-        f"{' / '.join(f'{share:.2f}' for share in found.accuracy.values())} at "
-        f"{' / '.join(map(str, found.accuracy))} % of the answer ({found.pairs} pairs, standard error "
-        f"{found.standard_error:.2f}"
-    )
-    value += f", {found.cut} cut to the context" * bool(found.cut)
-    value += f", {found.left_out} left out" * bool(found.left_out) + ")"
+    result = measure_prefix_accuracy(pair.reward_model, rows)
+    chance = []
+    for percent, accuracy in result.accuracy.items():
+        if accuracy - 2 * result.standard_error <= 0.5:
+            chance.append(str(percent))
+    details = f"{result.pairs} pairs, standard error {result.standard_error:.2f}"
+    if result.cut:
+        details += f", {result.cut} cut to the context"
+    if result.left_out:
+        details += f", {result.left_out} left out"
+    accuracies = " / ".join(f"{accuracy:.2f}" for accuracy in result.accuracy.values())
+    percents = " / ".join(map(str, result.accuracy))
+    value = f"{accuracies} at {percents} % of the answer ({details})"
     advice = f"At {', '.join(chance)} % it cannot be told from guessing, 0.5." if chance else ""
-    figures = {f"at_{percent}": share for percent, share in found.accuracy.items()}
+    figures = {f"at_{percent}": accuracy for percent, accuracy in result.accuracy.items()}
     return Finding("pairs", "prefix accuracy", "note" if chance else "ok", value, advice, figures)

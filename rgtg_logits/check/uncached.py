@@ -1,4 +1,4 @@
-"""Scorers without a cache for every kind of reward model, in two batch shapes, which a cached one is compared with."""
+"""Scorers without a cache, in other batch shapes than the reference, that cached scorers are compared with."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rgtg_logits.scorers import ReferenceScorer, Scorer
 
-EXTRA = 3
-"""Columns of padding added to see whether padding matters."""
+EXTRA_PADDING = 3
+"""Columns of padding that are added to find out whether padding matters."""
 
 
 class ReshapedScorer(ReferenceScorer):
@@ -35,25 +35,26 @@ class ReshapedScorer(ReferenceScorer):
             width = max(map(len, texts))
             tokens = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts])
             mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
-            found = self.reward_model.score_tokens(padded(tokens), padded(mask))
-            ends = mask.sum(-1, keepdim=True).to(found.device) + EXTRA - 1
-            rewards[row] = found.gather(1, ends)[:, 0]
+            prefix_rewards = self.reward_model.score_tokens(pad_left(tokens), pad_left(mask))
+            ends = mask.sum(-1, keepdim=True).to(prefix_rewards.device) + EXTRA_PADDING - 1
+            rewards[row] = prefix_rewards.gather(1, ends)[:, 0]
         return rewards
 
 
 class RelativeScorer(Scorer):
-    """The rewards of a policy less those of its reference, if there is one, each row around its mean.
+    """Log-probabilities of a policy less those of its reference, if it has one, each row around its mean.
 
-    A total over a long text is large beside the one term that the candidates differ by, and so would be what passes for
-    its rounding. A constant per row is free.
+    A constant per row is free, and it is large: the sum over a long text, beside the one term by which candidates
+    differ. Left in, it would set the size of rounding.
 
     Args:
-        scorers: Of the policy and perhaps of its reference.
+        scorers: The policy's scorer, and perhaps its reference's.
     """
 
     def __init__(self, scorers: Sequence[Scorer]) -> None:
         self.scorers = scorers
-        self.vocab_size, self.pad_token_id = scorers[0].vocab_size, scorers[0].pad_token_id
+        self.vocab_size = scorers[0].vocab_size
+        self.pad_token_id = scorers[0].pad_token_id
 
     def score(
         self,
@@ -61,12 +62,13 @@ class RelativeScorer(Scorer):
         attention_mask: Int[Tensor, "batch length"],
         candidates: Int[Tensor, "batch k"],
     ) -> Float[Tensor, "batch k"]:
-        """Asks both; see `Scorer.score`."""
-        policy, *reference = (scorer.score(rows, attention_mask, candidates) for scorer in self.scorers)
-        rewards = policy - reference[0] if reference else policy
+        """Calls each scorer once; see `Scorer.score`."""
+        rewards = self.scorers[0].score(rows, attention_mask, candidates)
+        for reference in self.scorers[1:]:
+            rewards = rewards - reference.score(rows, attention_mask, candidates)
         return rewards - rewards.mean(-1, keepdim=True)
 
 
-def padded(rows: Int[Tensor, "batch length"]) -> Int[Tensor, "batch longer"]:
-    """Rows, or their mask, with some more padding on the left."""
-    return torch.nn.functional.pad(rows, (EXTRA, 0))
+def pad_left(rows: Int[Tensor, "batch length"]) -> Int[Tensor, "batch longer"]:
+    """Rows, or their mask, with `EXTRA_PADDING` more columns of padding on the left."""
+    return torch.nn.functional.pad(rows, (EXTRA_PADDING, 0))

@@ -59,9 +59,9 @@ def benchmark(
         list[str] | None,
         typer.Option(
             metavar="METHOD",
-            help="Method to measure; may be given several times. By default plain, floor, ours, replicated and "
+            help="Method to measure; may be given several times. By default plain, floor, guided, replicated and "
             "recompute; there are compiled, top_p, vocabulary, log_ratio, log_ratio_pair, retokenizing and weighted "
-            "too. With --train: ours, shared_prompt, trl and row_per_prefix.",
+            "too. With --train: partial_bt, shared_prompt, trl and row_per_prefix.",
         ),
     ] = None,
     way: Annotated[list[str] | None, typer.Option(metavar="METHOD", hidden=True)] = None,
@@ -92,13 +92,13 @@ def benchmark(
         seed=seed,
     )  # fmt: skip
     if train:
-        _benchmark_training({**common, **_given(ways=method, answer_length=answer_length)}, output)
+        _benchmark_training({**common, **_given(methods=method, answer_length=answer_length)}, output)
         return
     from rgtg_logits.benchmark import BenchmarkSettings, run_benchmark, run_profile
 
     settings = BenchmarkSettings(
         base=base, reward_model=reward_model, text=text, new_tokens=new_tokens, dtype=dtype, prepack=prepack,
-        **common, **_given(arms=method, top_ks=top_k),
+        **common, **_given(methods=method, top_ks=top_k),
     )  # fmt: skip
     with progress_bar() as progress:
         report = run_benchmark(settings, progress)
@@ -113,10 +113,10 @@ def benchmark(
 
 
 def _benchmark_training(options: dict[str, Any], output: Path | None) -> None:
-    from rgtg_logits.benchmark import TrainingSettings, run_training_benchmark
+    from rgtg_logits.benchmark import TrainingBenchmarkSettings, run_training_benchmark
 
     with needs_extra("train"), progress_bar() as progress:
-        report = run_training_benchmark(TrainingSettings(**options), progress)
+        report = run_training_benchmark(TrainingBenchmarkSettings(**options), progress)
     Console().print(report.table())
     if output is not None:
         report.save(output)

@@ -14,12 +14,13 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 
 from rgtg_logits.candidates import CandidateRule
 from rgtg_logits.errors import ContextLengthError, InvalidArgumentError
-from rgtg_logits.evaluate.divergence import DivergenceMeter, Reads, Stopwatch, count_reads
+from rgtg_logits.evaluate.divergence import DivergenceMeter
 from rgtg_logits.evaluate.diversity import distinct
 from rgtg_logits.evaluate.methods import Policy
 from rgtg_logits.evaluate.models import MethodModels, load_models
 from rgtg_logits.evaluate.records import Record
 from rgtg_logits.guidance import scatter_to_vocabulary, truncate
+from rgtg_logits.instruments import ForwardCount, Stopwatch, count_forwards
 from rgtg_logits.processor import PartialRewardLogitsProcessor
 from rgtg_logits.sampling import Answer, InverseTransformProcessor, Prompt, Sampler, reward_function
 
@@ -142,7 +143,7 @@ class _BatchCost(NamedTuple):
     rows: int
     steps: int
     seconds: float
-    reads: Reads
+    reads: ForwardCount
 
 
 class Decoder:
@@ -202,7 +203,7 @@ class Decoder:
         """
         self._check_lengths(prompts)
         stopwatch = Stopwatch(self._models.generator.device)
-        with count_reads(self._models.readers) as reads:
+        with count_forwards(self._models.readers) as reads:
             draws = [self._draw(prompts, number, draw, stopwatch) for draw in range(self._policy.method.best_of)]
         steps = max(len(sample.new) for samples in draws for sample in samples)
         cost = _BatchCost(len(prompts), steps, stopwatch.seconds, reads)

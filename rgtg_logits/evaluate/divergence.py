@@ -2,84 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 from transformers import Cache, LogitsProcessor
 
+from rgtg_logits.instruments import Stopwatch
 from rgtg_logits.reward_model import RewardModel, positions
 from rgtg_logits.sampling import InverseTransformProcessor, float64_device, support
-
-
-class Stopwatch:
-    """Seconds, with pauses. An accelerator is waited for before the clock is read.
-
-    Attributes:
-        seconds: Those that have passed in blocks that were timed, without those that were not counted.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self.seconds = device, 0.0
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Counts the time of the block."""
-        begun = self._now()
-        yield
-        self.seconds += self._now() - begun
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves the time of the block out of the one around it."""
-        begun = self._now()
-        yield
-        self.seconds -= self._now() - begun
-
-    def _now(self) -> float:
-        # What is read back has waited for everything before it.
-        torch.zeros(1, device=self._device).cpu()
-        return time.perf_counter()
-
-
-@dataclass
-class Reads:
-    """What reward models have read.
-
-    Attributes:
-        forwards: Forwards.
-        tokens: Tokens of these, rows × columns, padding included.
-    """
-
-    forwards: int = 0
-    tokens: int = 0
-
-
-@contextmanager
-def count_reads(readers: Sequence[nn.Module]) -> Iterator[Reads]:
-    """Counts the forwards of modules while the block runs.
-
-    Args:
-        readers: The modules, none of which calls another.
-    """
-    reads = Reads()
-
-    def note(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        shown = arguments[0] if arguments else named.get("input_ids")
-        # A model may look its tokens up before it hands them to its backbone.
-        shown = named["inputs_embeds"] if shown is None else shown
-        reads.forwards += 1
-        reads.tokens += shown.shape[0] * shown.shape[1]
-
-    with ExitStack() as stack:
-        for reader in readers:
-            stack.callback(reader.register_forward_pre_hook(note, with_kwargs=True).remove)
-        yield reads
 
 
 class BaseModelSession:

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
+from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model.config import RewardModelConfig, read_config
 from rgtg_logits.reward_model.forward import (
     BackboneForward,
@@ -223,6 +224,7 @@ class RewardModel(SavingMixin):
         """Kind of attention of each layer, where the config lists them."""
         return getattr(self.text_config, "layer_types", None)
 
+    @profiled("reward model")
     def hidden_states(
         self,
         input_ids: Int[Tensor, "batch new"],
@@ -289,6 +291,7 @@ class RewardModel(SavingMixin):
         same = torch.equal(got.float(), wanted.to(got.device, torch.float32))
         return (twin, layer) if same else None
 
+    @profiled("head")
     def rewards(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape"]:
         """Reads rewards (float32, the model's own unit) from states of the last layer.
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.engine import (
     CachedScorer,
@@ -112,6 +113,7 @@ class RetokenizingScorer(CachedScorer):
         with self._lock:
             self._prompts.prompt_lengths(_texts(rows[running], attention_mask[running]))
 
+    @profiled("tokenisation")
     def _request(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> ScoreRequest:
         texts = _texts(rows, attention_mask)
         ends = self._prompts.prompt_lengths(texts)

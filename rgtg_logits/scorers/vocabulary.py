@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from rgtg_logits.padding import PADDING
+from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.engine import CachedScorer, EngineOptions, ScoreRequest, TokenTree
 
@@ -51,6 +52,7 @@ class VocabularyScorer(CachedScorer):
             rewards_from_states=self._rewards_from_states,
         )
 
+    @profiled("head")
     def _rewards_from_states(
         self, states: Float[Tensor, "rows 1 state"], candidates: Int[Tensor, "rows k"]
     ) -> Float[Tensor, "rows k"]:
@@ -78,6 +80,7 @@ class LogProbabilityScorer(VocabularyScorer):
         # All logits are needed to normalise.
         return None
 
+    @profiled("head")
     def _rewards_from_states(
         self, logits: Float[Tensor, "rows 1 vocab"], candidates: Int[Tensor, "rows k"]
     ) -> Float[Tensor, "rows k"]:

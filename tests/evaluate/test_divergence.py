@@ -1,16 +1,15 @@
-"""The instruments by themselves: the session of the base model, sums over unfinished rows, counts, time."""
+"""The divergence meter by itself: the session of the base model, sums over unfinished rows."""
 
 import math
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from rgtg_logits import RewardModel, RewardModelConfig
-from rgtg_logits.evaluate import divergence as module
-from rgtg_logits.evaluate.divergence import BaseModelSession, DivergenceMeter, Stopwatch, count_reads
+from rgtg_logits.evaluate.divergence import BaseModelSession, DivergenceMeter
+from rgtg_logits.instruments import Stopwatch
 from rgtg_logits.sampling import InverseTransformProcessor
-from rgtg_logits.testing import EOS, PAD, TINY, VOCAB_SIZE, tiny_base_model, tiny_reward_model, tiny_vocabulary_model
+from rgtg_logits.testing import EOS, PAD, TINY, VOCAB_SIZE, tiny_base_model
 
 RAGGED = [[7, 3, 9, 11, 4, 20, 31, 17, 23, 9], [5, 8], [2, 13, 40, 41]]
 POLICY = RewardModelConfig(kind="log_ratio")
@@ -81,46 +80,3 @@ def test_rare_tokens_are_measured_in_double_precision():
     wanted = float((wide.exp() * (wide + math.log(4))).sum())
     meter, _ = measured([policy], [base], [[0.5]])
     assert meter.kl.tolist() == pytest.approx([wanted], rel=1e-14)
-
-
-@pytest.mark.parametrize(
-    ("model", "kind"),
-    [
-        (tiny_reward_model, "causal"), (lambda: tiny_reward_model("gpt2"), "causal"),
-        (tiny_vocabulary_model, "vocabulary"), (lambda: tiny_vocabulary_model("gemma2"), "log_ratio"),
-    ],
-)  # fmt: skip
-def test_a_forward_counts_once(model, kind):
-    reward_model = RewardModel(model(), config=RewardModelConfig(kind=kind))
-    with count_reads([reward_model.backbone]) as reads:
-        reward_model.score_tokens(torch.tensor([[5, 6, 7], [8, 9, 10]]))
-        assert (reads.forwards, reads.tokens) == (1, 6)
-        reward_model.hidden_states(torch.tensor([[5]]), None, None)
-    reward_model.score_tokens(torch.tensor([[5, 6, 7]]))
-    assert (reads.forwards, reads.tokens) == (2, 7)
-
-
-def test_embeddings_count_as_tokens():
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=5, n_embd=8, n_layer=1, n_head=1)).eval()
-    with count_reads([model.transformer]) as reads:
-        model(inputs_embeds=torch.zeros(2, 3, 8))
-    assert (reads.forwards, reads.tokens) == (1, 6)
-
-
-def test_an_error_leaves_no_hook():
-    model = tiny_base_model()
-    with pytest.raises(IndexError), count_reads([model.model]):
-        model(torch.tensor([[VOCAB_SIZE]]))
-    assert not model.model._forward_pre_hooks
-
-
-def test_pauses_do_not_count(monkeypatch):
-    times = iter([10.0, 11.0, 13.0, 17.0, 30.0, 31.5])
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(times))
-    stopwatch = Stopwatch(torch.device("cpu"))
-    with stopwatch.counting(), stopwatch.paused():
-        pass
-    assert stopwatch.seconds == 5.0
-    with stopwatch.counting():
-        pass
-    assert stopwatch.seconds == 6.5

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Cache
 from typing_extensions import override
 
+from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import positions
 from rgtg_logits.scorers.engine.kv_cache import PrefixCache
 from rgtg_logits.scorers.engine.strategy import Step, Strategy
@@ -110,6 +111,7 @@ class ExpandedCache(Strategy):
             raise TypeError("The model returns no cache.")
         return states, cache
 
+    @profiled("cache")
     def _restore_cache(self, step: Step) -> int:
         """Brings the cache to the prefix that it shares with the rows now; returns its number of columns."""
         kept = step.plan.kept_length

@@ -17,6 +17,7 @@ from transformers import CompileConfig
 
 from rgtg_logits.errors import ContextLengthError, NonFiniteRewardError, VocabularyError
 from rgtg_logits.padding import PADDING
+from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.engine.options import check_options
 from rgtg_logits.scorers.engine.probe import choose_strategy
@@ -101,6 +102,7 @@ class ScoringEngine:
         """Memory that the cache of the previous rows holds."""
         return self._strategy.cache_bytes()
 
+    @profiled("plan")
     def score(self, request: ScoreRequest) -> Float[Tensor, "batch k"]:
         """Returns rewards (float32, on the model's device); 0 in finished rows.
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel, positions
 from rgtg_logits.scorers.engine.kv_cache import PrefixCache
 from rgtg_logits.scorers.engine.strategy import Step, Strategy
@@ -103,6 +104,7 @@ class TreeAttention(Strategy):
         # A recorded CUDA graph writes its next result into the same memory.
         return _end_states(states.clone(), token_tree)
 
+    @profiled("cache")
     def _restore_cache(self, step: Step) -> int:
         """Brings the cache to the prefix that it shares with the rows now; returns its number of columns."""
         kept = step.plan.kept_length
@@ -117,6 +119,7 @@ class TreeAttention(Strategy):
         self._cache.accept(kept, kept + step.sampled_nodes)
         return kept + 1
 
+    @profiled("attention mask")
     def _mask(
         self,
         attention_mask: Tensor,
