@@ -4,7 +4,7 @@ from rgtg_logits.reward_model.classifiers import classifier_class
 from rgtg_logits.reward_model.config import KINDS, RewardModelConfig
 from rgtg_logits.reward_model.forward import output_scores, token_scores
 from rgtg_logits.reward_model.loading import HUB_ARGUMENTS, check_decoder, check_labels
-from rgtg_logits.reward_model.model import RewardModel, positions
+from rgtg_logits.reward_model.model import RewardModel, positions, unwrap_adapter
 from rgtg_logits.reward_model.saving import push_folder
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "positions",
     "push_folder",
     "token_scores",
+    "unwrap_adapter",
 ]
