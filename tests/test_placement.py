@@ -105,7 +105,7 @@ def test_a_quantised_checkpoint_survives_saving(bits, tmp_path):
 
 def test_tokens_that_change_each_others_rewards():
     load = partial(RewardModel.from_pretrained, TRAINED, dtype=torch.float32)
-    with pytest.warns(UserWarning, match=r"quantised by LLM.int8\(\), .* depends on what is read along with it. Pass"):
+    with pytest.warns(UserWarning, match=r"quantised by LLM.int8\(\), .* depends on the other rows of its batch. Pass"):
         mixing = load(quantization_config=bitsandbytes(8, llm_int8_threshold=6.0))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*LLM.int8")
