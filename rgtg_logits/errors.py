@@ -1,4 +1,4 @@
-"""The errors of this library.
+"""The exceptions of this library.
 
     RGTGError
     ├── InvalidArgumentError   (also a ValueError)   an argument out of its range
@@ -6,18 +6,18 @@
     ├── HubError               (also an OSError)     an upload that the Hub refused, or that was cut off
     ├── RewardModelError       (also a ValueError)   a model that cannot give rewards of prefixes
     ├── VocabularyError        (also a ValueError)   the reward model does not know the base model's tokens
-    ├── PaddingError           (also a ValueError)   padding that cannot be told from text
+    ├── PaddingError           (also a ValueError)   padding that cannot be distinguished from text
     ├── ContextLengthError     (also a ValueError)   a prefix longer than the reward model can read
     └── NonFiniteRewardError   (also a ValueError)   a reward that is NaN or infinite
 
-Every message says what was expected, what came, and what to do.
+Every message says what was expected, what was passed or found, and what to do.
 """
 
 from __future__ import annotations
 
 
 class RGTGError(Exception):
-    """Anything this library raises on purpose."""
+    """Base class of all exceptions that this library raises on purpose."""
 
 
 class InvalidArgumentError(RGTGError, ValueError):
@@ -29,7 +29,7 @@ class CheckpointError(RGTGError, OSError):
 
 
 class HubError(RGTGError, OSError):
-    """The Hub refused an upload, or it was cut off; the repository is as it was, unless the message says otherwise."""
+    """The Hub refused an upload, or it was cut off; the repository is unchanged, unless the message says otherwise."""
 
 
 class RewardModelError(RGTGError, ValueError):
@@ -41,7 +41,7 @@ class VocabularyError(RGTGError, ValueError):
 
 
 class PaddingError(RGTGError, ValueError):
-    """Padding cannot be told from text."""
+    """Padding cannot be distinguished from text."""
 
 
 class ContextLengthError(RGTGError, ValueError):

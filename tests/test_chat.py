@@ -107,17 +107,17 @@ def test_messages_are_recovered(key, contents, system, has_system):
     contents = contents[: len(contents) - 1 + len(contents) % 2]
     given_messages = conversation(*contents, system=system if has_system and name not in WITHOUT_SYSTEM else None)
     prompt = prompt_of(parser._tokenizer, given_messages)
-    found = parser.parse(prompt)
-    assert found.prefill == ""
+    parsed = parser.parse(prompt)
+    assert parsed.prefill == ""
     trimmed = [{**message, "content": message["content"].strip()} for message in given_messages]
     if name in TRIMS:
         # Llama 2 trims what follows the system message and that message not at all; the template cannot tell.
-        assert [{**message, "content": message["content"].strip()} for message in found.messages] == trimmed
+        assert [{**message, "content": message["content"].strip()} for message in parsed.messages] == trimmed
     elif name == "qwen3":
-        assert [message["role"] for message in found.messages] == [message["role"] for message in given_messages]
+        assert [message["role"] for message in parsed.messages] == [message["role"] for message in given_messages]
     else:
-        assert found.messages == given_messages
-    assert prompt_of(parser._tokenizer, found.messages) == prompt
+        assert parsed.messages == given_messages
+    assert prompt_of(parser._tokenizer, parsed.messages) == prompt
 
 
 def test_a_system_prompt_of_the_template_is_no_message():
@@ -139,20 +139,20 @@ def test_an_answer_that_the_prompt_begins():
     parser = ChatPromptParser(with_template("qwen3"))
     tokenizer = parser._tokenizer
     prompt = prompt_of(tokenizer, conversation("hi"), enable_thinking=False)
-    found = parser.parse(prompt)
-    assert (found.messages, found.prefill) == (conversation("hi"), "<think>\n\n</think>\n\n")
+    parsed = parser.parse(prompt)
+    assert (parsed.messages, parsed.prefill) == (conversation("hi"), "<think>\n\n</think>\n\n")
     started = parser.parse((*prompt_of(tokenizer, conversation("hi")), *tokenizer("Well, ")["input_ids"]))
     assert (started.messages, started.answer_content("yes")) == (conversation("hi"), "Well, yes")
 
 
 def test_white_space_that_the_template_puts_before_answers_is_no_content():
     parser = ChatPromptParser(with_template("llama2", "llama2"))
-    found = parser.parse(prompt_of(parser._tokenizer, conversation("hi", "ho", "hu")))
+    parsed = parser.parse(prompt_of(parser._tokenizer, conversation("hi", "ho", "hu")))
     assert (
-        found.answer_indent,
-        found.answer_content(" Yes"),
-        found.answer_content(""),
-        found.answer_content("No"),
+        parsed.answer_indent,
+        parsed.answer_content(" Yes"),
+        parsed.answer_content(""),
+        parsed.answer_content("No"),
     ) == (" ", "Yes", "", "No")
     assert (
         ChatPromptParser(with_template("chatml"))
@@ -213,10 +213,10 @@ def test_an_open_answer_is_where_the_closed_one_is(name, contents, answer):
         [*messages, {"role": "assistant", "content": answer}], tokenize=False
     )
     trims_before = name in TRIMS or name == "qwen3"
-    said = answer.lstrip("\n" if name == "qwen3" else None) if trims_before else answer
-    assert left_open.endswith(said)
+    content = answer.lstrip("\n" if name == "qwen3" else None) if trims_before else answer
+    assert left_open.endswith(content)
     assert closed.startswith(left_open.rstrip() if name in TRIMS else left_open)
-    assert left_open.removesuffix(said) == RENDERERS[name].render(messages, "", finished=False)
+    assert left_open.removesuffix(content) == RENDERERS[name].render(messages, "", finished=False)
 
 
 RENDERERS = {name: ChatRenderer(with_template(name)) for name in TEMPLATES}
@@ -248,14 +248,14 @@ def test_a_reward_model_whose_template_refuses_the_roles():
 @pytest.mark.parametrize("base_name", ["llama2", "qwen"])
 def test_chats_are_tokenised_without_further_special_tokens(base_name):
     base = with_template(base_name, "llama2", adds_bos=True)
-    own = with_template("llama3", "gpt2", adds_bos=True, adds_eos=True)
+    rm_tokenizer = with_template("llama3", "gpt2", adds_bos=True, adds_eos=True)
     messages = conversation("Was it good?", "No.", "Was it long?")
     prompt = list(prompt_of(base, messages))
     answer = base("Yes", add_special_tokens=False)["input_ids"]
-    encoded = Retokenizer(base, own, "chat").encode([prompt], [answer], [[EOS, answer[0]]])[0]
-    closed = own.apply_chat_template([*messages, {"role": "assistant", "content": "Yes"}], tokenize=False)
-    assert encoded.candidates[0] == own(closed, add_special_tokens=False)["input_ids"]
+    encoded = Retokenizer(base, rm_tokenizer, "chat").encode([prompt], [answer], [[EOS, answer[0]]])[0]
+    closed = rm_tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": "Yes"}], tokenize=False)
+    assert encoded.candidates[0] == rm_tokenizer(closed, add_special_tokens=False)["input_ids"]
     left_open = closed.removesuffix("<|im_end|>")
-    assert encoded.prefix == own(left_open, add_special_tokens=False)["input_ids"]
+    assert encoded.prefix == rm_tokenizer(left_open, add_special_tokens=False)["input_ids"]
     more = base.decode([*answer, answer[0]]).removeprefix("Yes")
-    assert encoded.candidates[1] == own(left_open + more, add_special_tokens=False)["input_ids"]
+    assert encoded.candidates[1] == rm_tokenizer(left_open + more, add_special_tokens=False)["input_ids"]

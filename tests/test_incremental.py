@@ -168,10 +168,10 @@ def test_texts_of_segments_are_texts_of_the_whole(segments, kind, tokens, text, 
 @given(st.data())
 def test_an_incremental_generation_is_one_from_scratch(segments, data):
     kinds = st.sampled_from(sorted(TOKENIZER_KINDS))
-    (base, *_), (own, *_) = decoders(data.draw(kinds)), decoders(data.draw(kinds))
+    (base, *_), (rm_tokenizer, *_) = decoders(data.draw(kinds)), decoders(data.draw(kinds))
     prompt = base(data.draw(TEXTS), add_special_tokens=False)["input_ids"]
     answer = [*base(data.draw(TEXTS), add_special_tokens=False)["input_ids"], *data.draw(st.lists(st.integers(0, 440)))]
-    fast, slow = (Retokenizer(base, own, incremental=is_incremental) for is_incremental in (True, False))
+    fast, slow = (Retokenizer(base, rm_tokenizer, incremental=is_incremental) for is_incremental in (True, False))
     for length in range(0, len(answer), max(1, len(answer) // 5)):
         candidates = [EOS, *data.draw(st.lists(st.integers(0, 440), max_size=5)), *answer[length : length + 1]]
         step = [prompt], [answer[:length]], [candidates]

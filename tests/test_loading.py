@@ -68,8 +68,8 @@ def built(request):
 
 
 def same_weights(one, other):
-    wanted, got = one.state_dict(), other.state_dict()
-    return wanted.keys() == got.keys() and all(torch.equal(wanted[name], got[name]) for name in wanted)
+    expected, loaded = one.state_dict(), other.state_dict()
+    return expected.keys() == loaded.keys() and all(torch.equal(expected[name], loaded[name]) for name in expected)
 
 
 # Architectures without a classifier class
@@ -101,7 +101,7 @@ def test_the_laws_on_built_classifiers(built):
 
 
 def test_a_language_models_weights_fit_the_built_classifier(built, tmp_path):
-    """As when a reward model is trained from it: everything but the head is found."""
+    """As when a reward model is trained from it: only the head is missing."""
     model = AutoModelForCausalLM.from_config(built.config)
     model.save_pretrained(tmp_path)
     loaded, info = type(built).from_pretrained(tmp_path, output_loading_info=True)
@@ -257,12 +257,12 @@ def test_an_adapter_on_a_reward_model_need_not_bring_a_head(tmp_path):
 def test_an_adapter_on_a_language_model(kind, base, tmp_path):
     adapted = lora(AutoModelForCausalLM.from_pretrained(base), tmp_path, task="CAUSAL_LM")
     reward_model = RewardModel(adapted, tiny_tokenizer(), config=RewardModelConfig(kind=kind))
-    reward_model.save_pretrained(tmp_path / "said")
+    reward_model.save_pretrained(tmp_path / "marked")
     adapted.save_pretrained(tmp_path / "unsaid")
     with pytest.raises(CheckpointError, match=r"of task type SEQ_CLS, .* \(CAUSAL_LM\). If .* pass kind='vocabulary'"):
         RewardModel.from_pretrained(tmp_path / "unsaid")
     for loaded in (
-        RewardModel.from_pretrained(tmp_path / "said"),
+        RewardModel.from_pretrained(tmp_path / "marked"),
         RewardModel.from_pretrained(tmp_path / "unsaid", kind=kind),
     ):
         assert loaded.kind == kind

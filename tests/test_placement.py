@@ -34,11 +34,11 @@ def bitsandbytes(bits, **arguments):
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **arguments)
 
 
-WAYS = {
+METHODS = {
     "torchao-8": (partial(torchao, 8), torch.float32),
     "torchao-4": (partial(torchao, 4), torch.float32),
     "bitsandbytes-8": (partial(bitsandbytes, 8), torch.float32),
-    # Its 4-bit kernels on a CPU compute in bfloat16 whatever they are asked for.
+    # Its 4-bit kernels on a CPU compute in bfloat16 whatever dtype is requested.
     "bitsandbytes-4": (partial(bitsandbytes, 4), torch.bfloat16),
 }
 
@@ -48,16 +48,16 @@ def full():
     return RewardModel.from_pretrained(TRAINED, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_quantised_rewards(way, full):
-    make, dtype = WAYS[way]
+@pytest.mark.parametrize("method", METHODS)
+def test_quantised_rewards(method, full):
+    make, dtype = METHODS[method]
     reward_model = RewardModel.from_pretrained(TRAINED, quantization_config=make(), dtype=dtype)
     assert type(reward_model.head.weight) is torch.nn.Parameter and reward_model.head.weight.dtype == dtype
     linear = reward_model.backbone.layers[0].mlp.up_proj
     assert type(linear) is not torch.nn.Linear or type(linear.weight) is not torch.nn.Parameter, "nothing was quantised"
     prompts = ["<|endoftext|>"] * len(RESPONSES)
-    got, wanted = reward_model.score(prompts, RESPONSES), full.score(prompts, RESPONSES)
-    assert torch.allclose(got, wanted, atol=0.02 if way.endswith("8") else 0.15)
+    quantised, expected = reward_model.score(prompts, RESPONSES), full.score(prompts, RESPONSES)
+    assert torch.allclose(quantised, expected, atol=0.02 if method.endswith("8") else 0.15)
     # Rewards in bfloat16 are a few hundredths apart.
     tolerance = 1e-4 if dtype == torch.float32 else 0.05
     check_scorer(CausalScorer(reward_model), ReferenceScorer(reward_model), rounds=1, tolerance=tolerance)
@@ -105,7 +105,7 @@ def test_a_quantised_checkpoint_survives_saving(bits, tmp_path):
 
 def test_tokens_that_change_each_others_rewards():
     load = partial(RewardModel.from_pretrained, TRAINED, dtype=torch.float32)
-    with pytest.warns(UserWarning, match=r"quantised by LLM.int8\(\), .* depends on what is read along with it. Pass"):
+    with pytest.warns(UserWarning, match=r"quantised by LLM.int8\(\), .* depends on the other rows of its batch. Pass"):
         mixing = load(quantization_config=bitsandbytes(8, llm_int8_threshold=6.0))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*LLM.int8")
@@ -131,8 +131,8 @@ OFFLOADED = {"model.embed_tokens": "disk", "model.layers.0": "cpu", "model.layer
 def test_device_maps(kind, device_map, tmp_path):
     pytest.importorskip("accelerate", reason="device maps need accelerate")
     model = (tiny_reward_model if kind == "causal" else tiny_vocabulary_model)(vocab_size=300)
-    wanted = RewardModel(model, tiny_tokenizer(), config=RewardModelConfig(kind=kind))
-    wanted.save_pretrained(tmp_path / "rm")
+    expected = RewardModel(model, tiny_tokenizer(), config=RewardModelConfig(kind=kind))
+    expected.save_pretrained(tmp_path / "rm")
     if device_map is OFFLOADED:
         device_map = {**OFFLOADED, "model.rotary_emb": "cpu", "score" if kind == "causal" else "lm_head": "disk"}
     loaded = RewardModel.from_pretrained(tmp_path / "rm", device_map=device_map, offload_folder=tmp_path / "offload")
@@ -141,6 +141,6 @@ def test_device_maps(kind, device_map, tmp_path):
     )
     ids = torch.randint(2, 300, (2, 9))
     assert loaded.device == torch.device("cpu")
-    assert torch.allclose(loaded.score_tokens(ids), wanted.score_tokens(ids), atol=1e-5)
+    assert torch.allclose(loaded.score_tokens(ids), expected.score_tokens(ids), atol=1e-5)
     if kind == "causal":
         check_scorer(CausalScorer(loaded), ReferenceScorer(loaded), rounds=1)

@@ -136,5 +136,5 @@ def test_random_histories_of_prompts(data):
         for _ in range(data.draw(st.integers(1, 5))):
             shown = data.draw(st.lists(st.sampled_from(running[number]), min_size=1, max_size=4))
             assert memory.prompt_lengths([row for row, _ in shown]) == [length for _, length in shown]
-            seen = [([*row, data.draw(st.integers(0, 3))], length) for row, length in shown]
-            running[number] = shown + seen
+            extended = [([*row, data.draw(st.integers(0, 3))], length) for row, length in shown]
+            running[number] = shown + extended

@@ -41,15 +41,15 @@ def byte_text(base, row):
 
 def slow_text(base, row):
     """The text of a row, one token left out at a time while it ends within a character."""
-    said = [token for token in row if token not in base.added_tokens_decoder]
-    texts = [base.decode(said[: max(0, len(said) - missing)], skip_special_tokens=True) for missing in range(4)]
+    ordinary = [token for token in row if token not in base.added_tokens_decoder]
+    texts = [base.decode(ordinary[: max(0, len(ordinary) - missing)], skip_special_tokens=True) for missing in range(4)]
     if not texts[0].endswith("\ufffd"):
         return texts[0]
     return max((re.sub("\ufffd+$", "", text) for text in texts), key=len)
 
 
-def slow_tokens(own, text, adds_eos, closed=False):
-    ids = own(text)["input_ids"]
+def slow_tokens(rm_tokenizer, text, adds_eos, closed=False):
+    ids = rm_tokenizer(text)["input_ids"]
     if adds_eos:
         assert ids[-1] == EOS
         ids = ids[:-1]
@@ -79,18 +79,18 @@ def as_tokens(drawn, base):
 def test_tokens_are_those_of_the_whole_text_from_scratch(data):
     kinds = st.sampled_from(sorted(TOKENIZER_KINDS))
     adds_bos, adds_eos = data.draw(st.booleans()), data.draw(st.booleans())
-    base, own = tokenizer(data.draw(kinds)), tokenizer(data.draw(kinds), adds_bos, adds_eos)
+    base, rm_tokenizer = tokenizer(data.draw(kinds)), tokenizer(data.draw(kinds), adds_bos, adds_eos)
     prompts, answers = ([as_tokens(data.draw(ROWS), base) for _ in range(2)] for _ in range(2))
     candidates = [[EOS, PAD, *data.draw(st.lists(st.integers(0, len(base) - 1), min_size=1, max_size=6))]] * 2
-    encoded = Retokenizer(base, own).encode(prompts, answers, candidates)
+    encoded = Retokenizer(base, rm_tokenizer).encode(prompts, answers, candidates)
     for prompt, answer, row in zip(prompts, answers, encoded, strict=True):
         so_far = slow_text(base, prompt + answer)
-        assert row.prefix == row.candidates[1] == slow_tokens(own, so_far, adds_eos)
-        assert row.candidates[0] == slow_tokens(own, so_far, adds_eos, closed=True)
+        assert row.prefix == row.candidates[1] == slow_tokens(rm_tokenizer, so_far, adds_eos)
+        assert row.candidates[0] == slow_tokens(rm_tokenizer, so_far, adds_eos, closed=True)
         for token, ids in zip(candidates[0][1:], row.candidates[1:], strict=True):
             closed = token == EOS
             text = so_far if closed else slow_text(base, [*prompt, *answer, token])
-            assert ids == slow_tokens(own, text, adds_eos, closed)
+            assert ids == slow_tokens(rm_tokenizer, text, adds_eos, closed)
 
 
 @settings(max_examples=100, deadline=None)
@@ -100,10 +100,10 @@ def test_tokenizers_that_run_in_python(row, text, candidates):
     python, fast = ByT5Tokenizer(), tokenizer("llama3")
     answer = fast(text)["input_ids"]
     encoded = Retokenizer(fast, python).encode([row], [answer], [candidates])[0]
-    own, texts = Detokenizer(fast).decode_candidates([*row, *answer], candidates)
-    assert encoded.prefix == slow_tokens(python, own, adds_eos=True)
+    so_far, texts = Detokenizer(fast).decode_candidates([*row, *answer], candidates)
+    assert encoded.prefix == slow_tokens(python, so_far, adds_eos=True)
     assert encoded.candidates == [
-        slow_tokens(python, own if token == EOS else text, adds_eos=True, closed=token == EOS)
+        slow_tokens(python, so_far if token == EOS else text, adds_eos=True, closed=token == EOS)
         for token, text in zip(candidates, texts, strict=True)
     ]
     row = [token for token in row if token > 2] + python(text)["input_ids"][:-1]
@@ -136,26 +136,28 @@ def test_prompt_and_answer_make_the_whole_text_wherever_a_row_is_cut(kind):
 def test_the_answer_keeps_its_first_space_and_its_first_character():
     base = tokenizer("llama2")
     prompt, answer = (base(text, add_special_tokens=False)["input_ids"] for text in ("the film", "was"))
-    seen = []
-    Retokenizer(base, tokenizer("gpt2"), lambda *texts: seen.append(texts) or "x").encode([prompt], [answer], [[5]])
-    assert seen[0] == ("the film", " was")
+    formatted = []
+    Retokenizer(base, tokenizer("gpt2"), lambda *texts: formatted.append(texts) or "x").encode(
+        [prompt], [answer], [[5]]
+    )
+    assert formatted[0] == ("the film", " was")
     half = [base.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in "中".encode()]
-    seen.clear()
-    retokenizer = Retokenizer(base, tokenizer("gpt2"), lambda *texts: seen.append(texts) or "x")
+    formatted.clear()
+    retokenizer = Retokenizer(base, tokenizer("gpt2"), lambda *texts: formatted.append(texts) or "x")
     retokenizer.encode([[*prompt, half[0]]], [half[1:]], [[5]])
-    assert seen[0] == ("the film", "中")
+    assert formatted[0] == ("the film", "中")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama2"])
 def test_half_a_character_adds_nothing_and_takes_nothing_away(kind):
-    base, own = tokenizer(kind), tokenizer("llama3")
+    base, rm_tokenizer = tokenizer(kind), tokenizer("llama3")
     row = [byte_token(base, kind, byte) for byte in "a 中é".encode()]
     halves = [byte_token(base, kind, byte) for byte in "中".encode()[:2]]
     detokenizer = Detokenizer(base)
     assert detokenizer.decode_candidates(row, halves[:1]) == ("a 中é", ["a 中é"])
     assert detokenizer.decode([*row, *halves]) == "a 中é"
-    encoded = Retokenizer(base, own).encode([row], [halves[:1]], [halves[1:]])[0]
-    assert encoded.prefix == encoded.candidates[0] == own("a 中é")["input_ids"]
+    encoded = Retokenizer(base, rm_tokenizer).encode([row], [halves[:1]], [halves[1:]])[0]
+    assert encoded.prefix == encoded.candidates[0] == rm_tokenizer("a 中é")["input_ids"]
 
 
 def byte_token(base, kind, byte):
@@ -165,17 +167,19 @@ def byte_token(base, kind, byte):
 
 
 def test_every_end_of_text_token_counts_and_other_special_tokens_say_nothing():
-    base, own = tokenizer("gpt2"), tokenizer("llama3", adds_bos=True)
+    base, rm_tokenizer = tokenizer("gpt2"), tokenizer("llama3", adds_bos=True)
     prompt, answer = (base(text)["input_ids"] for text in ("the film", " was good"))
-    encoded = Retokenizer(base, own, eos_token_ids=[4]).encode([prompt], [answer], [[EOS, 4, 3, PAD, 10_000]])[0]
-    assert encoded.prefix == own("the film was good")["input_ids"]
+    encoded = Retokenizer(base, rm_tokenizer, eos_token_ids=[4]).encode([prompt], [answer], [[EOS, 4, 3, PAD, 10_000]])[
+        0
+    ]
+    assert encoded.prefix == rm_tokenizer("the film was good")["input_ids"]
     assert encoded.candidates == [[*encoded.prefix, EOS]] * 2 + [encoded.prefix] * 3
 
 
 def test_a_reward_model_without_an_end_of_text_token_reads_the_text_so_far():
-    own = tiny_tokenizer(kind="llama3")
-    own.eos_token = None
-    encoded = Retokenizer(tokenizer("gpt2"), own).encode([[70]], [[71]], [[EOS]])[0]
+    rm_tokenizer = tiny_tokenizer(kind="llama3")
+    rm_tokenizer.eos_token = None
+    encoded = Retokenizer(tokenizer("gpt2"), rm_tokenizer).encode([[70]], [[71]], [[EOS]])[0]
     assert encoded.candidates == [encoded.prefix]
 
 
@@ -187,14 +191,14 @@ def test_no_rows_and_rows_without_text():
 
 
 def test_a_format_of_the_users_own():
-    base, own = tokenizer("llama2"), tokenizer("gpt2", adds_bos=True, adds_eos=True)
+    base, rm_tokenizer = tokenizer("llama2"), tokenizer("gpt2", adds_bos=True, adds_eos=True)
     prompt, answer = base("Was it good?")["input_ids"], base("Yes")["input_ids"]
-    retokenizer = Retokenizer(base, own, lambda prompt, answer: f"Q: {prompt}\nA:{answer}")
+    retokenizer = Retokenizer(base, rm_tokenizer, lambda prompt, answer: f"Q: {prompt}\nA:{answer}")
     encoded = retokenizer.encode([prompt], [answer], [[EOS, *base.convert_tokens_to_ids(["▁the"])]])[0]
-    closed = own("Q: Was it good?\nA: Yes")["input_ids"]
+    closed = rm_tokenizer("Q: Was it good?\nA: Yes")["input_ids"]
     assert closed[-1] == EOS
     assert encoded.prefix == closed[:-1]
-    assert encoded.candidates == [closed, own("Q: Was it good?\nA: Yes the")["input_ids"][:-1]]
+    assert encoded.candidates == [closed, rm_tokenizer("Q: Was it good?\nA: Yes the")["input_ids"][:-1]]
 
 
 def test_a_format_that_is_none():

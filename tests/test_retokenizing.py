@@ -26,8 +26,10 @@ TEXTS = ["the film was good and the end was bad", "a café 映画 😀", "we'll 
 
 def reward_model(model_type="llama", kind="gpt2", **tokenizer):
     # Fewer merges than the base model's, so that tokens of the two begin and end in different places.
-    own = tiny_tokenizer(kind=kind, vocab_size=340, **tokenizer)
-    return RewardModel(tiny_reward_model(model_type, vocab_size=len(own) + 8, max_position_embeddings=512), own)
+    rm_tokenizer = tiny_tokenizer(kind=kind, vocab_size=340, **tokenizer)
+    return RewardModel(
+        tiny_reward_model(model_type, vocab_size=len(rm_tokenizer) + 8, max_position_embeddings=512), rm_tokenizer
+    )
 
 
 def base_tokenizer(kind="gpt2"):
@@ -43,24 +45,24 @@ class WholeTexts(Scorer):
 
     def text(self, ids):
         special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
-        said = [token for token in ids if token not in special and token < len(self.tokenizer)]
+        ordinary = [token for token in ids if token not in special and token < len(self.tokenizer)]
         readings = [
-            self.tokenizer.decode(said[: len(said) - cut], clean_up_tokenization_spaces=False).rstrip("\ufffd")
-            for cut in range(min(4, len(said)) + 1)
+            self.tokenizer.decode(ordinary[: len(ordinary) - cut], clean_up_tokenization_spaces=False).rstrip("\ufffd")
+            for cut in range(min(4, len(ordinary)) + 1)
         ]
-        # A row that ends within a character says what it said before that character.
-        whole = self.tokenizer.decode(said, clean_up_tokenization_spaces=False)
+        # The text of a row that ends within a character ends before that character.
+        whole = self.tokenizer.decode(ordinary, clean_up_tokenization_spaces=False)
         return max(readings, key=len) if whole.endswith("\ufffd") else whole
 
     def tokens(self, row, candidate):
-        own, closed = self.reward_model.tokenizer, candidate == self.tokenizer.eos_token_id
+        rm_tokenizer, closed = self.reward_model.tokenizer, candidate == self.tokenizer.eos_token_id
         text = self.text(row if closed else [*row, candidate])
         if self.render is not None:
             prompt = next(prompt for prompt in self.prompts if row[: len(prompt)] == prompt)
             prompt_text = self.text(prompt)
             text = self.render(prompt_text, text[len(prompt_text) :])
-        ids = own(text)["input_ids"]
-        return [*ids, own.eos_token_id] if closed else ids
+        ids = rm_tokenizer(text)["input_ids"]
+        return [*ids, rm_tokenizer.eos_token_id] if closed else ids
 
     def score(self, rows, attention_mask, candidates):
         rewards = torch.zeros(candidates.shape)
@@ -78,10 +80,10 @@ def test_the_laws_on_every_architecture(model_type):
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
-@pytest.mark.parametrize("own", TOKENIZER_KINDS)
+@pytest.mark.parametrize("rm_tokenizer", TOKENIZER_KINDS)
 @pytest.mark.parametrize("base", TOKENIZER_KINDS)
-def test_the_laws_on_every_pair_of_tokenizers(base, own, adds_bos):
-    model, tokenizer = reward_model(kind=own, adds_bos=adds_bos), base_tokenizer(base)
+def test_the_laws_on_every_pair_of_tokenizers(base, rm_tokenizer, adds_bos):
+    model, tokenizer = reward_model(kind=rm_tokenizer, adds_bos=adds_bos), base_tokenizer(base)
     check_scorer(RetokenizingScorer(model, tokenizer), WholeTexts(model, tokenizer), rounds=1)
 
 
@@ -158,8 +160,8 @@ def test_generations_with_a_template(mode):
         assert compare(calls, WholeTexts(model, tokenizer, template, prompts), 0.7, 5) >= 10
 
 
-def test_a_prompt_stays_one_when_a_single_candidate_is_drawn_unasked():
-    """Where one token is left, no reward is asked for; the rows must be seen all the same."""
+def test_a_prompt_stays_one_when_a_single_candidate_is_drawn_without_rewards():
+    """Where one token is left, no reward is needed; the scorer must be shown the rows all the same."""
     model, tokenizer = reward_model(), base_tokenizer()
     processor = PartialRewardLogitsProcessor(model, tokenizer=tokenizer, prompt_format=template, beta=0.7, top_k=5)
     turns = iter(range(100))
@@ -168,9 +170,9 @@ def test_a_prompt_stays_one_when_a_single_candidate_is_drawn_unasked():
         return [300] if next(turns) % 3 else [300, 301, 302, 303]
 
     calls, prompts = generate(processor, tokenizer, TEXTS[:1], prefix_allowed_tokens_fn=allowed)
-    asked = [call for call in calls if (call[1] > -torch.inf).sum() > 1]
-    assert 2 <= len(asked) < len(calls)
-    assert compare(asked, WholeTexts(model, tokenizer, template, prompts), 0.7, 5) == len(asked)
+    scored = [call for call in calls if (call[1] > -torch.inf).sum() > 1]
+    assert 2 <= len(scored) < len(calls)
+    assert compare(scored, WholeTexts(model, tokenizer, template, prompts), 0.7, 5) == len(scored)
 
 
 def test_assisted_decoding():

@@ -16,8 +16,8 @@ def test_the_reward_of_every_prefix_is_the_models_own_logit(model_type):
     ids = torch.randint(2, VOCAB_SIZE, (1, 12))
     rewards = RewardModel(model).score_tokens(ids)
     for length in range(1, 13):
-        own = model(input_ids=ids[:, :length]).logits[0, 0]
-        assert float(rewards[0, length - 1]) == pytest.approx(float(own), abs=1e-5)
+        logit = model(input_ids=ids[:, :length]).logits[0, 0]
+        assert float(rewards[0, length - 1]) == pytest.approx(float(logit), abs=1e-5)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bloom", "mistral"])

@@ -48,7 +48,7 @@ def whole(prompts, responses):
 
 
 class Whole(Scorer):
-    """What `whole` says, one candidate at a time from all tokens."""
+    """The rewards of `whole`, one candidate at a time, from all tokens."""
 
     vocab_size = SIZE
 
@@ -61,7 +61,7 @@ class Whole(Scorer):
         return rewards
 
 
-def ask(scorer, rows, candidates):
+def score(scorer, rows, candidates):
     rows, candidates = torch.as_tensor(rows), torch.as_tensor(candidates)
     return scorer.score(rows, infer_attention_mask(rows, PAD), candidates)
 
@@ -85,11 +85,11 @@ class Oracle:
 
     @torch.no_grad()
     def reward(self, prompt, answer):
-        said = TOKENIZER.decode(prompt, skip_special_tokens=True).rstrip("\ufffd")
+        prompt_text = TOKENIZER.decode(prompt, skip_special_tokens=True).rstrip("\ufffd")
         text = TOKENIZER.decode(prompt + answer, skip_special_tokens=True).rstrip("\ufffd")
-        assert text.startswith(said)
+        assert text.startswith(prompt_text)
         logit = self.model(torch.tensor([prompt + answer])).logits[0, 0]
-        return self.weights[0] * float(logit) + self.weights[1] * judge([said], [text[len(said) :]])[0]
+        return self.weights[0] * float(logit) + self.weights[1] * judge([prompt_text], [text[len(prompt_text) :]])[0]
 
     def check(self, calls, prompts):
         width, compared = calls[0][0].shape[1], 0
@@ -132,42 +132,42 @@ class Counting(Scorer):
         return candidates.float()
 
 
-def test_every_distinct_reward_is_asked_once():
-    counting, asked = Counting(), []
+def test_every_distinct_reward_is_computed_once():
+    counting, calls = Counting(), []
 
     def function(prompts, responses):
-        asked.append(list(zip(prompts, responses, strict=True)))
+        calls.append(list(zip(prompts, responses, strict=True)))
         return torch.tensor([[1.0]] * len(prompts))[:, 0]
 
     scorer = WeightedScorer([counting, function, counting, function], [1, 1, 2, 3], tokenizer=TOKENIZER)
     prompt = TOKENIZER("the film")["input_ids"]
     word = TOKENIZER(" was")["input_ids"][0]
     candidates = [[word, EOS, PAD, word]] * 3
-    rewards = ask(scorer, [prompt, prompt, [*prompt[:-2], PAD, PAD]], candidates)
+    rewards = score(scorer, [prompt, prompt, [*prompt[:-2], PAD, PAD]], candidates)
     assert counting.calls == 1
     # Special tokens add nothing, so that there are two responses; equal rows and the finished row add none.
-    assert asked == [[("the film", TOKENIZER.decode([word])), ("the film", "")]]
+    assert calls == [[("the film", TOKENIZER.decode([word])), ("the film", "")]]
     expected = 3 * torch.tensor(candidates).float()
     expected[:2] += 4
     assert torch.equal(rewards, expected)
 
 
 def test_finished_rows_alone_cost_no_call():
-    def unaskable(prompts, responses):
-        raise AssertionError("the function was asked")
+    def uncallable(prompts, responses):
+        raise AssertionError("the function was called")
 
-    scorer = WeightedScorer([unaskable], [1.0], tokenizer=TOKENIZER)
-    assert (ask(scorer, [[60, EOS, PAD, PAD]], [[61, 62]]) == 0).all()
+    scorer = WeightedScorer([uncallable], [1.0], tokenizer=TOKENIZER)
+    assert (score(scorer, [[60, EOS, PAD, PAD]], [[61, 62]]) == 0).all()
 
 
 def test_the_answer_so_far_is_judged_when_the_text_ends():
-    seen = []
-    scorer = WeightedScorer([lambda *pairs: seen.append(pairs) or [0.0] * len(pairs[0])], [1.0], tokenizer=TOKENIZER)
+    calls = []
+    scorer = WeightedScorer([lambda *pairs: calls.append(pairs) or [0.0] * len(pairs[0])], [1.0], tokenizer=TOKENIZER)
     prompt, (word, more) = TOKENIZER("the film")["input_ids"], TOKENIZER(" was bad")["input_ids"][:2]
-    ask(scorer, [prompt], [[word, EOS]])
-    ask(scorer, [[*prompt, word]], [[more, EOS]])
-    said = [TOKENIZER.decode(tokens) for tokens in ([word, more], [word])]
-    assert seen[1] == (["the film"] * 2, said)
+    score(scorer, [prompt], [[word, EOS]])
+    score(scorer, [[*prompt, word]], [[more, EOS]])
+    responses = [TOKENIZER.decode(tokens) for tokens in ([word, more], [word])]
+    assert calls[1] == (["the film"] * 2, responses)
 
 
 def test_the_smallest_vocabulary_and_the_pad_token_that_is_known():
@@ -236,7 +236,7 @@ def test_bad_arguments(arguments, message):
 def test_bad_answers(answer, message):
     scorer = WeightedScorer([lambda prompts, responses: answer], [1.0], tokenizer=TOKENIZER)
     with pytest.raises(InvalidArgumentError, match=message):
-        ask(scorer, [[60, 61]], [[70, 71]])
+        score(scorer, [[60, 61]], [[70, 71]])
 
 
 def test_rewards_that_are_not_finite():
@@ -244,31 +244,31 @@ def test_rewards_that_are_not_finite():
         return [float("inf") if response == TOKENIZER.decode([71]) else 0.0 for response in responses]
 
     with pytest.raises(NonFiniteRewardError, match=r"reward of row 1 with token 71 is inf, by .*broken. Let it return"):
-        ask(WeightedScorer([Whole(), broken], [1, 0], tokenizer=TOKENIZER), [[60, 61]] * 2, [[70, 72], [70, 71]])
+        score(WeightedScorer([Whole(), broken], [1, 0], tokenizer=TOKENIZER), [[60, 61]] * 2, [[70, 72], [70, 71]])
     with pytest.raises(NonFiniteRewardError, match="reward of row 0 with token 5 is inf, by the weighted sum"):
-        ask(WeightedScorer([Counting()], [1e38]), [[60, 61]], [[1, 5]])
+        score(WeightedScorer([Counting()], [1e38]), [[60, 61]], [[1, 5]])
 
 
 def test_models_are_taken_as_they_are():
     model = tiny_reward_model(vocab_size=SIZE)
     rows, candidates = [[60, 61, 62]], [[70, 71]]
-    got = ask(WeightedScorer([model, RewardModel(model)], [1, 2]), rows, candidates)
-    assert torch.allclose(got, 3 * ask(ReferenceScorer(RewardModel(model)), rows, candidates), atol=1e-4)
+    got = score(WeightedScorer([model, RewardModel(model)], [1, 2]), rows, candidates)
+    assert torch.allclose(got, 3 * score(ReferenceScorer(RewardModel(model)), rows, candidates), atol=1e-4)
 
 
 @pytest.mark.parametrize("rewards", [(0.5, 1), [torch.tensor(0.5), torch.tensor(1.0)], torch.tensor([0.5, 1.0]).half()])
 def test_whatever_holds_numbers_is_a_sequence_of_rewards(rewards):
     scorer = WeightedScorer([lambda prompts, responses: rewards], [2.0], tokenizer=TOKENIZER)
-    assert ask(scorer, [[60, 61]], [[70, 71]]).tolist() == [[1.0, 2.0]]
+    assert score(scorer, [[60, 61]], [[70, 71]]).tolist() == [[1.0, 2.0]]
 
 
-def test_a_prompt_stays_one_when_a_single_candidate_is_drawn_unasked():
-    """Where one token is left, no reward is asked for; the rows must be seen all the same."""
+def test_a_prompt_stays_one_when_a_single_candidate_is_drawn_without_rewards():
+    """Where one token is left, no reward is needed; the scorer must be shown the rows all the same."""
     tokenizer = tiny_tokenizer()
-    base, seen = tiny_base_model(vocab_size=len(tokenizer)), []
+    base, pairs = tiny_base_model(vocab_size=len(tokenizer)), []
 
     def judge(prompts, responses):
-        seen.extend(zip(prompts, responses, strict=True))
+        pairs.extend(zip(prompts, responses, strict=True))
         return [0.1 * len(response) for response in responses]
 
     turns = iter(range(100))
@@ -279,8 +279,8 @@ def test_a_prompt_stays_one_when_a_single_candidate_is_drawn_unasked():
             prefix_allowed_tokens_fn=lambda *_: [290] if next(turns) % 3 else [290, 291, 292],
             logits_processor=[processor],
         )  # fmt: skip
-    assert len(seen) >= 6
-    assert {prompt for prompt, _ in seen} == {"the film"}
+    assert len(pairs) >= 6
+    assert {prompt for prompt, _ in pairs} == {"the film"}
 
 
 def test_models_get_the_scorer_of_their_kind(tmp_path):

@@ -1,4 +1,4 @@
-"""Threads that run one at a time, so that generations interleave as a schedule says, and the same way every time."""
+"""Threads that run one at a time, so that generations interleave by a schedule, the same every time."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Condition
@@ -13,34 +13,37 @@ class Turns:
     """
 
     def __init__(self, schedule):
-        self.schedule, self.running, self.turn, self.changed = iter(schedule), [], 0, Condition()
+        self.schedule = iter(schedule)
+        self.running = []
+        self.turn = 0
+        self.changed = Condition()
 
     def run(self, tasks):
-        """Calls each task with a function that pauses it; what the first one raises is raised here."""
+        """Calls each task with a function that pauses it; the first exception of a task is raised here."""
         self.running = [*range(len(tasks))]
         with ThreadPoolExecutor(len(tasks)) as threads:
-            lives = [threads.submit(self._live, me, task) for me, task in enumerate(tasks)]
-        for life in lives:
-            life.result()
+            futures = [threads.submit(self._run, index, task) for index, task in enumerate(tasks)]
+        for future in futures:
+            future.result()
 
-    def _live(self, me, task):
-        self._wait(me)
+    def _run(self, index, task):
+        self._wait(index)
         try:
-            task(lambda: self._pause(me))
+            task(lambda: self._pause(index))
         finally:
             with self.changed:
-                self.running.remove(me)
+                self.running.remove(index)
                 if self.running:
                     self._pass_on(self.running[0])
 
-    def _pause(self, me):
+    def _pause(self, index):
         with self.changed:
-            self._pass_on(me)
-        self._wait(me)
+            self._pass_on(index)
+        self._wait(index)
 
-    def _wait(self, me):
+    def _wait(self, index):
         with self.changed:
-            self.changed.wait_for(lambda: self.turn == me)
+            self.changed.wait_for(lambda: self.turn == index)
 
     def _pass_on(self, default):
         following = next(self.schedule, None)

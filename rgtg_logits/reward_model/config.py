@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: the dict `rgtg` in its `config.json`."""
+"""The dict `rgtg` in the `config.json` of a checkpoint: how its rewards are read, and how it was trained."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from rgtg_logits.errors import CheckpointError, InvalidArgumentError
 from rgtg_logits.objectives import OBJECTIVES
 
 KINDS = ("causal", "vocabulary", "log_ratio")
+"""Ways to read rewards from a model; see `RewardModelConfig`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModelConfig:
-    """What `config.rgtg` says about a reward model.
+    """The contents of `config.rgtg`.
 
     Attributes:
         version: Version of this dict.
         kind: How a reward is read. "causal": by a scalar head on the state of each token. "vocabulary": the logit of
-            token v behind a prefix is the reward of prefix + v (as FaRMA trains it, arXiv 2502.04517).
-            "log_ratio": the log-probability of each token is what it adds to the reward (GenARM, arXiv 2410.08193;
-            an implicit reward of DPO, arXiv 2305.18290).
+            token v after a prefix is the reward of prefix + v (as FaRMA trains it, arXiv 2502.04517). "log_ratio": each
+            token adds its log-probability to the reward (GenARM, arXiv 2410.08193; the implicit reward of DPO, arXiv
+            2305.18290).
         objective: Name of the training objective, such as "partial_bt" (Bradley-Terry on every prefix pair, arXiv
             2406.07780) or "full_bt" (on whole sequences only); see `rgtg_logits.objectives`. None if unknown.
         reference: For "log_ratio" alone: Hub id or folder of the reference model of a DPO pair, whose log-probability
             is subtracted; None for the log-probability alone.
-        unit: What a reward is measured in, in words.
-        beta: The strength that the objective itself has, if it has one. Of "soft_value": that of the KL-regularised
-            optimum that its rewards lead to, in nats per unit of the data's rewards. Of "arm": nats of preference per
-            nat of log-probability.
+        unit: The unit of a reward, in words.
+        beta: The objective's own strength, if it has one. Of "soft_value": that of the KL-regularised optimum that its
+            rewards lead to, in nats per unit of the data's rewards. Of "arm": nats of preference per nat of
+            log-probability.
         reward_mean: Mean of the rewards of prefixes of held-out answers, in `unit`.
         reward_std: Their standard deviation.
 
     Raises:
-        InvalidArgumentError: If there is no such kind, or a reference where none is used.
+        InvalidArgumentError: If there is no such kind, or a reference is given for a kind that uses none.
     """
 
     version: int = 1
@@ -66,17 +67,17 @@ class RewardModelConfig:
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def to_dict(self) -> dict[str, Any]:
-        """The dict that goes into `config.json`, without what nobody knows."""
+        """The dict that goes into `config.json`, without values that are None."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @property
     def suggested_beta(self) -> float | None:
-        """A guidance strength to start from, in nats per unit of reward; None if nothing is known to tell it from.
+        """A guidance strength to start from, in nats per unit of reward; None if there is nothing to derive it from.
 
         Exactly 1 for "soft_value", whose rewards are logarithms of the weights of the KL-regularised optimum. 1 for
         "arm", which multiplies the base model's probabilities by its own (arXiv 2410.08193, eq. 9). Otherwise one over
-        the spread of rewards on held-out prefixes: a prefix that is better than the mean by as much as prefixes usually
-        differ gets e times the odds. That is no optimum, but of the order at which guidance begins to be felt.
+        the spread of rewards on held-out prefixes: a prefix that is better than the mean by one standard deviation gets
+        e times the odds. That is no optimum, but the order of magnitude at which guidance begins to matter.
         """
         objective = OBJECTIVES.get(self.objective or "")
         if objective is not None and objective.suggested_beta is not None:
@@ -85,11 +86,11 @@ class RewardModelConfig:
 
 
 def read_config(stored: dict[str, Any] | None, kind: str | None) -> RewardModelConfig:
-    """What `config.rgtg` says, if anything, under a kind that the caller may have set.
+    """Reads `config.rgtg`, if there is one, and replaces its kind by that of the caller, if given.
 
     Raises:
         CheckpointError: If the checkpoint's kind is unknown.
-        InvalidArgumentError: If the caller's is.
+        InvalidArgumentError: If the caller's kind is unknown.
     """
     config = RewardModelConfig() if stored is None else RewardModelConfig.from_dict(stored)
     return config if kind in (None, config.kind) else replace(config, kind=kind, reference=None)

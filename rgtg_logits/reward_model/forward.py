@@ -1,4 +1,4 @@
-"""What inside a transformers model is run for rewards: a backbone and a scalar head, or a whole language model."""
+"""The forward of a reward model: of a backbone and a scalar head, or of a whole language model."""
 
 from __future__ import annotations
 
@@ -15,52 +15,57 @@ from transformers import Cache, PreTrainedModel
 from rgtg_logits.errors import RewardModelError
 from rgtg_logits.reward_model.prepacked import prepacked
 
-# What a forward calls the cache that it takes and returns: from transformers 5.24 on, before, and before of recurrent
-# models.
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""Names of a forward's cache: since transformers 5.24, before it, and before it of recurrent models."""
 
 
 class Forward:
-    """A model and the part of it that gives the states of tokens.
+    """Runs the module of a model that computes the states of tokens.
 
     Args:
         model: The whole model.
-        reader: The part whose forward is run.
+        module: The model itself, or the part of it whose forward is run.
 
     Attributes:
-        backbone: Its transformer, without any head.
+        backbone: The model's transformer, without any head.
+
+    Raises:
+        RewardModelError: If the model has no table of token embeddings.
     """
 
     _output = "last_hidden_state"
 
-    def __init__(self, model: PreTrainedModel, reader: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, module: PreTrainedModel) -> None:
         self.model = model
         self.backbone = cast(PreTrainedModel, model.base_model)
         _check_embeddings(self.backbone)
-        self._reader = reader
-        self._call: Callable[..., Any] = reader
-        self._parameters = signature(reader.forward).parameters
-        caches = [name for name in _CACHE_NAMES if name in self._parameters]
-        self._cache_name = caches[0] if caches and "use_cache" in self._parameters else None
+        self._module = module
+        self._call: Callable[..., Any] = module
+        self._parameters = signature(module.forward).parameters
+        cache_names = [name for name in _CACHE_NAMES if name in self._parameters]
+        self._cache_name = cache_names[0] if cache_names and "use_cache" in self._parameters else None
 
     @property
     def device(self) -> torch.device:
-        """Where token ids have to be."""
+        """The device that token ids have to be on."""
         embeddings = self.backbone.get_input_embeddings()
-        # Offloaded weights are on no device until accelerate's hook brings them to the one where it runs the layer.
-        device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
-        return cast(Tensor, embeddings.weight).device if device is None else torch.device(device)
+        # Offloaded weights are on no device until accelerate's hook moves them to the one where it runs the layer.
+        execution_device = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
+        if execution_device is not None:
+            return torch.device(execution_device)
+        return cast(Tensor, embeddings.weight).device
 
     def compiled(self, **options: Any) -> Forward:
         """The same, with a forward compiled by `torch.compile`."""
         twin = copy.copy(self)
-        twin._call = torch.compile(self._reader, **options)
+        twin._call = torch.compile(self._module, **options)
         return twin
 
     def prepacked(self) -> Forward:
-        """The same, with the weights of its linear layers laid out beforehand; see `_prepacked`."""
+        """The same, with the weights of its linear layers prepacked; see the module `prepacked`."""
         twin = copy.copy(self)
-        twin._reader = twin._call = prepacked(self._reader)
+        twin._module = prepacked(self._module)
+        twin._call = twin._module
         return twin
 
     def states(
@@ -74,33 +79,36 @@ class Forward:
         last: int | None,
     ) -> tuple[Float[Tensor, "batch kept width"], Cache | None]:
         """Runs the model once over the new tokens; see `RewardModel.hidden_states`."""
-        # Only language models take logits_to_keep, and of those not all: they return all logits.
+        # Backbones, and some language models, do not take logits_to_keep: they return all states.
         output = self._run(
             input_ids, position_ids, cache, attention_mask=attention_mask, use_cache=use_cache, logits_to_keep=last or 0
         )
         states = getattr(output, self._output)
-        states = states if last is None else states[:, -last:]
-        return states.to(self.device), self._cache_of(output) if use_cache else None
+        if last is not None:
+            states = states[:, -last:]
+        new_cache = self._cache_of(output) if use_cache else None
+        return states.to(self.device), new_cache
 
     def _run(self, input_ids: Tensor, position_ids: Tensor | None, cache: Cache | None, **arguments: Any) -> Any:
-        """The forward's output; of what it might be given, only what it takes."""
+        """The forward's output; arguments that the forward does not take are left out."""
         if (cache is not None or arguments["use_cache"]) and self._cache_name is None:
-            raise TypeError(f"{type(self._reader).__name__} takes no cache.")
+            raise TypeError(f"{type(self._module).__name__} takes no cache.")
         if self._cache_name is not None and cache is not None:
             arguments[self._cache_name] = cache
         if position_ids is not None:
             arguments["position_ids"] = position_ids
-        return self._call(input_ids, **{name: value for name, value in arguments.items() if name in self._parameters})
+        accepted = {name: value for name, value in arguments.items() if name in self._parameters}
+        return self._call(input_ids, **accepted)
 
     def _cache_of(self, output: Any) -> Cache | None:
         cache = getattr(output, self._cache_name) if self._cache_name else None
         if not isinstance(cache, Cache):
-            raise TypeError(f"{type(self._reader).__name__} returns no cache that can be reordered.")
+            raise TypeError(f"{type(self._module).__name__} returns no cache that can be reordered.")
         return cache
 
 
 class BackboneForward(Forward):
-    """A backbone alone; a state is what it ends in."""
+    """A backbone alone; a state is a last hidden state."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model, cast(PreTrainedModel, model.base_model))
@@ -110,7 +118,7 @@ class ClassifierForward(BackboneForward):
     """A causal backbone followed by one linear layer with one output.
 
     Raises:
-        RewardModelError: If the model is built otherwise.
+        RewardModelError: If the model is built in another way.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -118,9 +126,9 @@ class ClassifierForward(BackboneForward):
         self.head = _head(model)
 
     def rewards(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape"]:
-        """The head on states; see `RewardModel.rewards`."""
+        """The head's output for states; see `RewardModel.rewards`."""
         weight = next(self.head.parameters())
-        # A model spread over devices ends on another one than it starts on.
+        # A model that is spread over devices ends on another device than it starts on.
         hidden = hidden if weight.is_meta else hidden.to(weight.device)
         return self.head(hidden).squeeze(-1).float().to(self.device)
 
@@ -129,7 +137,7 @@ class LanguageModelForward(Forward):
     """A language model; the state of a token is the logits of the next one, as the model's own forward returns them.
 
     Raises:
-        RewardModelError: If the model is none.
+        RewardModelError: If the model is no language model.
     """
 
     _output = "logits"
@@ -152,10 +160,10 @@ class LanguageModelForward(Forward):
 
 def _check_embeddings(backbone: PreTrainedModel) -> None:
     try:
-        found = isinstance(getattr(backbone.get_input_embeddings(), "weight", None), Tensor)
+        has_embeddings = isinstance(getattr(backbone.get_input_embeddings(), "weight", None), Tensor)
     except (NotImplementedError, AttributeError):
-        found = False
-    if not found:
+        has_embeddings = False
+    if not has_embeddings:
         raise RewardModelError(
             f"Expected a decoder with one table of token embeddings, but {type(backbone).__name__} has none. "
             "Use a reward model of another architecture."
@@ -165,15 +173,15 @@ def _check_embeddings(backbone: PreTrainedModel) -> None:
 def uniform_length(config: Any) -> int | None:
     """Length up to which rotary embeddings do not depend on the length; see `RewardModel.uniform_length`."""
     settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    # One dict, or one for each type of layer.
+    # The settings are one dict, or hold one for each type of layer.
     ropes = [settings, *(value for value in settings.values() if isinstance(value, dict))]
-    lengths = [
-        rope.get("original_max_position_embeddings")
-        or getattr(config, "original_max_position_embeddings", None)
-        or config.max_position_embeddings
-        for rope in ropes
-        if (rope.get("rope_type") or rope.get("type")) in ("longrope", "su", "dynamic")
-    ]
+    lengths = []
+    for rope in ropes:
+        rope_type = rope.get("rope_type") or rope.get("type")
+        if rope_type in ("longrope", "su", "dynamic"):
+            original = rope.get("original_max_position_embeddings")
+            original = original or getattr(config, "original_max_position_embeddings", None)
+            lengths.append(original or config.max_position_embeddings)
     return min(lengths, default=None)
 
 
@@ -184,7 +192,7 @@ def token_scores(
     *,
     log_softmax: bool,
 ) -> Float[Tensor, "batch length"]:
-    """What each text token got from the logits behind the tokens before it, in float32.
+    """The logit, or log-probability, of each token given the tokens before it, in float32.
 
     Args:
         logits: Logits of the next token at each token.
@@ -193,13 +201,13 @@ def token_scores(
         log_softmax: Whether to turn logits into log-probabilities.
 
     Returns:
-        The token's own logit or log-probability; 0 at padding and at the first token, behind which there is nothing.
+        One number for each token; 0 at padding and at the first token, which has nothing before it.
     """
-    before = logits[:, :-1]
-    # In this order, because all logits in float32 may take more memory than the model.
-    scores = before.gather(-1, input_ids[:, 1:, None])[..., 0].float()
+    previous_logits = logits[:, :-1]
+    # First gathered, then float32, because all logits in float32 may take more memory than the model.
+    scores = previous_logits.gather(-1, input_ids[:, 1:, None])[..., 0].float()
     if log_softmax:
-        scores = scores - before.float().logsumexp(-1)
+        scores = scores - previous_logits.float().logsumexp(-1)
     return at_tokens(scores, mask)
 
 
@@ -209,19 +217,21 @@ def output_scores(
     input_ids: Int[Tensor, "batch length"],
     mask: Int[Tensor, "batch length"],
 ) -> Float[Tensor, "batch length"]:
-    """As `token_scores`, from the states before the output layer: of the vocabulary, only the tokens of the text."""
-    wanted = input_ids[:, 1:]
-    scores = (states[:, :-1].float() * layer.weight[wanted].float()).sum(-1)
-    return at_tokens(scores if layer.bias is None else scores + layer.bias[wanted].float(), mask)
+    """The logits of `token_scores`, from last hidden states: computed for the tokens of the text alone."""
+    next_ids = input_ids[:, 1:]
+    scores = (states[:, :-1].float() * layer.weight[next_ids].float()).sum(-1)
+    if layer.bias is not None:
+        scores = scores + layer.bias[next_ids].float()
+    return at_tokens(scores, mask)
 
 
 def at_tokens(
     scores: Float[Tensor, "batch before"], mask: Int[Tensor, "batch length"]
 ) -> Float[Tensor, "batch length"]:
-    """Scores that the tokens but the last gave to the next one, at that one; 0 where there is no text, or none before.
+    """Moves scores of next tokens to those tokens; 0 at padding and at the first token of a text.
 
     Args:
-        scores: Of one column less than the tokens.
+        scores: Score of the next token at each token but the last.
         mask: 1 for text, 0 for padding on either side.
     """
     has_both = (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
@@ -231,10 +241,8 @@ def at_tokens(
 def _head(model: PreTrainedModel) -> nn.Module:
     """The one linear layer that follows the backbone."""
     backbone = model.base_model
-    # Dropout does nothing here; anything else with weights would be left out of the reward.
-    heads = [
-        child for child in model.children() if child is not backbone and next(child.parameters(), None) is not None
-    ]
+    # Modules without weights, such as dropout, do nothing here; any second one with weights would be ignored.
+    heads = [child for child in model.children() if child is not backbone and list(child.parameters())]
     if backbone is model or len(heads) != 1 or next(heads[0].parameters()).shape[0] != model.config.num_labels:
         raise RewardModelError(
             "Expected a decoder-only …ForSequenceClassification model, a causal backbone followed by one linear layer "

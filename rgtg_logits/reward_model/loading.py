@@ -1,4 +1,4 @@
-"""From a Hub id or a folder to a model, its tokenizer and what the checkpoint says of itself."""
+"""Loads checkpoints of reward models: the model, its tokenizer, and the dict `rgtg` of its config."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from rgtg_logits.reward_model.classifiers import classifier_class
 from rgtg_logits.reward_model.config import read_config
 
 HUB_ARGUMENTS = ("token", "cache_dir", "force_download", "local_files_only", "subfolder")
-"""Arguments that say where files are found."""
+"""Arguments about where files are downloaded from and stored."""
 HEADS = ("score", "classifier", "lm_head", "embed_out")
-"""What transformers calls the last layer of sequence classifiers and of language models."""
+"""Names of the last layer of sequence classifiers and of language models in transformers."""
 
 
 def load_checkpoint(
     name: str, kind: str | None, options: dict[str, Any], hub: dict[str, Any]
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, dict[str, Any] | None]:
-    """Loads a model of the kind, or an adapter on one, from safetensors and without running its code.
+    """Loads a model, or an adapter and its base model, from safetensors and without running code of the repository.
 
     Args:
         name: A Hub id or a folder.
         kind: How its rewards are read, if not as the checkpoint says.
-        options: How to load the weights, for `from_pretrained` of models.
-        hub: Where to find them, for every `from_pretrained`.
+        options: Arguments of `from_pretrained` about the weights, such as `dtype`.
+        hub: Arguments about the Hub; see `HUB_ARGUMENTS`.
 
     Returns:
         The model, its tokenizer, and `config.rgtg` if the checkpoint has it.
@@ -151,70 +151,74 @@ def _load_adapter(
 
 
 def adapter_kind(name: str, task: str | None, stored: dict[str, Any] | None, kind: str | None) -> str:
-    """How the rewards of an adapted model are read, if that fits the task that the adapter was trained for."""
-    wanted = read_config(stored, kind).kind
-    if wanted == "causal" and task == "CAUSAL_LM":
+    """The kind of an adapted model.
+
+    Raises:
+        CheckpointError: If it does not fit the task type that the adapter was trained for.
+    """
+    kind = read_config(stored, kind).kind
+    if kind == "causal" and task == "CAUSAL_LM":
         raise CheckpointError(
             f"Expected {name!r} to be an adapter of task type SEQ_CLS, which holds a scalar head, but it is one of a "
             "language model (CAUSAL_LM). If that model's next-token logits are rewards, pass kind='vocabulary' to "
             "RewardModel.from_pretrained, or kind='log_ratio' if it is a model of GenARM or DPO; if not, train the "
             "adapter with task_type='SEQ_CLS'."
         )
-    if wanted != "causal" and task == "SEQ_CLS":
+    if kind != "causal" and task == "SEQ_CLS":
         raise CheckpointError(
-            f"Expected {name!r} to be an adapter of task type CAUSAL_LM, whose logits the kind {wanted!r} reads, but "
+            f"Expected {name!r} to be an adapter of task type CAUSAL_LM, whose logits the kind {kind!r} reads, but "
             "it is of SEQ_CLS. Load it with kind='causal'."
         )
-    return wanted
+    return kind
 
 
 def _make_room(model: PreTrainedModel, tokens: int) -> set[str]:
-    """Gives a tokenizer that was extended for the adapter its embeddings; the weights that are random then."""
+    """Resizes embeddings for a tokenizer that was extended for an adapter; returns the names of the random weights."""
     if tokens <= model.get_input_embeddings().weight.shape[0]:
         return set()
     model.resize_token_embeddings(tokens, mean_resizing=False)
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    return {
-        name
-        for name, parameter in model.named_parameters()
-        if any(parameter is layer.weight for layer in layers if layer is not None)
-    }
+    resized = [layer.weight for layer in layers if layer is not None]
+    return {name for name, parameter in model.named_parameters() if any(parameter is weight for weight in resized)}
 
 
 def _untie(model: PreTrainedModel, held: set[str]) -> None:
-    """Makes the configuration say that logits are not made by the embeddings, where an adapter holds a layer for them.
+    """Sets `tie_word_embeddings=False` if the adapter holds an output layer of its own.
 
-    Otherwise the two would be one again when the adapter is merged and saved.
+    Otherwise embeddings and output layer would be tied again when the adapter is merged and saved.
     """
     layer = model.get_output_embeddings()
     if any(module is layer and f"{name}.weight" in held for name, module in model.named_modules()):
-        model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
+        model.config.tie_word_embeddings = False
+        model.config.get_text_config().tie_word_embeddings = False
 
 
 def _sparing_heads(quantization_config: Any) -> Any:
-    """The same, with heads among the layers that keep their precision, because a reward is no better than its head.
+    """Adds heads to the layers that are not quantised, because a reward is no better than its head.
 
-    That is what transformers does by itself, unless told which layers to keep.
+    transformers does so by itself, unless the configuration lists layers.
     """
     is_dict = isinstance(quantization_config, dict)
     values = quantization_config if is_dict else vars(quantization_config)
-    lists = [key for key in ("llm_int8_skip_modules", "modules_to_not_convert") if values.get(key)]
-    changes = {key: [*values[key], *HEADS] for key in lists}
+    changes = {}
+    for key in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if values.get(key):
+            changes[key] = [*values[key], *HEADS]
     if is_dict:
         return {**values, **changes}
-    spared = copy.copy(quantization_config)
-    vars(spared).update(changes)
-    return spared
+    changed_config = copy.copy(quantization_config)
+    vars(changed_config).update(changes)
+    return changed_config
 
 
 def _warn_of_mixing(name: str, quantization_config: Any) -> None:
-    """Warns of the one way of quantising in which the tokens of a batch change each other's rewards."""
+    """Warns of LLM.int8(), with which the tokens of a batch change each other's rewards."""
     values = quantization_config or {}
     values = values if isinstance(values, dict) else values.to_dict()
     if values.get("load_in_8bit") and values.get("llm_int8_threshold", 6.0) > 0:
         warnings.warn(
             f"{name!r} is quantised by LLM.int8(), which chooses what it computes in half precision by looking at all "
-            "tokens of a forward, so a reward depends on what is read along with it. Pass "
+            "tokens of a forward, so a reward depends on the other rows of its batch. Pass "
             "BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0), or quantise to 4 bit.",
             stacklevel=6,
         )
@@ -228,7 +232,7 @@ def _untrained(name: str, model: str, missing: set[str]) -> CheckpointError:
 
 
 def _check_exists(name: str) -> None:
-    """Tells a mistyped folder from a Hub id before anything is asked of the network."""
+    """Refuses mistyped folders, which cannot be Hub ids, before the network is used."""
     if not Path(name).exists() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise CheckpointError(
             f"Expected a Hub id such as 'org/name' or an existing folder, but {name!r} is neither. Check the path."
@@ -236,7 +240,7 @@ def _check_exists(name: str) -> None:
 
 
 def check_architecture(config: Any, name: str, kind: str) -> None:
-    """Refuses configurations of models that the kind of reward cannot be read from."""
+    """Refuses configurations of models from which rewards of the kind cannot be read."""
     architectures = config.architectures or []
     is_classifier = any("ForSequenceClassification" in item for item in architectures)
     if kind == "causal" and architectures and not is_classifier:
@@ -257,7 +261,7 @@ def check_architecture(config: Any, name: str, kind: str) -> None:
 
 
 def check_decoder(config: Any, name: str) -> None:
-    """Refuses configurations of models whose states are not those of prefixes."""
+    """Refuses configurations of encoder-decoders, whose states are not those of prefixes."""
     if config.is_encoder_decoder:
         raise RewardModelError(
             f"Expected a decoder-only reward model, but {name} is an encoder-decoder, whose states change when text is "
@@ -266,7 +270,7 @@ def check_decoder(config: Any, name: str) -> None:
 
 
 def check_labels(config: Any, name: str) -> None:
-    """Refuses configurations of classifiers that have no single reward."""
+    """Refuses configurations of classifiers with more than one output."""
     if config.num_labels != 1:
         raise RewardModelError(
             f"Expected a reward model with num_labels=1 (one scalar per text), but {name} has "

@@ -1,13 +1,13 @@
-"""A reward model: a checkpoint, and how to read the reward of every prefix from it.
+"""A reward model: a checkpoint, and how the reward of every prefix is read from it.
 
 On disk it is an ordinary transformers checkpoint (safetensors) with one more dict in `config.json`:
 
     "rgtg": {"version": 1, "kind": "causal", "objective": "partial_bt", ...}
 
 so that it loads without this library: kind "causal" is a `…ForSequenceClassification` with `num_labels=1`, and
-"vocabulary" and "log_ratio" are `…ForCausalLM` models whose next-token logits are read as rewards. Of architectures for
-which transformers has no sequence classifier (granite, mamba, …), `_classifiers.classifier_class` says what loads them.
-A LoRA adapter has the dict in `rgtg.json` beside its weights.
+"vocabulary" and "log_ratio" are `…ForCausalLM` models whose next-token logits are read as rewards. For architectures
+without a sequence classifier in transformers (granite, mamba, …), see `classifiers.classifier_class`. A LoRA adapter
+has the dict in `rgtg.json` beside its weights.
 """
 
 from __future__ import annotations
@@ -21,11 +21,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import (
-    Cache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
 from rgtg_logits.profiling import profiled
@@ -53,7 +49,7 @@ class RewardModel(SavingMixin):
             kinds "vocabulary" and "log_ratio" a `…ForCausalLM` model, or one of them wrapped by PEFT. It is used as it
             is (device, dtype, quantisation) and put into evaluation mode.
         tokenizer: Its tokenizer. Needed for texts; token ids are scored without one.
-        config: What the checkpoint says of itself; by default `model.config.rgtg`.
+        config: How rewards are read, and how the model was trained; by default `model.config.rgtg`.
 
     Raises:
         RewardModelError: If the model is not of the kind that the config says, or is an encoder-decoder.
@@ -106,22 +102,22 @@ class RewardModel(SavingMixin):
 
         Args:
             name_or_path: A Hub id ("org/name") or a folder.
-            kind: How to read the reward, where the checkpoint does not say ("log_ratio" for a model of GenARM or DPO);
-                wins over what it says.
+            kind: How to read the reward, where the checkpoint does not say ("log_ratio" for a model of GenARM or DPO).
+                It overrides the kind that the checkpoint says.
             dtype: Type of the weights; by default the checkpoint's own.
             device_map: As in transformers; the model may be spread over devices.
-            quantization_config: As in transformers. The scalar head always keeps its precision. Choose a way that
-                quantises weights alone, so that a reward does not depend on what is read along with it: LLM.int8() of
+            quantization_config: As in transformers. The scalar head always keeps its precision. Choose a method that
+                quantises weights alone, so that a reward does not depend on the other rows of its batch: LLM.int8() of
                 bitsandbytes looks for outliers in all tokens of a batch (`llm_int8_threshold=0.0` stops that), and
                 int8 activations turn rounding into steps.
-            revision: Branch, tag or commit on the Hub; of an adapter, not of its base model.
+            revision: Branch, tag or commit on the Hub; for an adapter, its own and not its base model's.
             more: `token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder` for the Hub, and other
                 arguments of transformers' `from_pretrained`.
 
         Raises:
             CheckpointError: If there is no such repository or folder, if it cannot be downloaded whole, if it holds no
                 safetensors weights or no trained scalar head, or if it needs code of its own (never run here).
-            InvalidArgumentError: If there is no such kind, or code from a repository is to be run.
+            InvalidArgumentError: If there is no such kind, or `trust_remote_code=True` is passed.
         """
         name = str(name_or_path)
         if more.pop("trust_remote_code", False):
@@ -152,7 +148,7 @@ class RewardModel(SavingMixin):
         """The scalar head.
 
         Raises:
-            RewardModelError: If rewards are not read by one.
+            RewardModelError: If the kind of reward has none.
         """
         return self._classifier.head
 
@@ -167,22 +163,22 @@ class RewardModel(SavingMixin):
 
     @property
     def device(self) -> torch.device:
-        """Where token ids have to be, and where states and rewards come back."""
+        """The device of token ids, states and rewards."""
         return self._forward.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which the backbone computes."""
+        """The dtype in which the backbone computes."""
         return self.backbone.dtype
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids that the model can read."""
+        """Number of rows in the table of token embeddings."""
         return int(self.backbone.get_input_embeddings().weight.shape[0])
 
     @property
     def num_next_tokens(self) -> int:
-        """Number of logits of a language model, which may be fewer or more than the tokens that it can read.
+        """Number of logits of a language model, which may be fewer or more than `vocab_size`.
 
         Raises:
             RewardModelError: If rewards are read by a scalar head.
@@ -202,26 +198,26 @@ class RewardModel(SavingMixin):
 
     @property
     def max_length(self) -> int | None:
-        """The longest prefix it can read, in tokens; None if its config sets no limit."""
+        """The model's context in tokens; None if its config sets no limit."""
         return getattr(self.text_config, "max_position_embeddings", None)
 
     @property
     def uniform_length(self) -> int | None:
-        """Tokens up to which the states of a text stay as they are when it grows; None without such a limit.
+        """Number of tokens up to which the states of a text stay the same when it grows; None without such a limit.
 
-        Behind it, rotary embeddings that depend on the length (LongRoPE, arXiv 2402.13753; dynamic NTK) turn all tokens
-        in another way, those that a cache holds included.
+        Beyond it, rotary embeddings that depend on the length (LongRoPE, arXiv 2402.13753; dynamic NTK) rotate all
+        tokens differently, those in a cache included.
         """
         return uniform_length(self.text_config)
 
     @property
     def sliding_window(self) -> int | None:
-        """How many tokens its sliding attention layers see; None without such layers."""
+        """Window of the sliding attention layers in tokens; None without such layers."""
         return getattr(self.text_config, "sliding_window", None)
 
     @property
     def layer_types(self) -> list[str] | None:
-        """Kind of attention of each layer, where the config lists them."""
+        """Type of attention of each layer, where the config lists them."""
         return getattr(self.text_config, "layer_types", None)
 
     @profiled("reward model")
@@ -239,61 +235,64 @@ class RewardModel(SavingMixin):
 
         Args:
             input_ids: The new tokens.
-            attention_mask: 1 for text, 0 for padding, those in the cache included; or an additive mask, or one for each
-                type of layer, as the model takes them.
+            attention_mask: 1 for text, 0 for padding, for the tokens in the cache and the new ones; or an additive
+                mask, or one mask for each type of layer, as the model takes them.
             position_ids: Position of each new token in its text; left to the model if None.
-            cache: What it read before.
+            cache: Keys and values of the tokens before.
             use_cache: Whether to return a cache.
-            last: Of how many tokens, counted from the end, to return the states; None for all.
+            last: Return the states of the last so many tokens only; None for all.
 
         Returns:
-            The state of each token and the cache. A state is what `rewards` reads; of the kinds "vocabulary" and
-            "log_ratio", it is the logits of the next token as the model's own forward returns them.
+            The state of each token, and the cache. Of the kind "causal", a state is the last hidden state, from which
+            `rewards` reads the reward; of the kinds "vocabulary" and "log_ratio", it is the logits of the next token,
+            as the model's own forward returns them.
         """
         return self._forward.states(input_ids, attention_mask, position_ids, cache, use_cache=use_cache, last=last)
 
     def compiled(self, **options: Any) -> RewardModel:
         """The same model, on the same weights, with a forward compiled by `torch.compile(…, **options)`."""
-        twin = copy.copy(self)
-        twin._forward = self._forward.compiled(**options)
-        return twin
+        return self._with_forward(self._forward.compiled(**options))
 
     def prepacked(self) -> RewardModel:
         """The same model, with a second copy of its linear layers' weights, laid out for the processor's instructions.
 
-        For reading without gradients. Changes of the weights are followed, but for those that are written through
+        For inference without gradients. The copy follows changes of the weights, except those that are written through
         `.data`, which leave no trace.
 
         Raises:
             InvalidArgumentError: If it is not on the CPU, or torch or the processor cannot do it.
         """
+        return self._with_forward(self._forward.prepacked())
+
+    def _with_forward(self, forward: Forward) -> RewardModel:
         twin = copy.copy(self)
-        twin._forward = self._forward.prepacked()
+        twin._forward = forward
         return twin
 
     @torch.no_grad()
     def split_output_layer(self) -> tuple[RewardModel, nn.Linear] | None:
-        """A language model without its output layer, and that layer: logits of a few tokens then cost no more.
+        """Splits a language model into its backbone and its output layer, so that a few logits cost only a few rows.
 
         Returns:
-            The same model, whose states are now those of the last layer, and the linear layer; None if its logits are
-            anything but that layer on those states (capped, scaled or quantised ones), which a number decides.
+            The same model, whose states are now the last hidden states, and the linear layer. None if its logits are
+            anything but that layer on those states (capped, scaled or quantised logits), which is found by comparing
+            the numbers of one forward.
         """
         layer = self._inner.get_output_embeddings()
         if self.kind == "causal" or type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
             return None
-        twin = copy.copy(self)
-        twin._forward = BackboneForward(self._inner)
-        rows = torch.arange(1, min(9, self.vocab_size), device=self.device)[None]
-        wanted, _ = self.hidden_states(rows, None, None)
-        got = layer(twin.hidden_states(rows, None, None)[0].to(layer.weight.device))
-        # Equal to the last bit: a cap far above the logits of a few tokens changes nothing else of them.
-        same = torch.equal(got.float(), wanted.to(got.device, torch.float32))
-        return (twin, layer) if same else None
+        backbone = self._with_forward(BackboneForward(self._inner))
+        probe = torch.arange(1, min(9, self.vocab_size), device=self.device)[None]
+        logits, _ = self.hidden_states(probe, None, None)
+        states, _ = backbone.hidden_states(probe, None, None)
+        split_logits = layer(states.to(layer.weight.device))
+        # Compared to the last bit, because a cap far above the logits of a few tokens changes nothing but that.
+        is_same = torch.equal(split_logits.float(), logits.to(split_logits.device, torch.float32))
+        return (backbone, layer) if is_same else None
 
     @profiled("head")
     def rewards(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape"]:
-        """Reads rewards (float32, the model's own unit) from states of the last layer.
+        """Reads rewards (float32, in the model's own unit) from last hidden states.
 
         Raises:
             RewardModelError: If the model has no scalar head.
@@ -306,8 +305,8 @@ class RewardModel(SavingMixin):
     ) -> Float[Tensor, "batch length"]:
         """The reward of every prefix of every row, in one forward.
 
-        "causal": the head on each token's state. "vocabulary": the logit of each token behind the tokens before it.
-        "log_ratio": the sum of the log-probabilities of the tokens so far, without any reference model. Of the last
+        "causal": the head on each token's state. "vocabulary": the logit of each token given the tokens before it.
+        "log_ratio": the sum of the log-probabilities of the tokens so far, without any reference model. With the last
         two, the first token of a text has nothing before it and gets 0.
 
         Args:
@@ -315,7 +314,8 @@ class RewardModel(SavingMixin):
             attention_mask: 1 for text, 0 for padding; all text by default.
 
         Returns:
-            Rewards in the model's own unit; entry (b, t) is the reward of row b up to and with token t. 0 at padding.
+            Rewards in the model's own unit; entry (b, t) is the reward of row b up to and including token t. 0 at
+            padding.
         """
         input_ids = input_ids.to(self.device)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
@@ -350,22 +350,28 @@ class RewardModel(SavingMixin):
             encode_finished(self.tokenizer, prompt + response)
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        scores = [self._score_finished(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+        return self.score_rows(rows, batch_size=batch_size)
+
+    def score_rows(self, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> Float[Tensor, " batch"]:
+        """The reward of each whole row of token ids, which need not be of the same length; on the CPU."""
+        scores = [self._score_batch(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
         return torch.cat(scores) if scores else torch.empty(0)
 
-    def _score_finished(self, rows: list[list[int]]) -> Float[Tensor, " batch"]:
+    def _score_batch(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, " batch"]:
+        # Padded on the right, so that no architecture sees padding before text.
         lengths = torch.tensor([len(row) for row in rows])
         mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
         input_ids = torch.zeros_like(mask)
         for row, ids in enumerate(rows):
             input_ids[row, : len(ids)] = torch.tensor(ids)
-        return self.score_tokens(input_ids, mask).cpu().gather(1, lengths[:, None] - 1)[:, 0]
+        rewards = self.score_tokens(input_ids, mask).cpu()
+        return rewards.gather(1, lengths[:, None] - 1)[:, 0]
 
 
 def positions(mask: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
-    """Position of each token in its own text; padding on the left counts for nothing.
+    """The position of each token in its own text; padding on the left is not counted.
 
-    Passed explicitly because models with learned positions count slots, padding included, when left to themselves.
+    Models with learned positions would count columns, padding included, if they were not given positions.
     """
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -125,9 +123,9 @@ class RewardModelJudge:
         short = [row for row in rows if self._fits(row)]
         if not short:
             return [None] * len(rows)
-        rewards = _last_rewards(self._models[0], short)
+        rewards = self._models[0].score_rows(short, batch_size=len(short))
         for reference in self._models[1:]:
-            rewards = rewards - _last_rewards(reference, short)
+            rewards = rewards - reference.score_rows(short, batch_size=len(short))
         remaining = iter(rewards.tolist())
         return [next(remaining) if self._fits(row) else None for row in rows]
 
@@ -183,16 +181,6 @@ class ClassifierJudge:
             return float(logits[self._label])
         others = torch.cat([logits[: self._label], logits[self._label + 1 :]])
         return float(logits[self._label] - others.logsumexp(0))
-
-
-def _last_rewards(reward_model: RewardModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, " rows"]:
-    """The reward at the last token of each row, on the CPU."""
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
-    input_ids = torch.zeros_like(mask)
-    for row, ids in enumerate(rows):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-    return reward_model.score_tokens(input_ids, mask).cpu().gather(1, lengths[:, None] - 1)[:, 0]
 
 
 def _import(path: str) -> RewardFunction:
