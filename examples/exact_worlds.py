@@ -59,9 +59,9 @@ def right_when_finished(world: World, rewards: Sequence[Tensor]) -> Table:
 METHODS: dict[str, tuple[str, Callable[[World, int], Table] | None]] = {
     "soft value": ("log E[exp(β r)] / β; also an exact DPO pair", None),
     "expected reward": ("CD, VAS: regression on the final reward", lambda world, _: exact.value(world)),
-    "cumulative": ("RAD: the same, long texts counting less", lambda world, _: exact.cumulative(world)),
+    "cumulative": ("RAD: the same, with less weight for long texts", lambda world, _: exact.cumulative(world)),
     "partial BT": ("PARGS: pairs of prefixes", lambda world, _: exact.partial_bt(world, tie_finished=True)),
-    "best completion": ("FaRMA: the largest reward ahead", lambda world, _: exact.best_value(world)),
+    "best completion": ("FaRMA: the largest reward of any completion", lambda world, _: exact.best_value(world)),
     "log π_r": ("GenARM: log-probabilities, pairs of finished texts", lambda world, _: exact.arm(world)),
     "full BT": ("ARGS: pairs of finished texts; other prefixes at random", full_bt),
 }
@@ -148,7 +148,7 @@ def markdown_tables(results: dict[str, Tensor]) -> list[str]:
         *_markdown("KL from the optimum, in nats per text", strengths, distance),
         *_markdown("Gain in expected reward over the base, and KL to the base in nats per text", strengths, gains),
         *_markdown(
-            "Gain at equal KL to the base in nats per text, β chosen for it in each world (100 if that has less)",
+            "Gain at equal KL to the base in nats per text, with β chosen in each world (100 if even its KL is less)",
             [f"KL {kl:g}" for kl in BUDGETS],
             equal,
         ),
@@ -156,7 +156,7 @@ def markdown_tables(results: dict[str, Tensor]) -> list[str]:
 
 
 def _markdown(caption: str, columns: Sequence[str], rows: dict[str, list[str]]) -> list[str]:
-    head = [f"| prefixes are rewarded with | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    head = [f"| prefix reward | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
     return [f"{caption}:", "", *head, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()), ""]
 
 
@@ -251,7 +251,7 @@ def _draw_rewards(panel: Any, world: World) -> list[float]:
         panel.scatter(x, y, marker=marker, s=size, edgecolors=color, facecolors=faces, label=label)
     panel.set(xlabel="reward by model A", ylabel="reward by model B")
     panel.set_title(
-        f"What two models say in one world\nloss on full sequences: A {losses[0]:.6f}, B {losses[1]:.6f}", fontsize=10
+        f"Rewards of two models in one world\nloss on full sequences: A {losses[0]:.6f}, B {losses[1]:.6f}", fontsize=10
     )
     panel.legend(fontsize=8)
     return losses
@@ -274,7 +274,7 @@ def _draw_gains(panel: Any, gains: Tensor) -> None:
 
 
 def counterexample() -> World:
-    """Behind prefix a, a reward of 3 with probability 0.1 and else −3; behind b, a reward of 0."""
+    """After prefix a, a reward of 3 with probability 0.1 and otherwise −3; after b, a reward of 0."""
     steps = ([0.5, 0.5], [[0.1, 0.9], [0.1, 0.9]])
     policy = tuple(torch.tensor(step, dtype=torch.float64).log().log_softmax(-1) for step in steps)
     return World(policy, torch.tensor([[3.0, -3.0], [0.0, 0.0]], dtype=torch.float64))
@@ -298,7 +298,7 @@ def draw_counterexample(path: Path) -> dict[str, float]:
     panel.text(3, 0.51, "base policy", ha="right", fontsize=8, color="#666666")
     panel.set(xlabel="guidance strength β (nats per unit of reward)", ylabel="probability of prefix a")
     panel.set_ylim(-0.02, 1.02)
-    panel.set_title("Behind a: 3 with probability 0.1, else −3. Behind b: 0.", fontsize=10)
+    panel.set_title("After a: 3 with probability 0.1, otherwise −3. After b: 0.", fontsize=10)
     panel.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.7))
     _save(figure, path)
     tables = {"soft value": exact.soft_value(world, 1.0), **tables}
@@ -331,46 +331,48 @@ def main() -> None:
     for kind, by_method in results.items():
         report += [f"## {kind}", "", *markdown_tables(by_method)]
     report.append(FATES.format(*losses_and_gains))
-    report += [COUNTEREXAMPLE, "| prefixes are rewarded with | a − b |\n|---|---|"]
+    report += [COUNTEREXAMPLE, "| prefix reward | a − b |\n|---|---|"]
     report += [f"| {name} | {difference:+.2f} |" for name, difference in differences.items()]
     (options.output / "table.md").write_text("\n".join(report) + "\n", encoding="utf8")
 
 
 HEAD = """# Guidance in worlds that can be enumerated
 
-Made by `python examples/exact_worlds.py`, which draws {worlds} worlds of each kind with fixed seeds: 3 tokens, logits
-of the base policy and rewards of finished texts independent and standard normal. Nothing is sampled or trained: each
-method is given the rewards of prefixes that its objective has with endless pairs or texts of the base policy and a
-table for a model. Means over the worlds ± standard error. The optimum is that of KL-regularised RLHF,
+Made by `python examples/exact_worlds.py`, which draws {worlds} worlds of each kind with fixed seeds: 3 tokens; logits
+of the base policy and rewards of finished texts are independent and standard normal. Nothing is sampled or trained:
+each method gets the prefix rewards that minimise its objective on unlimited pairs or texts of the base policy, with a
+table as the model. Means over the worlds ± standard error. The optimum is that of KL-regularised RLHF,
 π_ref exp(β r) / Z.
 
 ![KL from the optimum by strength, and gain in reward by KL to the base](curves.png)
 
-Of texts of equal length, RAD's cumulative error has the same optimum as the plain one; where texts end, another.
-At equal KL the expected reward and partial BT are alike, and near the best that can be had as long as the KL is small;
-from about one nat on, they fall behind the best completion. At equal β they differ in unit: log-odds of winning are
-smaller than rewards. More reward at equal β says little: the best completion has it, and pays for it with KL. log π_r
-favours prefixes that can go on in many ways, which costs much where texts end. Full BT has unfinished prefixes at
-random here, and gains what it does because finished texts are guided right.
+For texts of equal length, RAD's cumulative error has the same optimum as the plain squared error; for texts that end
+early it has another one. At equal KL, the expected reward and partial BT are close to each other, and close to the
+optimum as long as the KL is small; from about one nat on, they fall behind the best completion. At equal β they differ
+in unit: log-odds of winning are smaller than rewards. More reward at equal β means little: at β = 1 the best completion
+has more of it than the optimum, and more KL. log π_r favours prefixes with many continuations, which costs much where
+texts end early. Full BT has random rewards on unfinished prefixes here; it gains because finished texts are guided
+correctly.
 """
-FATES = """## Two reward models, one loss, two fates
+FATES = """## Two reward models with the same loss
 
-Of finished texts both models say the same, so their Bradley-Terry losses on full sequences are equal:
-{0!r} and {1!r} nats in the world shown. Of unfinished prefixes, A says the expected reward,
-and B minus five times as much. At β = 1, guidance by A changes the reward by {2:+.3f} from that of the base, and
-guidance by B by {3:+.3f} (means over all worlds with texts of 4 tokens); where texts end, by {4:+.3f} and {5:+.3f}.
-With a large β B gains too, because tokens that finish a text are the ones that the loss has seen.
+Both models give finished texts the same rewards, so their Bradley-Terry losses on full sequences are equal:
+{0!r} and {1!r} nats in the world shown. The reward of an unfinished prefix is the expected
+reward in model A, and minus five times as much in model B. At β = 1, guidance by A changes the mean reward by {2:+.3f}
+from that of the base, and guidance by B by {3:+.3f} (means over all worlds with texts of 4 tokens); where texts end
+early, by {4:+.3f} and {5:+.3f}. With a large β, B gains too, because the loss does determine the rewards of the tokens
+that finish a text.
 
-![What both models say of prefixes, and the gain by strength](two_fates.png)
+![Rewards of prefixes in both models, and the gain by strength](two_fates.png)
 """
 COUNTEREXAMPLE = """## A choice that the mean reward gets wrong
 
-Behind prefix a, the reward is 3 with probability 0.1 and else −3; behind prefix b, it is 0. The optimum at β = 1
-prefers a, because a policy that goes on to choose well gets more from it.
+After prefix a, the reward is 3 with probability 0.1 and otherwise −3; after prefix b, it is 0. The optimum at β = 1
+prefers a, because a policy that then chooses well gets more reward.
 
-![How often guidance chooses a](counterexample.png)
+![Probability that guidance chooses a](counterexample.png)
 
-By how much the reward of a is above that of b (the soft value for β = 1):
+Reward of a minus reward of b (the soft value for β = 1):
 """
 
 
