@@ -1,11 +1,11 @@
-"""What guidance does in worlds small enough to enumerate: nothing is sampled or trained, so nothing is luck.
+"""Guidance in worlds small enough to enumerate: nothing is sampled or trained, so results are exact.
 
     python examples/exact_worlds.py
 
-Writes to `examples/results/exact_worlds/` (or `--output`): `table.md` (how far each way to reward prefixes is from the
-optimum of KL-regularised RLHF, and how much reward it gets for its KL, over many random worlds), `curves.png` (the same
-for all strengths), `two_fates.png` (two reward models that no loss on full sequences can tell apart) and
-`counterexample.png` (a choice that the mean reward gets wrong). Under a minute on one core.
+Writes to `examples/results/exact_worlds/` (or `--output`): `table.md` (KL divergence of each method from the optimum of
+KL-regularised RLHF, and its reward at equal KL, over many random worlds), `curves.png` (the same for all strengths),
+`two_fates.png` (two reward models that no loss on full sequences can distinguish) and `counterexample.png` (a choice
+that the mean reward gets wrong). Under a minute on one core.
 """
 
 from __future__ import annotations
@@ -40,33 +40,34 @@ BUDGETS = (0.1, 0.3, 1.0, 2.0)
 
 
 def full_bt(world: World, seed: int) -> Table:
-    """Rewards that are right on finished texts, and anything on others: a draw of the same spread."""
+    """Rewards that are right on finished texts, and random with the same spread on others."""
     generator = torch.Generator().manual_seed(1_000_000 + seed)
     means = exact.value(world)
     return right_when_finished(world, [torch.randn(m.shape, generator=generator, dtype=torch.float64) for m in means])
 
 
 def right_when_finished(world: World, rewards: Sequence[Tensor]) -> Table:
-    """The rewards with those of finished texts, shorter ones included, set right: no loss on such texts sees others."""
+    """The rewards with the right ones on finished texts of any length; no loss on such texts depends on the others."""
     table = []
-    for i, (means, others) in enumerate(zip(exact.value(world), rewards, strict=True)):
-        finished = (world.lengths()[:: world.vocab ** (world.horizon - i)] <= i).view(means.shape)
-        table.append(torch.where(finished, means, others))
+    for length, (means, others) in enumerate(zip(exact.value(world), rewards, strict=True)):
+        one_per_prefix = world.lengths()[:: world.vocab ** (world.horizon - length)]
+        is_finished = (one_per_prefix <= length).view(means.shape)
+        table.append(torch.where(is_finished, means, others))
     return tuple(table)
 
 
 METHODS: dict[str, tuple[str, Callable[[World, int], Table] | None]] = {
     "soft value": ("log E[exp(β r)] / β; also an exact DPO pair", None),
     "expected reward": ("CD, VAS: regression on the final reward", lambda world, _: exact.value(world)),
-    "cumulative": ("RAD: the same, long texts counting less", lambda world, _: exact.cumulative(world)),
+    "cumulative": ("RAD: the same, with less weight for long texts", lambda world, _: exact.cumulative(world)),
     "partial BT": ("PARGS: pairs of prefixes", lambda world, _: exact.partial_bt(world, tie_finished=True)),
-    "best completion": ("FaRMA: the largest reward ahead", lambda world, _: exact.best_value(world)),
+    "best completion": ("FaRMA: the largest reward of any completion", lambda world, _: exact.best_value(world)),
     "log π_r": ("GenARM: log-probabilities, pairs of finished texts", lambda world, _: exact.arm(world)),
     "full BT": ("ARGS: pairs of finished texts; other prefixes at random", full_bt),
 }
-"""What prefixes are rewarded with, its source, and the rewards; None where they depend on the strength."""
+"""Description and prefix rewards of each method; None where the rewards depend on the strength."""
 
-# From the Okabe-Ito palette, which stays apart for colour-blind readers; line and marker differ as well.
+# The Okabe-Ito palette can be told apart by colour-blind readers; line and marker differ as well.
 STYLES = {
     "soft value": {"color": "#000000", "linestyle": "-", "marker": ""},
     "expected reward": {"color": "#56B4E9", "linestyle": "--", "marker": "^"},
@@ -81,60 +82,73 @@ STYLES = {
 def measure(worlds: Sequence[World]) -> dict[str, Tensor]:
     """For each method: by world and strength, KL from the optimum, gain in reward over the base, and KL to the base.
 
-    The first strength is 0, where all are the base.
+    The first strength is 0, where every policy is the base policy.
     """
-    found = {name: torch.zeros(len(worlds), len(BETAS), 3, dtype=torch.float64) for name in METHODS}
+    results = {name: torch.zeros(len(worlds), len(BETAS), 3, dtype=torch.float64) for name in METHODS}
     for w, world in enumerate(worlds):
-        base, start = exact.sequence_log_probs(world.policy), exact.value(world)[0]
-        tables = {name: rewards(world, w) for name, (_, rewards) in METHODS.items() if rewards is not None}
+        tables = prefix_rewards(world, w)
         for b, beta in enumerate(BETAS[1:], start=1):
-            best = exact.optimal_log_probs(world, beta)
+            tables["soft value"] = exact.soft_value(world, beta)
             for name in METHODS:
-                rewards = tables[name] if name in tables else exact.soft_value(world, beta)
-                policy = exact.sequence_log_probs(exact.guided_policy(world, rewards, beta))
-                gain = exact.expected_reward(world, policy) - start
-                found[name][w, b] = torch.stack(
-                    [exact.kl_divergence(best, policy), gain, exact.kl_divergence(policy, base)]
-                )
-    return found
+                results[name][w, b] = compare(world, tables[name], beta)
+    return results
 
 
-def at_budget(points: Tensor, budget: float) -> Tensor:
-    """The gain of every world at a KL to the base; the last if it gets no further.
+def prefix_rewards(world: World, seed: int) -> dict[str, Table]:
+    """Prefix rewards of the methods whose rewards do not depend on the strength."""
+    return {name: rewards(world, seed) for name, (_, rewards) in METHODS.items() if rewards is not None}
 
-    Between two strengths it lies on a line over the root of the KL, to which a small gain is proportional.
+
+def compare(world: World, rewards: Table, beta: float) -> Tensor:
+    """KL of a guided policy from the optimum, its gain in expected reward over the base policy, and its KL to that."""
+    policy = exact.sequence_log_probs(exact.guided_policy(world, rewards, beta))
+    distance = exact.kl_divergence(exact.optimal_log_probs(world, beta), policy)
+    gain = exact.expected_reward(world, policy) - exact.value(world)[0]
+    spent = exact.kl_divergence(policy, exact.sequence_log_probs(world.policy))
+    return torch.stack([distance, gain, spent])
+
+
+def gains_at_budget(points: Tensor, budget: float) -> Tensor:
+    """The gain of every world at a KL to the base; that of the largest strength if its KL is less.
+
+    Interpolated linearly over the root of the KL, to which a small gain is proportional, at the first strength that
+    reaches it (`numpy.interp` would not do, because the KL need not grow with the strength).
 
     Args:
-        points: By world and strength (growing from 0), what `measure` finds.
-        budget: In nats per text.
+        points: By world and strength (growing from 0), results of `measure`.
+        budget: KL in nats per text.
     """
+    target = math.sqrt(budget)
     gains = []
     for world in points:
-        gain, spent = world[:, 1].tolist(), world[:, 2].clamp(min=0).sqrt().tolist()
-        after = next((i for i, root in enumerate(spent) if root >= math.sqrt(budget)), None)
-        if after is None:
+        gain = world[:, 1].tolist()
+        root_kl = world[:, 2].clamp(min=0).sqrt().tolist()
+        reached = [i for i, root in enumerate(root_kl) if root >= target]
+        if not reached:
             gains.append(gain[-1])
-        else:
-            share = (math.sqrt(budget) - spent[after - 1]) / (spent[after] - spent[after - 1])
-            gains.append(gain[after - 1] + share * (gain[after] - gain[after - 1]))
+            continue
+        after = reached[0]
+        before = after - 1
+        share = (target - root_kl[before]) / (root_kl[after] - root_kl[before])
+        gains.append(gain[before] + share * (gain[after] - gain[before]))
     return torch.tensor(gains, dtype=torch.float64)
 
 
-def tables(found: dict[str, Tensor]) -> list[str]:
-    """Markdown of what was measured: means over the worlds, with the standard error of the mean."""
+def markdown_tables(results: dict[str, Tensor]) -> list[str]:
+    """Lines of Markdown with means over the worlds and the standard error of the mean."""
     columns = [BETAS.index(beta) for beta in SHOWN]
     strengths = [f"β = {beta:g}" for beta in SHOWN]
-    distance = {name: [_mean(points[:, b, 0]) for b in columns] for name, points in found.items()}
+    distance = {name: [_mean(points[:, b, 0]) for b in columns] for name, points in results.items()}
     gains = {
         name: [f"{_mean(points[:, b, 1])} (KL {float(points[:, b, 2].mean()):.3f})" for b in columns]
-        for name, points in found.items()
+        for name, points in results.items()
     }
-    equal = {name: [_mean(at_budget(points, budget)) for budget in BUDGETS] for name, points in found.items()}
+    equal = {name: [_mean(gains_at_budget(points, budget)) for budget in BUDGETS] for name, points in results.items()}
     return [
         *_markdown("KL from the optimum, in nats per text", strengths, distance),
         *_markdown("Gain in expected reward over the base, and KL to the base in nats per text", strengths, gains),
         *_markdown(
-            "Gain at equal KL to the base in nats per text, β chosen for it in each world (100 if that has less)",
+            "Gain at equal KL to the base in nats per text, with β chosen in each world (100 if even its KL is less)",
             [f"KL {kl:g}" for kl in BUDGETS],
             equal,
         ),
@@ -142,29 +156,31 @@ def tables(found: dict[str, Tensor]) -> list[str]:
 
 
 def _markdown(caption: str, columns: Sequence[str], rows: dict[str, list[str]]) -> list[str]:
-    head = [f"| prefixes are rewarded with | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    head = [f"| prefix reward | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
     return [f"{caption}:", "", *head, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()), ""]
 
 
 def _mean(values: Tensor) -> str:
+    error = values.std() / math.sqrt(len(values))
     # Rounding can leave −0, which adding 0 turns into 0.
-    mean, error = (round(float(x), 4) + 0.0 for x in (values.mean(), values.std() / math.sqrt(len(values))))
-    return f"{mean:.4f} ± {error:.4f}"
+    mean = round(float(values.mean()), 4) + 0.0
+    return f"{mean:.4f} ± {float(error):.4f}"
 
 
 def draw_curves(results: dict[str, dict[str, Tensor]], worlds: int, path: Path) -> None:
     """Distance from the optimum by strength, and reward by KL to the base, both as means over the worlds."""
     figure, panels = plt.subplots(2, len(results), figsize=(10, 8.6), sharey="row", layout="constrained")
-    for (kind, found), (far, gain) in zip(results.items(), panels.T, strict=True):
-        for i, (name, points) in enumerate(found.items()):
-            # Where two methods are one, as these are in texts of equal length, their markers take turns.
-            mean, style = points.mean(0).T, {**STYLES[name], "markevery": (i, 7), "markersize": 5, "label": name}
+    for (kind, by_method), (upper, lower) in zip(results.items(), panels.T, strict=True):
+        for i, (name, points) in enumerate(by_method.items()):
+            distance, gain, spent = points.mean(0).T
+            # Markers take turns, because two methods can have the same curve, as for texts of equal length.
+            style = {**STYLES[name], "markevery": (i, 7), "markersize": 5, "label": name}
             if name != "soft value":
-                far.loglog(BETAS[1:], mean[0, 1:], **style)
-            gain.plot(mean[2], mean[1], **style)
-        far.set(title=kind, xlabel="guidance strength β (nats per unit of reward)", xlim=(0.05, 20), ylim=(1e-6, 100))
-        far.text(0.97, 0.03, "soft value: 0 at every strength", transform=far.transAxes, ha="right", fontsize=9)
-        gain.set(xlabel="KL to the base policy (nats per text)", xlim=(0, 2.5), ylim=(0, 2.1))
+                upper.loglog(BETAS[1:], distance[1:], **style)
+            lower.plot(spent, gain, **style)
+        upper.set(title=kind, xlabel="guidance strength β (nats per unit of reward)", xlim=(0.05, 20), ylim=(1e-6, 100))
+        upper.text(0.97, 0.03, "soft value: 0 at every strength", transform=upper.transAxes, ha="right", fontsize=9)
+        lower.set(xlabel="KL to the base policy (nats per text)", xlim=(0, 2.5), ylim=(0, 2.1))
     panels[0, 0].set_ylabel("KL from the optimum (nats per text)")
     panels[1, 0].set_ylabel("gain in reward over the base")
     handles, names = panels[1, 0].get_legend_handles_labels()
@@ -174,96 +190,115 @@ def draw_curves(results: dict[str, dict[str, Tensor]], worlds: int, path: Path) 
 
 
 def two_models(world: World) -> tuple[Table, Table]:
-    """Two reward models with one loss on finished texts, because of those they say the same.
+    """Two reward models with the same loss on finished texts, because they give these the same rewards.
 
-    One calls good prefixes good, the other calls them bad, with five times the weight.
+    One gives good prefixes high rewards, the other low ones of five times the size.
     """
     means = exact.value(world)
     return means, right_when_finished(world, [-5 * entry for entry in means])
 
 
 def gains_of_both(worlds: Sequence[World]) -> Tensor:
-    """By world and strength: the gain over the base of guidance by the one and the other model, and of the optimum."""
+    """By world and strength: gains over the base policy of guidance by each of the two models, and of the optimum."""
     gains = torch.zeros(len(worlds), len(BETAS), 3, dtype=torch.float64)
     for w, world in enumerate(worlds):
-        models, start = two_models(world), exact.value(world)[0]
+        models = two_models(world)
+        base_reward = exact.value(world)[0]
         for b, beta in enumerate(BETAS[1:], start=1):
             policies = [
                 exact.guided_policy(world, rewards, beta) for rewards in (*models, exact.soft_value(world, beta))
             ]
-            logs = [exact.sequence_log_probs(policy) for policy in policies]
-            gains[w, b] = torch.stack([exact.expected_reward(world, log) for log in logs]) - start
+            log_probs = [exact.sequence_log_probs(policy) for policy in policies]
+            gains[w, b] = torch.stack([exact.expected_reward(world, entry) for entry in log_probs]) - base_reward
     return gains
 
 
 def draw_two_fates(worlds: dict[str, Sequence[World]], path: Path) -> list[float]:
-    """Draws what two reward models say of the prefixes of the first world, and what becomes of guidance by them.
+    """Draws the rewards of two reward models in the first world, and the gain of guidance by them in all worlds.
 
     Returns:
         The loss of both on full sequences of the first world, in nats for each pair, and for each kind of worlds the
         mean gains at β = 1.
     """
-    shown = next(iter(worlds.values()))[0]
-    models, wins = two_models(shown), exact.win_weights(shown)
-    loss = [float(exact.bradley_terry_loss(wins, model[-1].flatten())) for model in models]
     figure, panels = plt.subplots(1, 1 + len(worlds), figsize=(13, 4.4), width_ratios=[1.1, 1, 1], layout="constrained")
-    lengths = [("s", 60), ("D", 34), ("o", 16), (".", 16)]
-    for i, (marker, size) in enumerate(lengths, start=1):
-        color, name = ("#000000", "finished texts") if i == shown.horizon else ("#D55E00", f"prefixes of length {i}")
-        face = {"facecolors": "none"} if i < 3 else {}
-        panels[0].scatter(*(m[i].flatten() for m in models), marker=marker, s=size, edgecolors=color, label=name,
-                          **(face or {"facecolors": color}))  # fmt: skip
-    panels[0].set(xlabel="reward by model A", ylabel="reward by model B")
-    panels[0].set_title(f"What two models say in one world\nloss on full sequences: A {loss[0]:.6f}, B {loss[1]:.6f}",
-                        fontsize=10)  # fmt: skip
-    panels[0].legend(fontsize=8)
+    shown = next(iter(worlds.values()))[0]
+    losses = _draw_rewards(panels[0], shown)
     panels[1].sharey(panels[2])
-    at_one = []
-    for panel, (kind, some) in zip(panels[1:], worlds.items(), strict=True):
-        gains = gains_of_both(some)
+    gains_at_one = []
+    for panel, (kind, same_kind) in zip(panels[1:], worlds.items(), strict=True):
+        gains = gains_of_both(same_kind)
         _draw_gains(panel, gains)
-        panel.set_title(f"{kind}\nmean over {len(some)} worlds, ± standard error", fontsize=10)
-        at_one += gains.mean(0)[BETAS.index(1.0), :2].tolist()
+        panel.set_title(f"{kind}\nmean over {len(same_kind)} worlds, ± standard error", fontsize=10)
+        gains_at_one += gains.mean(0)[BETAS.index(1.0), :2].tolist()
     panels[1].set_ylabel("gain in reward over the base")
     panels[1].legend(fontsize=8, loc="upper left")
     _save(figure, path)
-    return [*loss, *at_one]
+    return [*losses, *gains_at_one]
+
+
+def _draw_rewards(panel: Any, world: World) -> list[float]:
+    """Draws the rewards of both models for every prefix; returns their Bradley-Terry losses on full sequences."""
+    models = two_models(world)
+    wins = exact.win_weights(world)
+    losses = [float(exact.bradley_terry_loss(wins, model[-1].flatten())) for model in models]
+    markers = [("s", 60), ("D", 34), ("o", 16), (".", 16)]
+    for length, (marker, size) in enumerate(markers, start=1):
+        is_full = length == world.horizon
+        color = "#000000" if is_full else "#D55E00"
+        label = "finished texts" if is_full else f"prefixes of length {length}"
+        faces = "none" if length < 3 else color
+        x, y = (model[length].flatten() for model in models)
+        panel.scatter(x, y, marker=marker, s=size, edgecolors=color, facecolors=faces, label=label)
+    panel.set(xlabel="reward by model A", ylabel="reward by model B")
+    panel.set_title(
+        f"Rewards of two models in one world\nloss on full sequences: A {losses[0]:.6f}, B {losses[1]:.6f}", fontsize=10
+    )
+    panel.legend(fontsize=8)
+    return losses
 
 
 def _draw_gains(panel: Any, gains: Tensor) -> None:
-    mean, error = gains.mean(0).T, gains.std(0).T / math.sqrt(len(gains))
-    looks = {"optimum": ("#000000", ":"), "guided by model A": ("#0072B2", "-"), "guided by model B": ("#D55E00", "--")}
-    for i, (name, (color, dashes)) in zip((2, 0, 1), looks.items(), strict=True):
-        low, high = (mean[i] - error[i])[1:], (mean[i] + error[i])[1:]
-        panel.semilogx(BETAS[1:], mean[i, 1:], color=color, linestyle=dashes, label=name)
-        panel.fill_between(BETAS[1:], low, high, color=color, alpha=0.15, linewidth=0)
+    means = gains.mean(0).T
+    errors = gains.std(0).T / math.sqrt(len(gains))
+    curves = [
+        (2, "optimum", "#000000", ":"),
+        (0, "guided by model A", "#0072B2", "-"),
+        (1, "guided by model B", "#D55E00", "--"),
+    ]
+    for i, label, color, linestyle in curves:
+        mean, error = means[i, 1:], errors[i, 1:]
+        panel.semilogx(BETAS[1:], mean, color=color, linestyle=linestyle, label=label)
+        panel.fill_between(BETAS[1:], mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
     panel.axhline(0, color="#888888", linewidth=0.8)
     panel.set(xlabel="guidance strength β (nats per unit of reward)")
 
 
 def counterexample() -> World:
-    """Behind prefix a, a reward of 3 with probability 0.1 and else −3; behind b, a reward of 0."""
+    """After prefix a, a reward of 3 with probability 0.1 and otherwise −3; after b, a reward of 0."""
     steps = ([0.5, 0.5], [[0.1, 0.9], [0.1, 0.9]])
     policy = tuple(torch.tensor(step, dtype=torch.float64).log().log_softmax(-1) for step in steps)
     return World(policy, torch.tensor([[3.0, -3.0], [0.0, 0.0]], dtype=torch.float64))
 
 
 def draw_counterexample(path: Path) -> dict[str, float]:
-    """Draws how often guidance chooses prefix a; returns by how much its reward is above that of b, at β = 1."""
-    world, betas = counterexample(), torch.linspace(0.02, 3, 150).tolist()
-    tables = {name: rewards(world, 0) for name, (_, rewards) in METHODS.items() if rewards and name != "full BT"}
+    """Draws the probability that guidance chooses prefix a; returns how far its reward is above that of b at β = 1."""
+    world = counterexample()
+    betas = torch.linspace(0.02, 3, 150).tolist()
+    tables = prefix_rewards(world, 0)
+    # Its prefixes are random.
+    del tables["full BT"]
     figure, panel = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     for i, name in enumerate(("soft value", *tables)):
-        first = [
-            exact.guided_policy(world, tables.get(name) or exact.soft_value(world, beta), beta)[0].exp()[0]
-            for beta in betas
-        ]
-        panel.plot(betas, first, label=name, **{**STYLES[name], "markevery": (5 * i, 20), "markersize": 5})
+        probabilities = []
+        for beta in betas:
+            rewards = exact.soft_value(world, beta) if name == "soft value" else tables[name]
+            probabilities.append(exact.guided_policy(world, rewards, beta)[0].exp()[0])
+        panel.plot(betas, probabilities, label=name, **{**STYLES[name], "markevery": (5 * i, 20), "markersize": 5})
     panel.axhline(0.5, color="#888888", linewidth=0.8)
     panel.text(3, 0.51, "base policy", ha="right", fontsize=8, color="#666666")
     panel.set(xlabel="guidance strength β (nats per unit of reward)", ylabel="probability of prefix a")
     panel.set_ylim(-0.02, 1.02)
-    panel.set_title("Behind a: 3 with probability 0.1, else −3. Behind b: 0.", fontsize=10)
+    panel.set_title("After a: 3 with probability 0.1, otherwise −3. After b: 0.", fontsize=10)
     panel.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.7))
     _save(figure, path)
     tables = {"soft value": exact.soft_value(world, 1.0), **tables}
@@ -279,62 +314,65 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def main() -> None:
-    """Runs everything."""
+    """Writes the report and its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder to write to")
     parser.add_argument("--worlds", type=int, default=100, help="random worlds of each kind")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    report, results = [HEAD.format(worlds=options.worlds)], {}
-    report += [f"- **{name}**: {source}" for name, (source, _) in METHODS.items()] + [""]
     worlds = {kind: [World.random(**size, seed=seed) for seed in range(options.worlds)] for kind, size in KINDS.items()}
-    for kind in KINDS:
-        results[kind] = measure(worlds[kind])
-        report += [f"## {kind}", "", *tables(results[kind])]
+    results = {kind: measure(same_kind) for kind, same_kind in worlds.items()}
     draw_curves(results, options.worlds, options.output / "curves.png")
-    same = draw_two_fates(worlds, options.output / "two_fates.png")
-    report.append(FATES.format(*same))
-    above = draw_counterexample(options.output / "counterexample.png")
-    report += [COUNTEREXAMPLE, "| prefixes are rewarded with | a − b |\n|---|---|"]
-    report += [f"| {name} | {value:+.2f} |" for name, value in above.items()]
+    losses_and_gains = draw_two_fates(worlds, options.output / "two_fates.png")
+    differences = draw_counterexample(options.output / "counterexample.png")
+
+    report = [HEAD.format(worlds=options.worlds)]
+    report += [f"- **{name}**: {source}" for name, (source, _) in METHODS.items()] + [""]
+    for kind, by_method in results.items():
+        report += [f"## {kind}", "", *markdown_tables(by_method)]
+    report.append(FATES.format(*losses_and_gains))
+    report += [COUNTEREXAMPLE, "| prefix reward | a − b |\n|---|---|"]
+    report += [f"| {name} | {difference:+.2f} |" for name, difference in differences.items()]
     (options.output / "table.md").write_text("\n".join(report) + "\n", encoding="utf8")
 
 
 HEAD = """# Guidance in worlds that can be enumerated
 
-Made by `python examples/exact_worlds.py`, which draws {worlds} worlds of each kind with fixed seeds: 3 tokens, logits
-of the base policy and rewards of finished texts independent and standard normal. Nothing is sampled or trained: each
-method is given the rewards of prefixes that its objective has with endless pairs or texts of the base policy and a
-table for a model. Means over the worlds ± standard error. The optimum is that of KL-regularised RLHF,
+Made by `python examples/exact_worlds.py`, which draws {worlds} worlds of each kind with fixed seeds: 3 tokens; logits
+of the base policy and rewards of finished texts are independent and standard normal. Nothing is sampled or trained:
+each method gets the prefix rewards that minimise its objective on unlimited pairs or texts of the base policy, with a
+table as the model. Means over the worlds ± standard error. The optimum is that of KL-regularised RLHF,
 π_ref exp(β r) / Z.
 
 ![KL from the optimum by strength, and gain in reward by KL to the base](curves.png)
 
-Of texts of equal length, RAD's cumulative error has the same optimum as the plain one; where texts end, another.
-At equal KL the expected reward and partial BT are alike, and near the best that can be had as long as the KL is small;
-from about one nat on, they fall behind the best completion. At equal β they differ in unit: log-odds of winning are
-smaller than rewards. More reward at equal β says little: the best completion has it, and pays for it with KL. log π_r
-favours prefixes that can go on in many ways, which costs much where texts end. Full BT has unfinished prefixes at
-random here, and gains what it does because finished texts are guided right.
+For texts of equal length, RAD's cumulative error has the same optimum as the plain squared error; for texts that end
+early it has another one. At equal KL, the expected reward and partial BT are close to each other, and close to the
+optimum as long as the KL is small; from about one nat on, they fall behind the best completion. At equal β they differ
+in unit: log-odds of winning are smaller than rewards. More reward at equal β means little: at β = 1 the best completion
+has more of it than the optimum, and more KL. log π_r favours prefixes with many continuations, which costs much where
+texts end early. Full BT has random rewards on unfinished prefixes here; it gains because finished texts are guided
+correctly.
 """
-FATES = """## Two reward models, one loss, two fates
+FATES = """## Two reward models with the same loss
 
-Of finished texts both models say the same, so their Bradley-Terry losses on full sequences are equal:
-{0!r} and {1!r} nats in the world shown. Of unfinished prefixes, A says the expected reward,
-and B minus five times as much. At β = 1, guidance by A changes the reward by {2:+.3f} from that of the base, and
-guidance by B by {3:+.3f} (means over all worlds with texts of 4 tokens); where texts end, by {4:+.3f} and {5:+.3f}.
-With a large β B gains too, because tokens that finish a text are the ones that the loss has seen.
+Both models give finished texts the same rewards, so their Bradley-Terry losses on full sequences are equal:
+{0!r} and {1!r} nats in the world shown. The reward of an unfinished prefix is the expected
+reward in model A, and minus five times as much in model B. At β = 1, guidance by A changes the mean reward by {2:+.3f}
+from that of the base, and guidance by B by {3:+.3f} (means over all worlds with texts of 4 tokens); where texts end
+early, by {4:+.3f} and {5:+.3f}. With a large β, B gains too, because the loss does determine the rewards of the tokens
+that finish a text.
 
-![What both models say of prefixes, and the gain by strength](two_fates.png)
+![Rewards of prefixes in both models, and the gain by strength](two_fates.png)
 """
 COUNTEREXAMPLE = """## A choice that the mean reward gets wrong
 
-Behind prefix a, the reward is 3 with probability 0.1 and else −3; behind prefix b, it is 0. The optimum at β = 1
-prefers a, because a policy that goes on to choose well gets more from it.
+After prefix a, the reward is 3 with probability 0.1 and otherwise −3; after prefix b, it is 0. The optimum at β = 1
+prefers a, because a policy that then chooses well gets more reward.
 
-![How often guidance chooses a](counterexample.png)
+![Probability that guidance chooses a](counterexample.png)
 
-By how much the reward of a is above that of b (the soft value for β = 1):
+Reward of a minus reward of b (the soft value for β = 1):
 """
 
 

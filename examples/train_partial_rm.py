@@ -5,16 +5,16 @@
 #     "transformers>=5.18",
 # ]
 # ///
-"""Trains a reward model that is right on prefixes, from a base model and preference pairs, and pushes it to the Hub.
+"""Trains a reward model on the prefixes of preference pairs, from a base model, and pushes it to the Hub.
 
-On one GPU (`uv run` installs what is named above):
+On one GPU (`uv run` installs the dependencies named above):
 
     uv run examples/train_partial_rm.py --model_name_or_path Qwen/Qwen3-0.6B \
         --dataset_name trl-lib/ultrafeedback_binarized --output_dir Qwen3-0.6B-partial-rm \
         --learning_rate 1e-5 --per_device_train_batch_size 8 --num_train_epochs 1 \
         --eval_strategy steps --eval_steps 200 --save_steps 200 --resume_from_checkpoint --push_to_hub
 
-With an adapter, on one smaller GPU (its head is trained and saved whatever the task type):
+With a LoRA adapter, on one smaller GPU (the reward head is trained and saved with it, whatever the task type):
 
     … --use_peft --lora_r 16 --lora_target_modules all-linear --load_in_4bit --learning_rate 1e-4
 
@@ -22,8 +22,9 @@ On several GPUs:
 
     accelerate launch --config_file examples/accelerate/fsdp2.yaml examples/train_partial_rm.py …
 
-The command can be run again as it is when it was interrupted. `rgtg train` takes the same arguments, and files as data.
-Anyone guides with the result by `PartialRewardLogitsProcessor("name/Qwen3-0.6B-partial-rm")`.
+After an interruption, run the same command again: it resumes from the last checkpoint. `rgtg train` takes the same
+arguments, and also local files as data. The result is used by
+`PartialRewardLogitsProcessor("name/Qwen3-0.6B-partial-rm")`.
 """
 
 from datasets import load_dataset
@@ -33,7 +34,7 @@ from rgtg_logits.train import PartialRewardConfig, PartialRewardTrainer
 
 
 def main() -> None:
-    """Trains, evaluates, saves, and pushes if asked to."""
+    """Trains, evaluates and saves the model, and pushes it with --push_to_hub."""
     parser = TrlParser((ScriptArguments, PartialRewardConfig, ModelConfig))
     script, args, model = parser.parse_args_and_config()
     args.model_init_kwargs = {

@@ -52,8 +52,8 @@ def rm(hub, models, tmp_path):
 
 
 def equal(one, other):
-    wanted, got = one.model.state_dict(), other.model.state_dict()
-    return wanted.keys() == got.keys() and all(torch.equal(wanted[name], got[name]) for name in wanted)
+    expected, got = one.model.state_dict(), other.model.state_dict()
+    return expected.keys() == got.keys() and all(torch.equal(expected[name], got[name]) for name in expected)
 
 
 def cached():
@@ -83,8 +83,8 @@ def test_without_this_library(hub, rm):
     with torch.no_grad():
         assert float(plain(IDS).logits) == pytest.approx(float(rm.score_tokens(IDS)[0, -1]), abs=1e-6)
     classify = pipeline("text-classification", model="org/rm", function_to_apply="none")
-    wanted = rm.score_tokens(torch.tensor([rm.tokenizer("the film was")["input_ids"]]))[0, -1]
-    assert classify("the film was")[0]["score"] == pytest.approx(float(wanted), abs=1e-4)
+    expected = rm.score_tokens(torch.tensor([rm.tokenizer("the film was")["input_ids"]]))[0, -1]
+    assert classify("the film was")[0]["score"] == pytest.approx(float(expected), abs=1e-4)
     # The files that transformers has put into the cache are enough.
     assert equal(RewardModel.from_pretrained("org/rm", local_files_only=True), rm)
     folder = Path(snapshot_download("org/rm"))

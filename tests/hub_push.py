@@ -74,8 +74,8 @@ def test_a_push_is_one_commit_and_loads_to_the_last_bit(hub, model, tmp_path):
     assert names(hub) == base_names(model, tmp_path)
     assert json.loads(hub.files("org/rm")["config.json"])["rgtg"] == PARTIAL.to_dict()
     loaded = RewardModel.from_pretrained("org/rm")
-    wanted, got = model.model.state_dict(), loaded.model.state_dict()
-    assert wanted.keys() == got.keys() and all(torch.equal(wanted[name], got[name]) for name in wanted)
+    expected, got = model.model.state_dict(), loaded.model.state_dict()
+    assert expected.keys() == got.keys() and all(torch.equal(expected[name], got[name]) for name in expected)
 
 
 def test_a_second_push_leaves_nothing_of_the_first(hub, model):
@@ -95,11 +95,11 @@ def test_a_second_push_leaves_nothing_of_the_first(hub, model):
 
 
 def test_nothing_but_the_files_named(hub, model, folder, tmp_path):
-    wanted = {*base_names(model, tmp_path), "README.md", "figures/accuracy.png", "spread.png"}
+    expected = {*base_names(model, tmp_path), "README.md", "figures/accuracy.png", "spread.png"}
     push_folder(folder, "org/rm", PushOptions())
-    assert names(hub) == wanted
+    assert names(hub) == expected
     model.push_to_hub("org/other", card=folder / "README.md")
-    assert names(hub, "org/other") == wanted
+    assert names(hub, "org/other") == expected
     sent = b"".join(content for name, content in hub.files("org/rm").items() if not name.endswith(".png"))
     assert b"hf_secret" not in sent
     assert hub.log.count("POST /api/validate-yaml") == 2

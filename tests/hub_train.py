@@ -70,13 +70,13 @@ def test_an_adapter_is_merged_or_not(hub, base, tmp_path):
     pushed = hub.files("org/rm")["README.md"].decode()
     saved = (tmp_path / "out" / "README.md").read_text()
     assert "base_model_relation: adapter" not in pushed and "base_model_relation: adapter" in saved
-    wanted = RewardModel(trainer.model).score_tokens(IDS)
-    assert torch.allclose(RewardModel.from_pretrained("org/rm").score_tokens(IDS), wanted, atol=1e-5)
+    expected = RewardModel(trainer.model).score_tokens(IDS)
+    assert torch.allclose(RewardModel.from_pretrained("org/rm").score_tokens(IDS), expected, atol=1e-5)
     trainer.push_to_hub("Adapter", adapter=True)
     assert hub.titles("org/rm")[:2] == ["Adapter", "End of training"]
     assert "adapter_model.safetensors" in names(hub) and "model.safetensors" not in names(hub)
     assert "base_model_relation: adapter" in hub.files("org/rm")["README.md"].decode()
-    assert torch.allclose(RewardModel.from_pretrained("org/rm").score_tokens(IDS), wanted, atol=1e-5)
+    assert torch.allclose(RewardModel.from_pretrained("org/rm").score_tokens(IDS), expected, atol=1e-5)
 
 
 def test_a_token_without_permission_fails_before_the_training(hub, base, tmp_path):

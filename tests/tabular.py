@@ -32,9 +32,9 @@ def supported(log_probs):
     return log_probs > float("-inf")
 
 
-def worst(got, wanted, log_probs):
+def worst(got, expected, log_probs):
     """The largest difference of two tables over the prefixes of positive probability."""
-    return max(float((a - b)[supported(p)].abs().max()) for a, b, p in zip(got, wanted, log_probs, strict=True))
+    return max(float((a - b)[supported(p)].abs().max()) for a, b, p in zip(got, expected, log_probs, strict=True))
 
 
 def random_rewards(world, seed=0):

@@ -166,12 +166,12 @@ def test_any_guided_policy_is_a_ratio_of_two_rlhf_policies(world, beta):
 
 def test_partial_bt_at_the_last_length_is_the_reward(world):
     reached = supported(sequence_log_probs(world.policy))
-    wanted = centred(world.reward[reached])
+    expected = centred(world.reward[reached])
     for tie_finished in (False, True):
         rewards = partial_bt(world, tie_finished=tie_finished)[-1][reached]
         if not tie_finished or world.eos is None:
-            assert (centred(rewards) - wanted).abs().max() < 1e-10
-    assert (centred(full_bt(world)[reached]) - wanted).abs().max() < 1e-10
+            assert (centred(rewards) - expected).abs().max() < 1e-10
+    assert (centred(full_bt(world)[reached]) - expected).abs().max() < 1e-10
 
 
 def test_partial_bt_predicts_how_often_each_prefix_wins(world):
@@ -238,8 +238,8 @@ def test_partial_bt_depends_on_the_sampling_policy():
     world = World.random(3, 3, seed=2)
     sampler = guided_policy(world, random_rewards(world), 1.0)
     other = World(sampler, world.reward)
-    for got, wanted in zip(partial_bt(world, sampler), partial_bt(other), strict=True):
-        assert torch.equal(got, wanted)
+    for got, expected in zip(partial_bt(world, sampler), partial_bt(other), strict=True):
+        assert torch.equal(got, expected)
     assert (partial_bt(world, sampler)[1] - partial_bt(world)[1]).abs().max() > 1e-3
     assert all(map(torch.equal, value(world, sampler), value(other)))
 

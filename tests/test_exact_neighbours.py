@@ -76,8 +76,8 @@ def test_log_probabilities_trained_on_pairs_multiply_to_the_optimum_but_do_not_s
     reached = supported(sequence_log_probs(world.policy))
     assert log_policy[-1][reached].exp().sum().item() == pytest.approx(1, abs=ROUNDING)
     # The reward of a pair is beta_r times their difference.
-    wanted = centred(world.reward[reached])
-    assert (centred(beta_r * log_policy[-1][reached]) - wanted).abs().max() < ROUNDING
+    expected = centred(world.reward[reached])
+    assert (centred(beta_r * log_policy[-1][reached]) - expected).abs().max() < ROUNDING
     for shorter, longer, step in zip(log_policy[:-1], log_policy[1:], world.policy, strict=True):
         next_tokens = longer.masked_fill(~supported(step), float("-inf"))
         assert (next_tokens.logsumexp(-1) - shorter).abs().max() < ROUNDING
@@ -91,8 +91,8 @@ def test_log_probabilities_trained_on_pairs_multiply_to_the_optimum_but_do_not_s
 @pytest.mark.parametrize("beta", BETAS)
 def test_an_exact_dpo_pair_holds_the_soft_value(world, beta):
     values = soft_value(world, beta)
-    wanted = tuple(entry - values[0] for entry in values)
-    assert worst(dpo_ratio(world, beta), wanted, prefix_log_probs(world.policy)) < 1e-13
+    expected = tuple(entry - values[0] for entry in values)
+    assert worst(dpo_ratio(world, beta), expected, prefix_log_probs(world.policy)) < 1e-13
     star = optimal_log_probs(world, beta)
     assert kl_divergence(star, sequence_log_probs(guided_policy(world, dpo_ratio(world, beta), beta))).abs() < 1e-13
 

@@ -61,10 +61,10 @@ def scorer(request):
     return SCORERS[request.param]
 
 
-def close(got, wanted, world):
+def close(got, expected, world):
     """Checks log-probabilities of next tokens: those of the world, and -inf for the two extra tokens of the model."""
     # In float32, the last digit of a sum of rewards and logits of about 10 is 1e-6.
-    torch.testing.assert_close(got[..., : world.vocab], wanted.float(), rtol=2e-7, atol=1e-6)
+    torch.testing.assert_close(got[..., : world.vocab], expected.float(), rtol=2e-7, atol=1e-6)
     assert (got[..., world.vocab :] == float("-inf")).all()
 
 
@@ -124,9 +124,9 @@ def test_generate_draws_every_token_from_the_guided_policy(size, top_k, scorer):
         logits_processor=[PartialRewardLogitsProcessor(scorer(world, rewards), beta=beta, top_k=top_k)],
         output_scores=True, return_dict_in_generate=True,
     )  # fmt: skip
-    wanted = guided_policy(world.truncated(top_k), rewards, beta)
+    expected = guided_policy(world.truncated(top_k), rewards, beta)
     for prefix, scores in zip(prefixes, output.scores[0], strict=True):
-        close(scores, wanted[len(prefix)][prefix], world)
+        close(scores, expected[len(prefix)][prefix], world)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -135,13 +135,13 @@ def test_histories_in_any_order_and_batch_find_the_guided_policy(size, scorer):
     world, beta, top_k = World.random(**SIZES[size], seed=5), 1.5, 2
     rewards, model, prefixes = random_rewards(world, 2), TabularLM(world), histories(world)
     processor = PartialRewardLogitsProcessor(scorer(world, rewards), beta=beta, top_k=top_k)
-    wanted = guided_policy(world.truncated(top_k), rewards, beta)
+    expected = guided_policy(world.truncated(top_k), rewards, beta)
     for batch in torch.randperm(len(prefixes), generator=torch.Generator().manual_seed(0)).split(5):
         chosen = [prefixes[i] for i in batch]
         rows = model.prompts(chosen)
         batch_scores = processor(rows["input_ids"], model(**rows).logits[:, -1])
         for prefix, scores in zip(chosen, batch_scores, strict=True):
-            close(scores, wanted[len(prefix)][prefix], world)
+            close(scores, expected[len(prefix)][prefix], world)
 
 
 @pytest.mark.parametrize("top_k", [2, 20])
@@ -151,11 +151,11 @@ def test_every_step_of_generate_draws_from_the_guided_policy(size, top_k, scorer
     cut, rewards = world.truncated(top_k), random_rewards(world, 3)
     processor = PartialRewardLogitsProcessor(scorer(world, rewards), beta=beta, top_k=top_k)
     tokens, steps = sample(world, processor, 400)
-    wanted, sampled = guided_policy(cut, rewards, beta), set()
+    expected, sampled = guided_policy(cut, rewards, beta), set()
     for i, scores in enumerate(steps):
         prefixes = tokens[:, :i]
         active = torch.ones(len(tokens)).bool() if world.eos is None else (prefixes != world.eos).all(1)
-        close(scores[active], wanted[i][tuple(prefixes[active].T)].expand(int(active.sum()), -1), world)
+        close(scores[active], expected[i][tuple(prefixes[active].T)].expand(int(active.sum()), -1), world)
         sampled |= set(map(tuple, prefixes[active].tolist()))
     reachable = [
         prefix for prefix in histories(world) if prefix_log_probs(cut.policy)[len(prefix)][prefix] > -torch.inf
@@ -185,8 +185,8 @@ def test_samples_of_generate_are_those_of_the_guided_policy(name, size, top_k):
     tokens, _ = sample(world, processor, 20_000)
     indices = (tokens * world.vocab ** torch.arange(world.horizon - 1, -1, -1)).sum(1)
     counts = indices.bincount(minlength=world.reward.numel()).double()
-    wanted = optimal_log_probs(cut, beta) if optimal else sequence_log_probs(guided_policy(cut, rewards, beta))
-    assert chi_square_p_value(counts, wanted.exp().flatten()) > 1e-4
+    expected = optimal_log_probs(cut, beta) if optimal else sequence_log_probs(guided_policy(cut, rewards, beta))
+    assert chi_square_p_value(counts, expected.exp().flatten()) > 1e-4
     # The test has the power to reject: neither the base policy nor guidance of twice the strength gives these samples.
     for other in (cut.policy, guided_policy(cut, rewards, 2 * beta)):
         assert chi_square_p_value(counts, sequence_log_probs(other).exp().flatten()) < 1e-9

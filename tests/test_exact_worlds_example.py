@@ -18,14 +18,16 @@ def rows(table: Path) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in table.read_text(encoding="utf8").splitlines() if line[:2] == "| "]
 
 
-def means(table: Path) -> dict[tuple[int, str], list[float]]:
-    """The figures of each of the six tables over many worlds, by method."""
-    found = rows(table)
-    return {
-        (number, row[0]): [float(cell.split()[0]) for cell in row[1:]]
-        for number in range(6)
-        for row in found[number * (METHODS + 1) + 1 : (number + 1) * (METHODS + 1)]
-    }
+def means(path: Path) -> dict[tuple[int, str], list[float]]:
+    """The means in each of the six tables over many worlds, by number of the table and method."""
+    every_row = rows(path)
+    result = {}
+    for number in range(6):
+        # A table has a header and one row for each method.
+        header = number * (METHODS + 1)
+        for name, *cells in every_row[header + 1 : header + 1 + METHODS]:
+            result[number, name] = [float(cell.split()[0]) for cell in cells]
+    return result
 
 
 def test_it_writes_the_tables_and_figures(monkeypatch, tmp_path):
@@ -35,29 +37,30 @@ def test_it_writes_the_tables_and_figures(monkeypatch, tmp_path):
     for figure in FIGURES:
         assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
     written, committed = rows(tmp_path / "table.md"), rows(RESULTS / "table.md")
-    # Other numbers, but the same tables; and the counterexample is the same whatever the number of worlds.
+    # The tables are the same but for their numbers, and the counterexample does not depend on the number of worlds.
     assert [row[0] for row in written] == [row[0] for row in committed]
     assert written[-METHODS + 1 :] == committed[-METHODS + 1 :]
     assert written[1][1:] == ["0.0000 ± 0.0000"] * 3
 
 
-def test_the_committed_tables_say_what_the_text_around_them_says():
+def test_the_committed_tables_confirm_the_text_around_them():
     assert all((RESULTS / figure).exists() for figure in FIGURES)
-    found = means(RESULTS / "table.md")
-    names = [name for number, name in found if number == 0]
+    table = means(RESULTS / "table.md")
+    names = [name for number, name in table if number == 0]
     assert len(names) == METHODS
     for kind in (0, 3):
-        equal = {name: found[kind + 2, name] for name in names}
+        at_equal_kl = {name: table[kind + 2, name] for name in names}
         for budget in range(4):
-            assert all(equal["soft value"][budget] >= equal[name][budget] for name in names)
-        small = [equal[name][0] for name in ("soft value", "expected reward", "partial BT")]
+            assert all(at_equal_kl["soft value"][budget] >= at_equal_kl[name][budget] for name in names)
+        small = [at_equal_kl[name][0] for name in ("soft value", "expected reward", "partial BT")]
         assert min(small) > 0.95 * max(small)
-        assert found[kind + 1, "best completion"][1] > found[kind + 1, "soft value"][1]
+        assert table[kind + 1, "best completion"][1] > table[kind + 1, "soft value"][1]
         for name in ("expected reward", "partial BT"):
-            assert equal[name][1] > equal["best completion"][1] and equal[name][3] < equal["best completion"][3]
-    assert found[5, "log π_r"][0] < 0.5 * found[5, "soft value"][0]
-    assert all(found[i, "cumulative"] == found[i, "expected reward"] for i in range(3))
-    assert all(found[i, "cumulative"] != found[i, "expected reward"] for i in range(3, 6))
+            assert at_equal_kl[name][1] > at_equal_kl["best completion"][1]
+            assert at_equal_kl[name][3] < at_equal_kl["best completion"][3]
+    assert table[5, "log π_r"][0] < 0.5 * table[5, "soft value"][0]
+    assert all(table[i, "cumulative"] == table[i, "expected reward"] for i in range(3))
+    assert all(table[i, "cumulative"] != table[i, "expected reward"] for i in range(3, 6))
 
 
 def test_the_readme_beside_them_quotes_them():

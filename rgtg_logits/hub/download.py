@@ -41,8 +41,8 @@ def download_checkpoint(
         subfolder: Where the checkpoint is in the repository or folder.
 
     Raises:
-        CheckpointError: If there is no such repository or revision, it may not be seen, it holds pickled weights only,
-            the Hub or the network failed, the disk is full, or a file is not what the repository lists.
+        CheckpointError: If there is no such repository or revision, the access token may not see it, it holds only
+            pickled weights, the Hub or the network failed, the disk is full, or a file differs from the listing.
     """
     if Path(name).exists():
         return Path(name, subfolder)

@@ -1,4 +1,4 @@
-"""Failures of the Hub and of the way to it: which requests are made again, and what an error message tells to do."""
+"""Failures of the Hub, the network and the disk: which requests are retried, and error messages with a remedy."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def status_code(error: BaseException) -> int | None:
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """The underlying error, where the client's own only tells that a large file or the cache failed."""
+    """The underlying error, where the client's own only reports that a large file or the cache failed."""
     is_wrapper = isinstance(error, (RuntimeError, LocalEntryNotFoundError))
     return error.__cause__ if is_wrapper and error.__cause__ is not None else error
 

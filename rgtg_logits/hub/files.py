@@ -1,4 +1,4 @@
-"""Names of the files that make up a checkpoint: which are uploaded, which are downloaded, and which are obsolete."""
+"""Names of the files that a checkpoint consists of, images of its card, and files of an older checkpoint."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class PushOptions:
         token: Access token; by default that of HF_TOKEN or of the login.
 
     Raises:
-        InvalidArgumentError: If a pull request to another branch than main is asked for, or a commit without a title.
+        InvalidArgumentError: If a pull request is to go to another branch than main, or the commit has no title.
     """
 
     private: bool | None = None
