@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 from rgtg_logits.testing import EOS, PAD, VOCAB_SIZE
 
 REACH = 24
-"""Windows, chunks and blocks, in tokens: more than the probe's rows have, as in real models, and fewer than the sweep's rows."""
+"""Windows, chunks and blocks, in tokens: more than the probe's rows have, as in real models; the sweep's have more."""
 
 # fmt: off
 _NAMES: dict[Any, list[str]] = {
