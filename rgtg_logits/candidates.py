@@ -79,9 +79,11 @@ class CandidateRule:
     def select(self, scores: Float[Tensor, "batch vocab"]) -> Candidates:
         """Selects the candidates of each row; the scores are not edited."""
         if self._keeps_all(scores):
+            # All are candidates, so their order does not matter.
             ids = torch.arange(scores.shape[-1]).expand(scores.shape)
             return Candidates(ids, scores, scores.amin(-1) == scores.amax(-1))
         best, ids = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1)
+        # The best are sorted, so it is enough to compare the first and the last.
         is_tied = best[:, 0] == best[:, -1]
         if self.top_p is not None or self.min_p is not None:
             best = best.masked_fill(~self._passes_filters(best), float("-inf"))

@@ -59,6 +59,7 @@ def guide_with_tail(
     """
     unused = candidates.scores == float("-inf")
     rewards = rewards.to(scores.device, torch.float32).masked_fill(unused, 0.0)
+    # Weighted by the base model's probabilities among the candidates.
     mean = (truncate(candidates).exp() * rewards).sum(-1, keepdim=True)
     guided = (candidates.scores.float() + beta * (rewards - mean)).masked_fill(unused, float("-inf"))
     # An unused slot repeats the best token with -inf, so the maximum of both is taken.

@@ -48,9 +48,11 @@ def infer_attention_mask(
         # A look is free on a CPU, and most rows hold no padding.
         return torch.ones_like(rows)
     else:
+        # From the first token on that is not the pad token, everything is text.
         mask = ((rows != pad_token_id).cumsum(-1) > 0).long()
     if pad_token_id is None or rows.shape[1] - prompt_length < 2:
         return mask
+    # The run of pad tokens at the end of the answer, if it has two or more.
     trailing = (rows[:, prompt_length:] == pad_token_id).flip(-1).cumprod(-1).flip(-1)
     mask[:, prompt_length:] *= 1 - trailing * trailing[:, -2:-1]
     return mask

@@ -237,6 +237,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
                 f"Expected attention_mask to have the shape {tuple(prompt.shape)} of the prompt, but got "
                 f"{tuple(mask.shape)}. Pass both as the tokenizer returned them."
             )
+        # A shallow copy, which shares scorer, cache, lock and trace.
         processor = copy.copy(self)
         processor._prompt = _Prompt(prompt, mask, start)
         return processor

@@ -1,4 +1,4 @@
-"""Guidance done the slow, obviously right way: no cache, no padding, no code of the package."""
+"""A test oracle: guidance computed without cache, without padding and without code of the package."""
 
 from collections import defaultdict
 
@@ -6,7 +6,7 @@ import torch
 from transformers import LogitsProcessor
 
 REMEMBERED = 100_000
-"""How many rewards are remembered before all are forgotten, so that long runs do not fill the memory."""
+"""Number of rewards remembered before all are forgotten, so that long runs do not fill the memory."""
 
 
 def padded(prompts, pad):
@@ -18,21 +18,25 @@ def padded(prompts, pad):
 
 
 class Recorder(LogitsProcessor):
-    """Keeps what a processor was shown and what it answered at every call; `before` is called before each.
+    """Records the input and output of every call of a processor; `before` is called before each.
 
     Attributes:
-        asked: What it was shown last, also if it did not answer.
+        calls: Rows, scores and output of each call.
+        last_input: Rows and scores of the last call, also if it raised an error.
     """
 
     supports_continuous_batching = False
 
     def __init__(self, processor, before=lambda: None):
-        self.processor, self.before, self.calls, self.asked = processor, before, [], None
+        self.processor = processor
+        self.before = before
+        self.calls = []
+        self.last_input = None
 
     def __call__(self, input_ids, scores):
         self.before()
         before = scores.clone()
-        self.asked = (input_ids.clone(), before)
+        self.last_input = (input_ids.clone(), before)
         output = self.processor(input_ids, scores)
         assert torch.equal(before, scores), "the scores were edited in place"
         assert output.data_ptr() != scores.data_ptr()
@@ -42,7 +46,7 @@ class Recorder(LogitsProcessor):
 
 
 class Rewards:
-    """Rewards of texts, each read from start to end; remembered by text only to save time.
+    """Rewards of texts, each read from start to end, and remembered only to save time.
 
     Texts of one length share a forward, which needs no padding.
 
@@ -51,7 +55,7 @@ class Rewards:
     """
 
     def __init__(self, source):
-        self.read = _reader(source) if isinstance(source, torch.nn.Module) else source
+        self.read = _last_rewards(source) if isinstance(source, torch.nn.Module) else source
         self.known = {}
 
     def __getitem__(self, text):
@@ -71,7 +75,7 @@ class Rewards:
             self.known.update(zip(new, self.read(torch.tensor(list(new))).tolist(), strict=True))
 
 
-def _reader(model):
+def _last_rewards(model):
     return lambda tokens: model.score(model.base_model(tokens).last_hidden_state[:, -1])[:, 0]
 
 
@@ -87,22 +91,22 @@ class Oracle:
         self.rewards = rewards if isinstance(rewards, Rewards) else Rewards(rewards)
         self.beta, self.top_k, self.top_p, self.min_p = beta, top_k, top_p, min_p
         self.ends = {pad, *([eos] if isinstance(eos, int) else eos)}
-        self.unanswerable = 0
+        self.without_best = 0
 
     def check(self, calls, prompts, *, tolerance=1e-4):
         """Compares every unfinished row of every call; returns how many rows were compared, and the worst error."""
         rows = list(self.unfinished(calls, prompts))
-        self.rewards.learn([(*text, token) for text, scores, got in rows for token in support(got)])
+        self.rewards.learn([(*text, token) for text, scores, output in rows for token in support(output)])
         worst = 0.0
-        for text, scores, got in rows:
-            expected = self.expected(text, scores, support(got))
-            error = max(abs(float(got[token]) - value) for token, value in expected.items())
+        for text, scores, output in rows:
+            expected = self.expected(text, scores, support(output))
+            error = max(abs(float(output[token]) - value) for token, value in expected.items())
             assert error <= tolerance, f"row {text}: {error}"
             worst = max(worst, error)
         return len(rows), worst
 
     def unfinished(self, calls, prompts):
-        """Text, scores and answer of each row that has not finished."""
+        """Yields text, scores and output of each row that has not finished."""
         length = self.length(calls)
         for rows, all_scores, output in calls:
             repeat = rows.shape[0] // len(prompts)
@@ -112,16 +116,16 @@ class Oracle:
                 assert text[: len(prompt)] == prompt
                 if self.ends.intersection(generated):
                     continue
-                if self.says_nothing(all_scores[index]):
-                    self.unanswerable += 1
+                if self.has_no_best(all_scores[index]):
+                    self.without_best += 1
                     assert not {*support(output[index])} - {*support(all_scores[index])}
                     continue
                 yield tuple(text), all_scores[index], output[index]
 
-    def says_nothing(self, scores):
+    def has_no_best(self, scores):
         """Whether more tokens than can be candidates score the same.
 
-        Prompt lookup shows such rows to find out which tokens are forbidden. What the others are answered is free.
+        Prompt lookup passes such scores to learn which tokens are forbidden. The output for the others is free.
         """
         finite = scores[scores > -torch.inf]
         return finite.numel() > self.top_k and bool((finite == finite[0]).all())
@@ -130,8 +134,8 @@ class Oracle:
         """Guided log-probabilities of the candidates.
 
         Args:
-            tokens: The candidates, where scores that tie or lie within rounding of a threshold leave a choice; it is
-                checked that they are a right choice.
+            tokens: The candidates, where scores that tie or lie within rounding of a threshold leave a choice; checked
+                to be a right choice.
         """
         best = scores[scores > -torch.inf].double().sort(descending=True).values[: self.top_k]
         fewest, most = self.numbers(best.softmax(-1))
@@ -169,13 +173,13 @@ def support(log_probs):
 
 
 def count_reads(module, act):
-    """What `act` returns, and rows × columns that each forward of `module` read meanwhile."""
+    """Calls `act` and returns its result, with the number of tokens (rows × columns) in each forward of `module`."""
     reads = []
 
-    def note(_module, args, kwargs):
+    def record(_module, args, kwargs):
         reads.append((args[0] if args else kwargs["input_ids"]).numel())
 
-    hook = module.register_forward_pre_hook(note, with_kwargs=True)
+    hook = module.register_forward_pre_hook(record, with_kwargs=True)
     try:
         result = act()
     finally:

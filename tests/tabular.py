@@ -1,4 +1,4 @@
-"""Random worlds, and tables over the prefixes of a world as models of transformers and as a scorer."""
+"""Random worlds, and their tables by prefix as models of transformers and as a scorer, which look values up."""
 
 from dataclasses import fields
 from itertools import product
@@ -32,9 +32,9 @@ def supported(log_probs):
     return log_probs > float("-inf")
 
 
-def worst(got, expected, log_probs):
-    """The largest difference of two tables over the prefixes of positive probability."""
-    return max(float((a - b)[supported(p)].abs().max()) for a, b, p in zip(got, expected, log_probs, strict=True))
+def worst(values, expected, log_probs):
+    """The largest difference of two tables over the prefixes that occur."""
+    return max(float((a - b)[supported(p)].abs().max()) for a, b, p in zip(values, expected, log_probs, strict=True))
 
 
 def random_rewards(world, seed=0):
@@ -45,7 +45,7 @@ def random_rewards(world, seed=0):
 
 
 class TabularConfig(PretrainedConfig):
-    """Configuration with two ids after the world's tokens: the start token of every text, and padding."""
+    """The world's tokens, followed by one that starts every text, and by padding."""
 
     model_type = "tabular"
 
@@ -82,7 +82,7 @@ class TabularLM(PreTrainedModel, GenerationMixin):
     def __init__(self, world) -> None:
         super().__init__(TabularConfig.of(world))
         self.lookup = Lookup(world.policy)
-        self.anchor = nn.Parameter(torch.zeros(1))  # generate asks the parameters for device and dtype.
+        self.anchor = nn.Parameter(torch.zeros(1))  # generate takes device and dtype from the parameters.
 
     def forward(self, input_ids, **_):
         logits = nn.functional.pad(self.lookup(input_ids), (0, 2), value=float("-inf"))
@@ -109,7 +109,7 @@ class TabularScorer(Scorer):
 
 
 class TabularBackbone(PreTrainedModel):
-    """A decoder with a cache; the state of a token is a one-hot vector of the number of the text that ends with it.
+    """A decoder with a cache whose state of a token is the one-hot number of the text that ends with it.
 
     The value of token v at position p of a text is (v + 1) · (vocab + 1) ** p, that of the start token 0, and the
     number of a text is the sum over the tokens that its last token attends to. So a wrong mask, position or cache gives
@@ -155,19 +155,19 @@ def with_cache(output_class, cache, **parts):
 
 
 def _visible(mask, new, slots):
-    """Slots that each new token attends to, by a 4-D mask of attention layers or by a mask of rows."""
+    """The slots that each new token sees, by a mask for attention layers or by one of rows."""
     if mask is not None and mask.dim() == 4:
         return mask[:, 0] == 0
     causal = torch.ones(slots, slots, dtype=torch.bool).tril()[-new:][None]
     return causal if mask is None else causal & mask[:, None].bool()
 
 
-class TabularReader(PreTrainedModel):
-    """Base class of the models whose last layer is a table with a column for every text.
+class TabularModel(PreTrainedModel):
+    """The base of models whose last layer is a table with a column for every text.
 
     Args:
         world: The world.
-        columns: The outputs behind every text: by its length, a row for each text of that length.
+        columns: Outputs behind every text: by its length, a row for each text of that length.
     """
 
     config_class = TabularConfig
@@ -186,7 +186,7 @@ class TabularReader(PreTrainedModel):
         self.layer.weight.data.copy_(table)
 
 
-class TabularClassifier(TabularReader):
+class TabularClassifier(TabularModel):
     """The reward of every prefix, by a scalar head."""
 
     def __init__(self, world, rewards) -> None:
@@ -199,7 +199,7 @@ class TabularClassifier(TabularReader):
         return SequenceClassifierOutput(logits=self.layer(states))
 
 
-class TabularRewardLM(TabularReader, GenerationMixin):
+class TabularRewardLM(TabularModel, GenerationMixin):
     """A language model whose logits behind a prefix are a table's entries.
 
     Args:

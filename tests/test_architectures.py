@@ -1,4 +1,4 @@
-"""The tables of architectures are what the command gives, and hold nothing that is accepted and wrong."""
+"""The tables of architectures equal the output of the command, and hold nothing that is accepted and inexact."""
 
 import subprocess
 import sys
@@ -23,27 +23,27 @@ def sweep(output: Path, *types: str) -> str:
 
 def rows(table: str) -> dict[str, list[str]]:
     """The other cells of each row by section and model type."""
-    found = {}
+    results = {}
     for section in table.split("\n## ")[1:]:
         for line in section.splitlines()[4:]:
             name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-            found[section.splitlines()[0], name] = cells
-    return found
+            results[section.splitlines()[0], name] = cells
+    return results
 
 
-def word(row: list[str]) -> str:
+def outcome(row: list[str]) -> str:
     return row[1].split(":")[0]
 
 
 def test_three_types_through_the_command(tmp_path):
     (tmp_path / "README.md").write_text("before\n<!-- counts -->\nold\n<!-- end of counts -->\nafter\n")
-    found = rows(sweep(tmp_path / "transformers-0.0.md", "llama", "bloom", "bert"))
-    assert {name: word(row) for (_, name), row in found.items()} == {
+    results = rows(sweep(tmp_path / "transformers-0.0.md", "llama", "bloom", "bert"))
+    assert {name: outcome(row) for (_, name), row in results.items()} == {
         "bert": "refused",
         "bloom": "expand",
         "llama": "tree_attention",
     }
-    for (_, name), (_, _, error, in_spreads, spread, prefix) in found.items():
+    for (_, name), (_, _, error, in_spreads, spread, prefix) in results.items():
         if name != "bert":
             assert float(error) > 0 and float(in_spreads) < ROUNDING and float(spread) > 0.5 and int(prefix[:-1]) > 10
     readme = (tmp_path / "README.md").read_text()
@@ -52,8 +52,8 @@ def test_three_types_through_the_command(tmp_path):
 
 
 def test_weights_laid_out_beforehand(tmp_path):
-    found = rows(sweep(tmp_path / "table.md", "--prepack", "falcon", "gpt2", "llama"))
-    assert {name: word(row) for (_, name), row in found.items()} == {
+    results = rows(sweep(tmp_path / "table.md", "--prepack", "falcon", "gpt2", "llama"))
+    assert {name: outcome(row) for (_, name), row in results.items()} == {
         "falcon": "refused",  # Its linear layers are a class of its own.
         "gpt2": "tree_attention",
         "llama": "tree_attention",
@@ -83,9 +83,9 @@ def test_the_counts_in_the_readme_are_those_of_the_tables(table):
 
 @pytest.mark.parametrize("path", EXAMPLE.glob("transformers-*.md"), ids=lambda path: path.stem)
 def test_each_is_exact_or_refused_for_a_reason(path):
-    found = rows(path.read_text(encoding="utf8"))
-    assert not [name for (_, name), row in found.items() if "**" in row[1]]
-    exact = [row for row in found.values() if row[3] and "**" not in row[1]]
+    results = rows(path.read_text(encoding="utf8"))
+    assert not [name for (_, name), row in results.items() if "**" in row[1]]
+    exact = [row for row in results.values() if row[3] and "**" not in row[1]]
     assert len(exact) > 80 and all(float(row[3]) <= ROUNDING for row in exact)
 
 
@@ -98,7 +98,7 @@ def test_the_table_is_what_the_sweep_gives(tmp_path):
         name: (kept[name][1], made[name][1])
         for name in made
         # What is not built needs a package, which may be there or not.
-        if word(kept[name]) != word(made[name]) and "not built" not in (word(kept[name]), word(made[name]))
+        if outcome(kept[name]) != outcome(made[name]) and "not built" not in (outcome(kept[name]), outcome(made[name]))
     }
     assert changed == {}
     errors = {name: float(row[3]) for name, row in made.items() if row[3] and "**" not in row[1]}

@@ -127,7 +127,7 @@ def with_another_tokenizer(tokenizer, other, recorder, **arguments):
 
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_a_draft_model_with_another_tokenizer(two_tokenizers, do_sample):
-    """The draft model's `generate` shows ids that mean something else to the reward model, which costs drafts only."""
+    """The draft model's `generate` passes ids that mean something else to the reward model, which costs drafts only."""
     tokenizer, other = two_tokenizers
     # Random tokens make a text that is longer in the other tokenizer.
     model = tiny_reward_model(vocab_size=len(tokenizer), max_position_embeddings=512)

@@ -1,4 +1,4 @@
-"""Whatever interrupts the reward model in the middle of a generation, the next one is as on a new object."""
+"""After an error or interrupt in the middle of a generation, the next one is as on a new object."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ MODES = {"sampling": {"do_sample": True, "top_k": 0}, "beams": {"num_beams": 3}}
 
 
 class NthTime:
-    """Does something to a module's forward the n-th time that it runs, and nothing before and after."""
+    """Changes a module's output the n-th time that it runs, and never before and after."""
 
     def __init__(self, module, n, act):
         self.left, self.act = n, act
@@ -41,7 +41,7 @@ def interrupt(_output):
 
 
 def overflow(output):
-    """What a layer returns is a tensor, or a tuple that starts with one."""
+    """Fills the output of a layer, a tensor or a tuple that starts with one, with NaN."""
     return output * torch.nan if isinstance(output, torch.Tensor) else (output[0] * torch.nan, *output[1:])
 
 
@@ -51,7 +51,7 @@ FAULTS = {
     "interrupt in the last layer": (interrupt, -1, KeyboardInterrupt),
     "overflow in the first layer": (overflow, 0, NonFiniteRewardError),
 }
-"""What happens behind which layer, whose cache then knows of a step of which others may not, and the error seen."""
+"""The fault, the layer behind which it happens (some layers' caches then miss the step), and the error raised."""
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def generate(base, recorder, **arguments):
 def test_a_fault_leaves_no_trace(base, model, oracle, scorer, fault, mode):
     act, layer, error = FAULTS[fault]
     new = Recorder(processor(model, scorer))
-    wanted = generate(base, new, **MODES[mode])
+    expected = generate(base, new, **MODES[mode])
     for n in range(1, 6):
         recorder = Recorder(processor(model, scorer))
         nth = NthTime(model.base_model.layers[layer], n, act)
@@ -101,25 +101,25 @@ def test_a_fault_leaves_no_trace(base, model, oracle, scorer, fault, mode):
         except error:
             check_again(oracle, recorder)
         else:
-            # An overflow in what was only a guess is no fault.
-            assert fault.startswith("overflow") and scorer == "speculating" and torch.equal(tokens, wanted)
+            # An overflow in what was only a speculative step is no fault.
+            assert fault.startswith("overflow") and scorer == "speculating" and torch.equal(tokens, expected)
         nth.handle.remove()
         recorder.calls.clear()
-        assert torch.equal(generate(base, recorder, **MODES[mode]), wanted)
+        assert torch.equal(generate(base, recorder, **MODES[mode]), expected)
         for (_, _, output), (_, _, other) in zip(recorder.calls, new.calls, strict=True):
             assert torch.allclose(output, other, atol=1e-4)
         assert oracle.check(recorder.calls, PROMPTS)[0] >= len(recorder.calls)
 
 
 def check_again(oracle, recorder):
-    """Asks once more what was interrupted, as does who goes on from the text that there is."""
-    rows, scores = recorder.asked
+    """Repeats the interrupted call, as a user who continues from the text so far."""
+    rows, scores = recorder.last_input
     texts = [[token for token in row if token != PAD] for row in rows.tolist()]
     assert oracle.check([(rows, scores, recorder.processor(rows, scores))], texts)[0] == len(texts)
 
 
 def test_faults_happen_at_different_steps(base, model):
-    """Guards the test above: it shows little if all faults fall into the first step."""
+    """Guards the test above, which shows little if all faults fall into the first step."""
     for scorer in SCORERS:
         steps = set()
         for n in range(1, 6):

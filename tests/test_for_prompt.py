@@ -1,4 +1,4 @@
-"""Prompts that `generate` does not show to a processor: embeddings, and encoder-decoder base models."""
+"""Prompts that `generate` does not pass to a processor: embeddings, and encoder-decoder base models."""
 
 import pytest
 import torch
@@ -23,8 +23,8 @@ def padded(prompts):
     return ids, (ids != PAD).long()
 
 
-class Shown(Recorder):
-    """A recorder that shows the oracle rows with their prompts, as the reward model should read them."""
+class WithPrompts(Recorder):
+    """A recorder of rows with their prompts, as the reward model should read them."""
 
     def __init__(self, processor, prompts, start):
         super().__init__(processor)
@@ -43,7 +43,7 @@ def check(base, start, arguments, **prompt):
     processor = PartialRewardLogitsProcessor(model, beta=0.7, top_k=5).for_prompt(ids, mask)
     oracle = Oracle(model, beta=0.7, top_k=5, pad=PAD, eos=EOS)
     for _ in range(2):  # One object, called again.
-        recorder = Shown(processor, PROMPTS, start)
+        recorder = WithPrompts(processor, PROMPTS, start)
         with torch.no_grad():
             base.generate(
                 attention_mask=mask, pad_token_id=PAD, suppress_tokens=[PAD], max_new_tokens=7,
@@ -91,9 +91,9 @@ def test_text():
     processor = PartialRewardLogitsProcessor(RewardModel(model, tokenizer), tokenizer=tokenizer, top_k=5)
     texts = ["the film was good", "a plot"]
     inputs = tokenizer(texts, return_tensors="pt", padding=True)
-    scores, shown = torch.randn(2, 300), torch.empty(2, 0, dtype=torch.long)
-    direct = processor.for_prompt(inputs["input_ids"], inputs["attention_mask"])(shown, scores)
-    assert torch.allclose(processor.for_prompt(texts)(shown, scores), direct, atol=1e-4)
+    scores, input_ids = torch.randn(2, 300), torch.empty(2, 0, dtype=torch.long)
+    direct = processor.for_prompt(inputs["input_ids"], inputs["attention_mask"])(input_ids, scores)
+    assert torch.allclose(processor.for_prompt(texts)(input_ids, scores), direct, atol=1e-4)
     assert torch.allclose(processor(inputs["input_ids"], scores), direct, atol=1e-4)
 
 

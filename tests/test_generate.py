@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracle import Oracle, Recorder
+from oracle import Oracle, Recorder, padded
 from transformers import pipeline
 
 from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, RewardModel
@@ -28,13 +28,6 @@ MODES = {
     "fewer_than_k": (RAGGED, {"do_sample": True, "suppress_tokens": [PAD, *range(4, VOCAB_SIZE)]}),
 }
 """Prompts and arguments of `generate` by mode."""
-
-
-def padded(prompts, pad):
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 def run(processor, base, prompts, pad=PAD, **arguments):
@@ -152,11 +145,11 @@ def test_pipeline_in_batches():
 
 
 def test_beta_zero_is_the_truncated_base_distribution_without_a_reward_model_call(base):
-    class Unaskable(CausalScorer):
+    class Uncallable(CausalScorer):
         def score(self, *_):
-            raise AssertionError("the reward model was asked")
+            raise AssertionError("the reward model was called")
 
-    scorer = Unaskable(RewardModel(tiny_reward_model()))
+    scorer = Uncallable(RewardModel(tiny_reward_model()))
     for _, scores, output in run(PartialRewardLogitsProcessor(scorer, beta=0, top_k=TOP_K), base, RAGGED):
         best, ids = scores.topk(TOP_K)
         expected = torch.full_like(scores, -torch.inf).scatter(1, ids, best.log_softmax(-1))

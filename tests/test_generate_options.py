@@ -1,4 +1,4 @@
-"""Every way in which people call `generate`: each call equals the oracle, and the rest of `generate` does its part."""
+"""Options of `generate`: each call of the processor equals the oracle, and the rest of `generate` does its part."""
 
 import pytest
 import torch
@@ -23,12 +23,12 @@ class EndsAt(StoppingCriteria):
 
 
 def one_or_several(batch, row):
-    """A grammar that leaves one token in the first row, several in the second, and takes turns in the third."""
+    """A grammar that allows one token in the first row, several in the second, and either by turns in the third."""
     several = [5, 8, 13, 20, 21, 34, 40, 55][: 3 + len(row) % 3]
     return [9] if batch == 0 or (batch == 2 and len(row) % 2) else several
 
 
-WAYS = {
+OPTIONS = {
     "penalties": {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
     "bad words": {"bad_words_ids": [[5, 8], [20], [31], [40, 41]], "do_sample": True},
     "biases": {"sequence_bias": {(5,): 2.0, (8, 9): -1.5}, "num_beams": 2},
@@ -38,7 +38,7 @@ WAYS = {
     "classifier-free guidance": {"guidance_scale": 1.5},
     "infinities removed, renormalised": {"remove_invalid_values": True, "renormalize_logits": True, "num_beams": 2},
     "several ends": {"eos_token_id": [EOS, 5, 6, 7], "do_sample": True, "num_return_sequences": 3},
-    "own stopping": {"stopping_criteria": [EndsAt([*range(2, 30)])], "do_sample": True, "num_return_sequences": 3},
+    "custom stopping": {"stopping_criteria": [EndsAt([*range(2, 30)])], "do_sample": True, "num_return_sequences": 3},
     "beams with length penalty": {"num_beams": 3, "length_penalty": 2.0, "early_stopping": True},
     "static cache": {"cache_implementation": "static"},
     "static cache, beams": {"cache_implementation": "static", "num_beams": 2},
@@ -46,7 +46,7 @@ WAYS = {
     "prompt in pieces": {"prefill_chunk_size": 3},
     "temperature": {"do_sample": True, "temperature": 0.6},
     "typical": {"do_sample": True, "typical_p": 0.8},
-    "top-k, top-p and min-p behind": {"do_sample": True, "top_k": 3, "top_p": 0.9, "min_p": 0.05},
+    "top-k, top-p and min-p afterwards": {"do_sample": True, "top_k": 3, "top_p": 0.9, "min_p": 0.05},
     "cut-offs": {"do_sample": True, "epsilon_cutoff": 0.02, "eta_cutoff": 0.02},
     "watermark": {"do_sample": True, "watermarking_config": WatermarkingConfig(bias=2.0)},
     "beam sampling with temperature": {"do_sample": True, "num_beams": 2, "temperature": 1.4},
@@ -55,7 +55,7 @@ WAYS = {
     "grammar, beams": {"prefix_allowed_tokens_fn": one_or_several, "num_beams": 2},
     "grammar of one token": {"prefix_allowed_tokens_fn": lambda batch, row: [9 + len(row) % 5], "num_beams": 2},
 }
-"""Arguments of `generate` by what they are for."""
+"""Arguments of `generate` by their purpose."""
 
 
 @pytest.fixture(scope="module")
@@ -85,16 +85,16 @@ def generate(base, recorder, prompts=RAGGED, **arguments):
         return base.generate(**{**padded(prompts, PAD), **defaults, **arguments}, logits_processor=[recorder])
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_every_call_equals_the_oracle(base, recorder, reward_model, way):
-    generate(base, recorder, **WAYS[way])
-    ends = WAYS[way].get("eos_token_id", EOS)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_call_equals_the_oracle(base, recorder, reward_model, name):
+    generate(base, recorder, **OPTIONS[name])
+    ends = OPTIONS[name].get("eos_token_id", EOS)
     oracle = Oracle(reward_model.model, beta=BETA, top_k=TOP_K, pad=PAD, eos=ends)
     assert oracle.check(recorder.calls, RAGGED)[0] >= 6
 
 
-def test_a_grammar_leaves_one_token_in_one_row_and_several_in_another(base, recorder):
-    generate(base, recorder, **WAYS["grammar"])
+def test_a_grammar_allows_one_token_in_one_row_and_several_in_another(base, recorder):
+    generate(base, recorder, **OPTIONS["grammar"])
     numbers = [tuple(len(support(row)) for row in output) for _, _, output in recorder.calls]
     assert {row[0] for row in numbers} == {1}
     assert {row[1] for row in numbers} == {3, 4, 5}
@@ -103,7 +103,7 @@ def test_a_grammar_leaves_one_token_in_one_row_and_several_in_another(base, reco
 
 
 def test_rows_that_stop_by_themselves(base, recorder):
-    generate(base, recorder, **WAYS["own stopping"])
+    generate(base, recorder, **OPTIONS["custom stopping"])
     assert any((rows[:, -2:] == PAD).all(-1).any() for rows, _, _ in recorder.calls), "no row stopped before the others"
 
 
@@ -140,7 +140,7 @@ def test_a_base_model_in_half_precision(recorder, oracle, mode):
     ("backend", "arguments"),
     [
         ("eager", {}),
-        pytest.param("inductor", WAYS["static cache"], marks=pytest.mark.slow),
+        pytest.param("inductor", OPTIONS["static cache"], marks=pytest.mark.slow),
     ],
 )
 def test_a_compiled_base_model(base, recorder, oracle, reward_model, backend, arguments):
@@ -155,11 +155,11 @@ def test_a_compiled_base_model(base, recorder, oracle, reward_model, backend, ar
 
 def test_a_static_cache_changes_no_token(base, reward_model):
     one, other = (PartialRewardLogitsProcessor(reward_model, beta=BETA, top_k=TOP_K) for _ in range(2))
-    assert torch.equal(generate(base, one), generate(base, other, **WAYS["static cache"]))
+    assert torch.equal(generate(base, one), generate(base, other, **OPTIONS["static cache"]))
 
 
 def loop(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
-    """A decoding method of one's own: draws the second best token in every third step, and uses no cache."""
+    """A custom decoding method that draws the second best token in every third step, and uses no cache."""
     while not stopping_criteria(input_ids, None).all():
         logits = model(input_ids, attention_mask=(input_ids != PAD).long()).logits[:, -1].float()
         ranked = logits_processor(input_ids, logits).topk(2).indices
@@ -168,7 +168,7 @@ def loop(model, input_ids, logits_processor, stopping_criteria, generation_confi
 
 
 def diverse(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
-    """Diverse beams in groups of one: each group asks for itself, and avoids what the groups before it have drawn."""
+    """Diverse beams in groups of one: each group calls the processor and avoids tokens of the groups before it."""
     groups = [input_ids.clone() for _ in range(3)]
     while not stopping_criteria(groups[0], None).all():
         taken = torch.zeros(len(input_ids), model.config.vocab_size)
@@ -181,7 +181,7 @@ def diverse(model, input_ids, logits_processor, stopping_criteria, generation_co
 
 
 @pytest.mark.parametrize("method", [loop, diverse])
-def test_a_decoding_method_of_ones_own(base, recorder, oracle, method):
+def test_a_custom_decoding_method(base, recorder, oracle, method):
     output = generate(base, recorder, custom_generate=method)
     assert oracle.check(recorder.calls, RAGGED)[0] >= 2 * NEW
     assert method is loop or len(output.unique(dim=0)) > len(RAGGED)
@@ -189,7 +189,7 @@ def test_a_decoding_method_of_ones_own(base, recorder, oracle, method):
 
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 2}], ids=str)
 def test_a_long_text(mode):
-    """So long that the cache has to grow, after a first part that it was large enough for."""
+    """The cache has to grow, after a first text for which it was large enough."""
     base, model = (make(max_position_embeddings=512) for make in (tiny_base_model, tiny_reward_model))
     recorder = Recorder(PartialRewardLogitsProcessor(model, beta=BETA, top_k=TOP_K))
     oracle, text = Oracle(model, beta=BETA, top_k=TOP_K, pad=PAD, eos=EOS), []
@@ -202,7 +202,7 @@ def test_a_long_text(mode):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_prompts_that_end_in_the_pad_token(base, reward_model, masked):
-    """Turns of a chat end in the end-of-text token, which is often the pad token; two can only be told by a mask."""
+    """Turns of a chat end in the end-of-text token, which is often the pad token; two need a mask."""
     prompts = [[7, 3, EOS, 11, 4, *[EOS] * (1 + masked)], [5, EOS], [9, 20, 30]]
     inputs = padded(prompts, EOS)
     mask = inputs["attention_mask"] if masked else None
@@ -259,7 +259,7 @@ def test_output_scores_are_guided_and_logits_are_not(base, recorder, oracle):
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
-def test_temperature_comes_behind(base, recorder, temperature):
+def test_temperature_is_applied_afterwards(base, recorder, temperature):
     output = generate(
         base, recorder, do_sample=True, temperature=temperature, return_dict_in_generate=True, output_scores=True
     )
@@ -289,7 +289,7 @@ def test_beam_scores_are_sums_of_guided_log_probabilities(base, recorder, oracle
 
 @torch.no_grad()
 def log_probability(base, oracle, prompt, generated):
-    """Of a continuation under guidance, from one uncached forward of the base model over text without padding."""
+    """Log-probability of a guided continuation, from one uncached forward of the base model without padding."""
     logits = base(torch.tensor([[*prompt, *generated]])).logits[0, len(prompt) - 1 :].float()
     logits[:, PAD] = -torch.inf
     logits[:, EOS] += 1.5

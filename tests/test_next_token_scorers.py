@@ -60,15 +60,15 @@ def test_the_reward_is_the_logit():
     reward_model = RewardModel(model, config=RewardModelConfig(kind="vocabulary"))
     rows = torch.randint(2, VOCAB_SIZE, (2, 7))
     everything = torch.arange(VOCAB_SIZE).expand(2, -1)
-    got = VocabularyScorer(reward_model).score(rows, torch.ones_like(rows), everything)
+    rewards = VocabularyScorer(reward_model).score(rows, torch.ones_like(rows), everything)
     with torch.no_grad():
-        assert torch.allclose(got, model(rows).logits[:, -1], atol=1e-5)
+        assert torch.allclose(rewards, model(rows).logits[:, -1], atol=1e-5)
         logs = LogRatioScorer(read_as("log_ratio")).score(rows, torch.ones_like(rows), everything)
         assert torch.allclose(logs, model(rows).logits[:, -1].log_softmax(-1), atol=1e-5)
 
 
-def read_layers(reward_model, act):
-    """Which logits the output layer gives while `act` runs."""
+def output_layer_shapes(reward_model, act):
+    """Shapes of the logits that the output layer computes while `act` runs."""
     shapes = []
     hook = reward_model.model.get_output_embeddings().register_forward_hook(lambda *args: shapes.append(args[2].shape))
     act()
@@ -77,14 +77,14 @@ def read_layers(reward_model, act):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_output_layer_is_read_where_candidates_are_only(tied):
+def test_the_output_layer_is_computed_for_candidates_only(tied):
     reward_model = read_as("vocabulary", tie_word_embeddings=tied)
     scorer, reference = VocabularyScorer(reward_model), ReferenceScorer(reward_model)
     rows = torch.randint(2, VOCAB_SIZE, (2, 7))
     for k, expected in ((5, []), (VOCAB_SIZE, [(2, VOCAB_SIZE)])):
-        question = rows, torch.ones_like(rows), torch.arange(k).expand(2, -1)
-        assert read_layers(reward_model, lambda q=question: scorer.score(*q)) == expected
-        assert torch.allclose(scorer.score(*question), reference.score(*question), atol=1e-5)
+        arguments = rows, torch.ones_like(rows), torch.arange(k).expand(2, -1)
+        assert output_layer_shapes(reward_model, lambda a=arguments: scorer.score(*a)) == expected
+        assert torch.allclose(scorer.score(*arguments), reference.score(*arguments), atol=1e-5)
 
 
 @pytest.mark.parametrize("cap", [2.0, 30.0, 300.0])
@@ -95,7 +95,7 @@ def test_capped_logits_are_taken_as_the_model_gives_them(cap):
 
 
 def test_total_rewards_up_to_a_constant_per_row():
-    """What a log-ratio scorer returns differs from the total over the whole text by the same number for each token."""
+    """A log-ratio scorer's rewards differ from the totals over the whole text by the same number for each token."""
     reward_model = read_as("log_ratio")
     row, candidates = torch.randint(2, VOCAB_SIZE, (1, 9)), torch.tensor([[3, 4, 5, 6]])
     returned = LogRatioScorer(reward_model).score(row, torch.ones_like(row), candidates)

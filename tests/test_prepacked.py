@@ -61,8 +61,8 @@ def test_the_laws_of_language_models(kind, scorer):
 
 
 def test_another_tokenizer():
-    own, base = tiny_tokenizer(kind="llama3"), tiny_tokenizer()
-    reward_model = RewardModel(tiny_reward_model(vocab_size=len(own)), own)
+    rm_tokenizer, base = tiny_tokenizer(kind="llama3"), tiny_tokenizer()
+    reward_model = RewardModel(tiny_reward_model(vocab_size=len(rm_tokenizer)), rm_tokenizer)
     plain, packed = (RetokenizingScorer(reward_model, base, prepack=prepack) for prepack in (False, True))
     check_scorer(packed, plain, vocab_size=len(base), pad_token_id=base.pad_token_id, rounds=2)
 
@@ -75,13 +75,13 @@ def test_bfloat16_is_multiplied_by_the_same_library_anyway():
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_every_plain_layer_is_laid_out_and_the_model_stays_as_it_was(model_type):
     reward_model = RewardModel(tiny_reward_model(model_type))
-    before, wanted = copy.deepcopy(reward_model.model.state_dict()), states(reward_model)
+    before, expected = copy.deepcopy(reward_model.model.state_dict()), states(reward_model)
     packed = reward_model.prepacked()
     plain = [one for one in reward_model.backbone.modules() if type(one) in (nn.Linear, Conv1D)]
     assert len(plain) >= 8 and len(layers(packed._forward._reader)) == len(plain)
-    assert torch.allclose(states(packed), wanted, atol=1e-5)
+    assert torch.allclose(states(packed), expected, atol=1e-5)
     # The model given multiplies as it did, has no other weights, and shares all that it has.
-    assert not layers(reward_model.model) and torch.equal(states(reward_model), wanted)
+    assert not layers(reward_model.model) and torch.equal(states(reward_model), expected)
     after = reward_model.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     shared = {id(parameter) for parameter in packed._forward._reader.parameters()}
@@ -106,7 +106,7 @@ def test_each_forward_multiplies_by_what_is_laid_out(monkeypatch, strategy):
     )
 
 
-def test_what_listens_to_the_model_hears_its_twin():
+def test_hooks_of_the_model_see_its_twin():
     reward_model, calls = RewardModel(tiny_reward_model()), []
     packed = reward_model.prepacked()
     reward_model.backbone.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))

@@ -1,4 +1,4 @@
-"""The obviously right scorer where it reads text, against whole texts put together by hand."""
+"""The reference scorer where it reads text, against whole texts put together by hand."""
 
 import pytest
 import torch
@@ -19,21 +19,21 @@ from rgtg_logits.testing import (
 
 
 def reward_model(**tokenizer):
-    own = tiny_tokenizer(vocab_size=340, **tokenizer)
-    return RewardModel(tiny_reward_model(vocab_size=len(own)), own)
+    rm_tokenizer = tiny_tokenizer(vocab_size=340, **tokenizer)
+    return RewardModel(tiny_reward_model(vocab_size=len(rm_tokenizer)), rm_tokenizer)
 
 
-@pytest.mark.parametrize("own", TOKENIZER_KINDS)
-@pytest.mark.parametrize("base", TOKENIZER_KINDS)
-def test_whole_texts(base, own):
-    model, tokenizer = reward_model(kind=own), tiny_tokenizer(kind=base, vocab_size=420)
+@pytest.mark.parametrize("rm_kind", TOKENIZER_KINDS)
+@pytest.mark.parametrize("base_kind", TOKENIZER_KINDS)
+def test_whole_texts(base_kind, rm_kind):
+    model, tokenizer = reward_model(kind=rm_kind), tiny_tokenizer(kind=base_kind, vocab_size=420)
     check_scorer(ReferenceScorer(model, tokenizer), WholeTexts(model, tokenizer), rounds=1)
 
 
-@pytest.mark.parametrize("own", ["gpt2", "llama2"])
+@pytest.mark.parametrize("rm_kind", ["gpt2", "llama2"])
 @pytest.mark.parametrize("adds", [{"adds_bos": True}, {"adds_eos": True}, {"adds_bos": True, "adds_eos": True}])
-def test_a_tokenizer_that_adds_tokens_itself(own, adds):
-    model, tokenizer = reward_model(kind=own, **adds), tiny_tokenizer(vocab_size=420)
+def test_a_tokenizer_that_adds_tokens_itself(rm_kind, adds):
+    model, tokenizer = reward_model(kind=rm_kind, **adds), tiny_tokenizer(vocab_size=420)
     reference = ReferenceScorer(model, tokenizer)
     check_scorer(RetokenizingScorer(model, tokenizer), reference, rounds=1)
     text, opening = tokenizer("the film was")["input_ids"], [2] * ("adds_bos" in adds)

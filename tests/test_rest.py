@@ -80,13 +80,13 @@ def test_every_call_of_generate(mode):
     base.generate(**inputs, max_new_tokens=NEW, logits_processor=[recorder], pad_token_id=PAD, eos_token_id=EOS, **mode)
     rewards, width, compared = Rewards(model), inputs["input_ids"].shape[1], 0
     for rows, scores, output in recorder.calls:
-        for row, shown, got in zip(rows.tolist(), scores, output, strict=True):
+        for row, row_scores, row_output in zip(rows.tolist(), scores, output, strict=True):
             if EOS in row[width:] or PAD in row[width:]:
                 continue
             text = [token for token in row if token != PAD]
-            best = shown.topk(TOP_K).indices.tolist()
+            best = row_scores.topk(TOP_K).indices.tolist()
             by_token = {token: rewards[(*text, token)] for token in best}
-            torch.testing.assert_close(got.double(), expected(shown, by_token, BETA), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(row_output.double(), expected(row_scores, by_token, BETA), atol=1e-4, rtol=1e-4)
             compared += 1
     assert compared >= len(PROMPTS) * NEW / 2
 

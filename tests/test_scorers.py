@@ -41,10 +41,10 @@ def test_the_probe_finds_the_cheapest_exact_strategy(model_type, scorer):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_probe_finds_the_same_strategy_in_half_precision(model_type, seed, dtype):
-    """Where rounding is as large as what a wrong mask does to most states."""
+    """Rounding is as large there as the effect of a wrong mask on most states."""
     model = tiny_reward_model(model_type, seed=seed)
-    paths = [CausalScorer(RewardModel(one)).strategy for one in (model, model.to(dtype))]
-    assert paths[0] == paths[1] == STRATEGIES.get(model_type, paths[1])
+    strategies = [CausalScorer(RewardModel(one)).strategy for one in (model, model.to(dtype))]
+    assert strategies[0] == strategies[1] == STRATEGIES.get(model_type, strategies[1])
 
 
 @pytest.mark.parametrize("model_type", ["mistral", "gemma2"])
@@ -55,23 +55,25 @@ def test_a_large_window_is_probed_as_a_small_one(model_type):
     assert reward_model.sliding_window == 16
     rows, candidates = torch.randint(1, VOCAB_SIZE, (2, 30)), torch.randint(1, VOCAB_SIZE, (2, 3))
     for length in (20, 21, 25, 30):
-        got, wanted = (ask(one, rows[:, :length], candidates) for one in (scorer, ReferenceScorer(reward_model)))
-        assert torch.allclose(got, wanted, atol=1e-4)
+        rewards, expected = (
+            score(one, rows[:, :length], candidates) for one in (scorer, ReferenceScorer(reward_model))
+        )
+        assert torch.allclose(rewards, expected, atol=1e-4)
 
 
-def test_a_window_that_was_taken_when_the_model_was_built_is_reached():
-    """GPT-Neo's is 256 tokens, and nothing but rows longer than that tell that it does not move with positions."""
+def test_rows_reach_past_a_window_that_was_fixed_when_the_model_was_built():
+    """GPT-Neo's is 256 tokens, and only longer rows show that it does not move with positions."""
     reward_model = RewardModel(tiny_reward_model("gpt_neo", window_size=64, max_position_embeddings=512))
     assert CausalScorer(reward_model).strategy == "expand"
 
 
-def test_a_window_that_nothing_can_reach_leaves_no_cache():
+def test_a_window_that_is_too_large_to_probe_leaves_no_cache():
     reward_model = RewardModel(tiny_reward_model("gpt_neo", window_size=2048, max_position_embeddings=4096))
     assert CausalScorer(reward_model).strategy == "recompute"
 
 
 def test_rotations_that_depend_on_the_length():
-    """LongRoPE turns all tokens in another way behind 24 of them; the cache holds up to there."""
+    """LongRoPE rotates all tokens differently in texts of more than 24; up to there the cache is valid."""
     rope = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
     config = Phi3Config(
         vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -89,7 +91,7 @@ def test_rotations_that_depend_on_the_length():
     rows[1, :3] = PAD
     for _ in range(10):
         candidates = torch.randint(2, VOCAB_SIZE, (2, 3))
-        assert torch.allclose(ask(scorer, rows, candidates), ask(reference, rows, candidates), atol=1e-4)
+        assert torch.allclose(score(scorer, rows, candidates), score(reference, rows, candidates), atol=1e-4)
         rows = torch.cat([rows, candidates[:, :1]], dim=1)
     check_scorer(scorer, reference, rounds=1, lengths=(18, 30))
 
@@ -112,7 +114,7 @@ def test_the_laws_of_the_reference():
 
 
 class _Forgetful(Scorer):
-    """Breaks law 3, which shows in whatever law is checked when it happens: a step counter for a memory."""
+    """Breaks law 3, by a step counter instead of a memory; it shows in the law that is being checked then."""
 
     vocab_size = VOCAB_SIZE
 
@@ -133,8 +135,8 @@ class _Leaky(Scorer):
         return candidates.float() * len(rows)
 
 
-class _PaddingReader(Scorer):
-    """Breaks law 4: padding is read as text."""
+class _PaddingSensitive(Scorer):
+    """Breaks law 4: the reward depends on padding."""
 
     vocab_size = VOCAB_SIZE
 
@@ -143,7 +145,7 @@ class _PaddingReader(Scorer):
 
 
 @pytest.mark.parametrize(
-    ("broken", "law"), [(_Forgetful, ""), (_Leaky, "a row alone"), (_PaddingReader, "left padding")]
+    ("broken", "law"), [(_Forgetful, ""), (_Leaky, "a row alone"), (_PaddingSensitive, "left padding")]
 )
 def test_check_scorer_finds_broken_laws(broken, law):
     with pytest.raises(AssertionError, match=f"Broken law: .*{law}"):
@@ -151,7 +153,7 @@ def test_check_scorer_finds_broken_laws(broken, law):
 
 
 def test_check_scorer_finds_a_wrong_mask():
-    """Full attention where the model's window is 8: the very mistake that the probe prevents."""
+    """Full attention where the model has a sliding window: the mistake that the probe prevents."""
     reward_model = RewardModel(tiny_reward_model("mistral", sliding_window=4))
     with pytest.raises(AssertionError, match="results equal those without a cache"):
         check_scorer(CausalScorer(reward_model, strategy="tree_attention"), ReferenceScorer(reward_model))
@@ -200,7 +202,7 @@ def new_rows(generator):
 @settings(max_examples=12, deadline=None)
 @given(OPERATIONS)
 def test_random_histories(scorer, reward_model, operations):
-    """Whatever was asked before, the answer is that of a scorer without memory."""
+    """Rewards are those of a scorer without memory, whatever was scored before."""
     compare_on_history(scorer, reward_model, operations)
 
 
@@ -227,20 +229,20 @@ def compare_on_history(scorer, reward_model, operations):
         assert torch.allclose(scorer.score(rows, mask, candidates), reference.score(rows, mask, candidates), atol=1e-4)
 
 
-def count_tokens(reward_model, ask):
-    """Rows × columns that the backbone reads while `ask` runs."""
+def count_tokens(reward_model, act):
+    """Rows × columns that the backbone reads while `act` runs."""
     read = []
     hook = reward_model.backbone.register_forward_pre_hook(
         lambda _module, args, _kwargs: read.append(args[0].numel()), with_kwargs=True
     )
     try:
-        ask()
+        act()
     finally:
         hook.remove()
     return read
 
 
-def ask(scorer, rows, candidates):
+def score(scorer, rows, candidates):
     return scorer.score(rows, infer_attention_mask(rows, PAD), candidates)
 
 
@@ -248,30 +250,30 @@ def test_each_step_is_one_forward_over_what_is_new():
     reward_model = RewardModel(tiny_reward_model())
     scorer = CausalScorer(reward_model)
     rows, candidates = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[7, 8, 9]])
-    assert count_tokens(reward_model, lambda: ask(scorer, rows, candidates)) == [4 + 3]
+    assert count_tokens(reward_model, lambda: score(scorer, rows, candidates)) == [4 + 3]
     drawn = torch.cat([rows, candidates[:, 1:2]], dim=1)
-    assert count_tokens(reward_model, lambda: ask(scorer, drawn, candidates)) == [3]
+    assert count_tokens(reward_model, lambda: score(scorer, drawn, candidates)) == [3]
     other = torch.cat([drawn, torch.tensor([[20]])], dim=1)
-    assert count_tokens(reward_model, lambda: ask(scorer, other, candidates)) == [1 + 3]
-    assert count_tokens(reward_model, lambda: ask(scorer, rows, candidates)) == [3]
+    assert count_tokens(reward_model, lambda: score(scorer, other, candidates)) == [1 + 3]
+    assert count_tokens(reward_model, lambda: score(scorer, rows, candidates)) == [3]
 
 
 def test_speculation_is_one_forward_when_right_and_one_more_when_wrong():
     reward_model = RewardModel(tiny_reward_model())
     scorer = CausalScorer(reward_model, speculate=True)
     rows, candidates = torch.tensor([[3, 4, 5, 6], [PAD, 4, 5, 6]]), torch.tensor([[7, 8, 9], [7, 8, 9]])
-    ask(scorer, rows, candidates)
+    score(scorer, rows, candidates)
     drawn = torch.cat([rows, candidates[:, 1:2]], dim=1)
-    assert count_tokens(reward_model, lambda: ask(scorer, drawn, candidates)) == [2 * 3]
+    assert count_tokens(reward_model, lambda: score(scorer, drawn, candidates)) == [2 * 3]
     other = torch.cat([drawn, torch.tensor([[20], [20]])], dim=1)
-    assert count_tokens(reward_model, lambda: ask(scorer, other, candidates)) == [2 * 3, 2 * (1 + 3)]
+    assert count_tokens(reward_model, lambda: score(scorer, other, candidates)) == [2 * 3, 2 * (1 + 3)]
 
 
 LOOKS = ("tolist", "item", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__")
 
 
 def count_looks(monkeypatch, act):
-    """How often the host reads a tensor, which on an accelerator means to wait for it."""
+    """The names of the reads of a tensor by the host, each of which waits for an accelerator."""
     looks = []
     with monkeypatch.context() as patch:
         for name in LOOKS:
@@ -295,8 +297,7 @@ def test_an_ordinary_step_waits_for_the_device_once(monkeypatch, batch):
         scores = torch.randn(batch, VOCAB_SIZE)
         looks = count_looks(monkeypatch, partial(processor, rows, scores))
         if step > 0:
-            # What lies on the CPU is looked at for free: is there padding, do the scores say anything, of how many
-            # tokens, and which one has a single row grown by.
+            # Looks on the CPU are free: padding, ties, the number of candidates, the sampled token of a single row.
             free = ["__bool__", "__bool__", "__int__"] + ["__int__"] * (batch == 1)
             assert looks == [*free, "tolist"]
         rows = torch.cat([rows, processor(rows, scores).argmax(-1, keepdim=True)], dim=1)
@@ -307,17 +308,17 @@ def test_finished_rows_cost_nothing():
     scorer = CausalScorer(reward_model)
     rows = torch.tensor([[3, 4, 1, PAD, PAD], [3, 4, 5, 6, 7]])
     candidates = torch.tensor([[7, 8, 9], [7, 8, 9]])
-    assert count_tokens(reward_model, lambda: ask(scorer, rows, candidates)) == [5 + 3]
+    assert count_tokens(reward_model, lambda: score(scorer, rows, candidates)) == [5 + 3]
     finished = torch.cat([rows, torch.tensor([[PAD], [PAD]]), torch.tensor([[PAD], [PAD]])], dim=1)
-    assert count_tokens(reward_model, lambda: ask(scorer, finished, candidates)) == []
-    assert (ask(scorer, finished, candidates) == 0).all()
+    assert count_tokens(reward_model, lambda: score(scorer, finished, candidates)) == []
+    assert (score(scorer, finished, candidates) == 0).all()
 
 
 def test_the_cache_does_not_grow_with_k():
     sizes = []
     for k in (1, 20, 50):
         scorer = CausalScorer(RewardModel(tiny_reward_model()))
-        ask(scorer, torch.randint(1, VOCAB_SIZE, (2, 40)), torch.randint(1, VOCAB_SIZE, (2, k)))
+        score(scorer, torch.randint(1, VOCAB_SIZE, (2, 40)), torch.randint(1, VOCAB_SIZE, (2, k)))
         sizes.append(scorer.cache_bytes())
     assert sizes[0] == sizes[1] == sizes[2] > 0
 
@@ -326,7 +327,7 @@ def test_an_interrupted_step_leaves_no_trace():
     reward_model = RewardModel(tiny_reward_model())
     scorer, reference = CausalScorer(reward_model), ReferenceScorer(reward_model)
     rows, candidates = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[7, 8, 9]])
-    ask(scorer, rows, candidates)
+    score(scorer, rows, candidates)
     longer = torch.cat([rows, candidates[:, :1]], dim=1)
 
     def interrupt(*_):
@@ -334,9 +335,9 @@ def test_an_interrupted_step_leaves_no_trace():
 
     hook = reward_model.backbone.layers[1].register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        ask(scorer, longer, candidates)
+        score(scorer, longer, candidates)
     hook.remove()
-    assert torch.allclose(ask(scorer, longer, candidates), ask(reference, longer, candidates), atol=1e-4)
+    assert torch.allclose(score(scorer, longer, candidates), score(reference, longer, candidates), atol=1e-4)
 
 
 def test_an_unknown_strategy():

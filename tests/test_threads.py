@@ -1,4 +1,4 @@
-"""Two threads on one object, as a server has them: each gets what it would get alone, or an error that says why not."""
+"""Two threads on one object, as in a server: each gets the result that it would get alone, or a clear error."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from rgtg_logits.testing import EOS, PAD, tiny_base_model, tiny_reward_model
 
 BETA, TOP_K, ROUNDS = 0.7, 5, 3
 PROMPTS = [[[7, 3, 9, 11, 4, 20, 31], [5, 8]], [[7, 3, 9, 12, 4, 20, 31], [5, 8, 8]]]
-"""The prompts of each thread, so alike that what one remembers looks like what the other asks about."""
+"""The prompts of each thread, so alike that the memory of one looks like the rows of the other."""
 SCORERS = {
     "tree_attention": {},
     "speculating": {"speculate": True},
@@ -42,7 +42,7 @@ def processor(model, scorer):
 
 
 def generate(base, guide, prompts, mode):
-    """Tokens and calls."""
+    """Returns tokens and calls."""
     recorder = Recorder(guide)
     with torch.no_grad():
         tokens = base.generate(
@@ -70,13 +70,13 @@ def test_two_threads_on_one_object(base, model, scorer, mode):
         lives = [threads.submit(live, prompts) for prompts in PROMPTS]
     oracle = Oracle(model, beta=BETA, top_k=TOP_K, pad=PAD, eos=EOS)
     refused = 0
-    for life, prompts, wanted in zip(lives, PROMPTS, alone, strict=True):
+    for life, prompts, expected in zip(lives, PROMPTS, alone, strict=True):
         try:
             results = life.result()
         except RGTGError:
             refused += 1
             continue
         for tokens, calls in results:
-            assert torch.equal(tokens, wanted)
+            assert torch.equal(tokens, expected)
             assert oracle.check(calls, prompts)[0] >= 8
-    assert refused < len(lives), "both threads were refused, so nobody got a text"
+    assert refused < len(lives), "both threads were refused, so that there is no text"

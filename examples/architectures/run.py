@@ -1,4 +1,4 @@
-"""Sweeps every decoder of the installed transformers: is the scorer that the library chooses for it exact?
+"""Sweeps every decoder of the installed transformers and checks that the scorer chosen for it is exact.
 
     python examples/architectures/run.py --output examples/architectures/transformers-5.24.md
     python examples/architectures/run.py llama jamba bert
@@ -34,7 +34,7 @@ OTHER = "Settings"
 
 
 def main() -> None:
-    """Prints a row as soon as it is known, and writes the table at the end."""
+    """Prints each row at once, and writes the table at the end."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("types", nargs="*", metavar="TYPE", help="model types; all by default")
     arguments.add_argument("--output", type=Path, help="markdown file to write")
@@ -56,17 +56,18 @@ def main() -> None:
         update_counts(readme)
 
 
-def _sections(wanted: list[str]) -> dict[str, list[str]]:
-    classifiers, models = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+def _sections(selected: list[str]) -> dict[str, list[str]]:
+    classifiers = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    models = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     sections = {
         CLASSIFIERS: sorted(classifiers),
         BUILT: sorted(set(models) - set(classifiers)),
         OTHER: [name for name in SETTINGS if name.partition(",")[0] in classifiers],
     }
-    unknown = set(wanted) - {name for names in sections.values() for name in names}
+    unknown = set(selected) - {name for names in sections.values() for name in names}
     if unknown:
         raise SystemExit(f"Expected model types that transformers {version('transformers')} has, but got {unknown}.")
-    return {title: [name for name in names if not wanted or name in wanted] for title, names in sections.items()}
+    return {title: [name for name in names if not selected or name in selected] for title, names in sections.items()}
 
 
 def _rows(names: list[str], *, prepack: bool) -> Iterator[Row]:

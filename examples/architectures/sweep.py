@@ -1,4 +1,4 @@
-"""One architecture: a tiny model with random weights, and how far its cached rewards are from the plain ones."""
+"""One architecture: a tiny model with random weights, and the error of its cached rewards."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from rgtg_logits.reward_model import check_decoder, classifier_class
 from rgtg_logits.testing import PAD, VOCAB_SIZE, check_scorer
 
 ROUNDING = 1e-4
-"""Largest error, in spreads of the rewards, that is taken for rounding."""
+"""Largest error, in spreads of the rewards, that counts as rounding."""
 SENSITIVE = 0.05
-"""Smallest spread, and smallest part of it that the prefix decides, at which being exact says something."""
+"""Smallest spread, and smallest part of it that the prefix decides, at which exactness is informative."""
 LARGEST = 3_000_000
-"""Parameters of the largest model that is built: a larger one shows a size that `tiny` does not know."""
+"""Parameters of the largest model that is built: a larger one has a size that `tiny` does not set."""
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NameError)
-"""What a model may raise that does not fit; an error of this library would say why."""
+"""Exceptions of a model that does not fit; an error of this library would give the reason."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What came out for one architecture.
+    """The result for one architecture.
 
     Attributes:
         name: The model type.
         model: Name of the model's class, "" if there is none.
-        outcome: The path that the probe chose, or a word for what happened instead, and why.
+        outcome: The strategy that the probe chose, or the reason why there is none.
         error: Worst difference to the reference, in the unit of the reward.
         spread: Standard deviation of the rewards of a row's candidates, in the same unit.
-        prefix: What part of the spread goes when the prefix no longer counts.
+        prefix: The part of the spread that the prefix decides.
     """
 
     name: str
@@ -53,7 +53,7 @@ def examine(name: str, *, prepack: bool = False, **changes: Any) -> Row:
     """Builds the reward model of a type and compares the scorer that the library chooses with the reference.
 
     Args:
-        name: A model type; what follows a comma is a remark.
+        name: A model type, perhaps followed by a comma and a remark.
         prepack: Whether to lay its weights out beforehand.
         changes: Options of its configuration.
     """
@@ -65,14 +65,15 @@ def examine(name: str, *, prepack: bool = False, **changes: Any) -> Row:
         check_decoder(config, kind)
         reward_model = RewardModel(_random(cls, config))
         scorer, reference = CausalScorer(reward_model, prepack=prepack), ReferenceScorer(reward_model)
-        error, (spread, prefix) = worst_error(scorer, reference), sensitivity(reference)
+        error = worst_error(scorer, reference)
+        spread, prefix = sensitivity(reference)
     except RGTGError as refusal:
         return Row(name, kind, f"refused: {_clause(refusal)}")
     except (ImportError, StrictDataclassError, _TooLargeError) as obstacle:
         return Row(name, kind, f"not built: {_clause(obstacle)}")
     except FAILURES as failure:
         return Row(name, kind, f"**unclear error**: {type(failure).__name__}: {_clause(failure)}")
-    outcome = scorer.path
+    outcome = scorer.strategy
     if not error <= ROUNDING * spread:
         outcome = f"**inexact**: {outcome}"
     elif not min(spread, prefix) >= SENSITIVE:
@@ -88,7 +89,7 @@ def worst_error(scorer: Scorer, reference: Scorer) -> float:
 
 
 def _error_while_growing(scorer: Scorer, reference: Scorer) -> float:
-    """As generation asks: the same rows, longer by one of the candidates each time."""
+    """As in generation: the same rows, longer by one of the candidates each time."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(1, VOCAB_SIZE, (2, REACH - 6), generator=generator)
     rows[1, :5] = PAD
@@ -112,7 +113,7 @@ def sensitivity(reference: Scorer) -> tuple[float, float]:
 
 
 def _relative_to_row(rewards: Float[Tensor, "batch k"]) -> Float[Tensor, "batch k"]:
-    """A constant per row is free."""
+    """Rewards around the mean of their row, because they are fixed up to a constant per row."""
     return rewards - rewards.mean(-1, keepdim=True)
 
 
@@ -126,7 +127,7 @@ def _random(cls: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedM
         with torch.device("meta"):
             size = sum(parameter.numel() for parameter in cls._from_config(config).parameters())
     except NotImplementedError:
-        size = 0  # Some layers make numbers of their own when they are built, and cannot without memory.
+        size = 0  # Some layers compute values when they are built, which needs memory.
     if size > LARGEST:
         raise _TooLargeError(f"{size / 1e6:.0f}M parameters with the tiny configuration")
     torch.manual_seed(0)
@@ -136,7 +137,7 @@ def _random(cls: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedM
             if parameter.dim() > 1:
                 parameter.normal_(std=0.5 if name.startswith(("score", "classifier")) else 0.2)
             elif not parameter.any():
-                # Gates and biases start at 0, where what they guard would not show.
+                # Gates and biases start at 0, which would hide what they guard.
                 parameter.normal_(std=0.2)
     return model
 

@@ -1,4 +1,4 @@
-"""The rows as markdown, and how many there are of each outcome."""
+"""Tables of the rows, and counts of each outcome, as markdown."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sweep import Row
 
 MARKS = ("<!-- counts -->", "<!-- end of counts -->")
 OUTCOMES = {
-    "siblings": "exact, candidates share the prefix: `siblings`",
-    "siblings_sliding": "the same: `siblings_sliding`",
-    "siblings_mixed": "the same: `siblings_mixed`",
+    "tree_attention": "exact, candidates share the prefix: `tree_attention`",
+    "tree_attention_sliding": "the same, with a sliding window: `tree_attention_sliding`",
+    "tree_attention_mixed": "the same, with a window in some layers: `tree_attention_mixed`",
     "expand": "exact, each candidate on its own copy of the cache: `expand`",
-    "expand_own": "the same, on a cache that only the model can make: `expand_own`",
+    "expand_model_cache": "the same, on a cache that only the model can make: `expand_model_cache`",
     "recompute": "exact, without a cache: `recompute`",
     "refused": "refused with an error that says why",
     "not built": "not built",
@@ -38,7 +38,7 @@ def markdown(title: str, rows: Iterable[Row]) -> str:
 
 
 def counts(tables: Iterable[Path]) -> str:
-    """How many rows of each outcome each section of each table has, as a table."""
+    """A table of the number of rows of each outcome in each section of each table."""
     columns: dict[str, Counter[str]] = {}
     for path in sorted(tables, reverse=True):
         for section in path.read_text(encoding="utf8").split("\n## ")[1:]:
@@ -47,9 +47,9 @@ def counts(tables: Iterable[Path]) -> str:
             columns[title] = Counter(cell[2].split(":")[0] for cell in cells)
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for outcome, meaning in OUTCOMES.items():
-        found = [column[outcome] for column in columns.values()]
-        if any(found):
-            lines.append(f"| {meaning} | {' | '.join(map(str, found))} |")
+        numbers = [column[outcome] for column in columns.values()]
+        if any(numbers):
+            lines.append(f"| {meaning} | {' | '.join(map(str, numbers))} |")
     lines.append(f"| all | {' | '.join(str(column.total()) for column in columns.values())} |")
     return "\n".join(lines)
 

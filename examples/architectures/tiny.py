@@ -1,7 +1,7 @@
 """A tiny configuration of every type of model that transformers has as a language model or as a sequence classifier.
 
-Configurations give the same thing many names, and nearly all names that set a size are in `SIZES`. What a type needs
-beyond that is in `CHANGES`.
+Configurations have many names for the same size, nearly all of which are in `SIZES`. Further options that a type needs
+are in `CHANGES`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 from rgtg_logits.testing import EOS, PAD, VOCAB_SIZE
 
 REACH = 24
-"""Windows, chunks and blocks, in tokens: more than the probe's rows have, as in real models, and fewer than ours."""
+"""Windows, chunks and blocks, in tokens: more than the probe's rows have, as in real models; the sweep's have more."""
 
 # fmt: off
 _NAMES: dict[Any, list[str]] = {
@@ -100,7 +100,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "vaultgemma": {"query_pre_attn_scalar": 8},
     "minicpm3": {"scale_emb": 1, "scale_depth": 1.4},
     "gemma4_assistant": {"text_config": _ASSISTANT},
-    # What has no default.
+    # Options without a default.
     "dots1": {"n_shared_experts": 1},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {
@@ -192,5 +192,5 @@ def _layers(known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _can_be_set(config: PretrainedConfig, name: str) -> bool:
-    own = getattr(type(config), name, None)
-    return not isinstance(own, property) or own.fset is not None
+    attribute = getattr(type(config), name, None)
+    return not isinstance(attribute, property) or attribute.fset is not None

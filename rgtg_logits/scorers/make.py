@@ -82,7 +82,7 @@ def _load_reference(policy: RewardModel) -> RewardModel | None:
 
 
 def _differing(tokenizer: PreTrainedTokenizerBase | None, reward_model: RewardModel) -> int:
-    """How many tokens of the base model have another id in the reward model, or none."""
+    """Number of tokens of the base model that have another id in the reward model, or none."""
     if tokenizer is None or reward_model.tokenizer is None:
         return 0
     return differing_tokens(tokenizer, reward_model.tokenizer)

@@ -29,6 +29,7 @@ class RowAligner:
     def align(self, texts: Sequence[Sequence[int]]) -> Int[Tensor, "batch length"]:
         """Puts texts into a rectangle of token ids, with `PADDING` where a row has none."""
         sources = [self._source(index, text) for index, text in enumerate(texts)]
+        # A cache is rolled back to one length for all rows, so the shortest shared beginning counts.
         shared = min((columns for _, columns in sources), default=0)
         heads = [self._rows[row][:shared] if shared else [] for row, _ in sources]
         tails = [text[_num_tokens(head) :] for head, text in zip(heads, texts, strict=True)]
@@ -38,6 +39,7 @@ class RowAligner:
             # A third is padding by now, which costs more than to read everything once more.
             self.reset()
             return self.align(texts)
+        # Padding goes between the shared columns and the new tokens.
         rows = [[*head, *[PADDING] * (width - len(tail)), *tail] for head, tail in zip(heads, tails, strict=True)]
         self._rows = rows
         return torch.tensor(rows, dtype=torch.long).reshape(len(rows), -1)

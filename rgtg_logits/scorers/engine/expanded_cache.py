@@ -62,6 +62,7 @@ class ExpandedCache(Strategy):
         batch, k, depth = tokens.shape
         start = attention_mask.shape[1]
         cache = self._expanded_cache(batch, k, attention_mask.device) if start else self._empty_cache()
+        # Padding behind shorter continuations counts as text, because no token before it attends to it.
         longer_mask = torch.nn.functional.pad(attention_mask, (0, depth), value=1).repeat_interleave(k, dim=0)
         input_ids = tokens.reshape(batch * k, depth)
         states = []
@@ -76,18 +77,20 @@ class ExpandedCache(Strategy):
             )
             states.append(state)
         all_states = torch.cat(states, dim=1)
+        # States behind the end of a shorter continuation belong to its padding.
         ends = (lengths.reshape(-1, 1, 1) - 1).expand(-1, -1, all_states.shape[-1])
         return all_states.gather(1, ends).reshape(batch, k, -1)
 
     def _expanded_cache(self, batch: int, k: int, device: torch.device) -> Cache:
         """A copy of the cache with k copies of each row."""
+        # A whole copy, because a forward writes into its cache, and recurrent states cannot be rolled back.
         cache = cast(Cache, copy.deepcopy(self._cache))
         cache.reorder_cache(torch.arange(batch, device=device).repeat_interleave(k))
         return cache
 
     def _prefix_chunks(self, start: int, end: int, rows: int) -> list[slice]:
         if self._model_cache:
-            # Recurrent layers that start from nothing attend to what is given at once, which cannot be split.
+            # The cache that only the model can make is made by one forward over the whole prefix.
             return self._recurrent_chunks(start, end)
         return self._chunks(start, end, rows)
 

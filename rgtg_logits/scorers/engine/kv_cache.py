@@ -30,6 +30,7 @@ class _GrowingLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if self.write_slots is not None:
+            # Slots given as a tensor keep shapes and strides the same in every step of a compiled forward.
             self.key_buffer.index_copy_(-2, self.write_slots, key_states)
             self.value_buffer.index_copy_(-2, self.write_slots, value_states)
             return self.key_buffer, self.value_buffer
@@ -79,6 +80,7 @@ class _GrowingLayer(DynamicLayer):
         self.keys, self.values = self.key_buffer[..., :length, :], self.value_buffer[..., :length, :]
 
     def reorder_cache(self, beam_idx: Int[Tensor, " batch"]) -> None:
+        # The tree behind the prefix is reordered as well, because a sampled node may be accepted afterwards.
         length = self.get_seq_length()
         rows = beam_idx.to(self.device)
         self._set_buffers(self.key_buffer[rows], self.value_buffer[rows])

@@ -13,7 +13,7 @@ OVERFLOWS = ("error", "truncate_left")
 
 
 class EngineOptions(TypedDict, total=False):
-    """How a scorer runs its reward model.
+    """Options of running a reward model.
 
     Attributes:
         strategy: One of the names that `CausalScorer` explains, or "auto", the default, for the cheapest one that is
@@ -59,8 +59,8 @@ def check_options(
         )
     if on_overflow not in OVERFLOWS:
         raise InvalidArgumentError(
-            f"Expected on_overflow to be one of {', '.join(OVERFLOWS)}, but got {on_overflow!r}. Use 'error' to be "
-            "told of texts that the reward model cannot read whole."
+            f"Expected on_overflow to be one of {', '.join(OVERFLOWS)}, but got {on_overflow!r}. Use 'error' to get an "
+            "error for texts that the reward model cannot read whole."
         )
     bound = max_tokens_per_forward
     if bound is not None and not (isinstance(bound, int) and bound >= 1):

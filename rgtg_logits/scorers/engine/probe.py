@@ -51,6 +51,7 @@ def choose_strategy(reward_model: RewardModel, *, trees: bool = False) -> str:
     """
     rows = _probe_rows(reward_model, ROW_LENGTH)
     _check_model(reward_model, rows[0])
+    # The config only orders the strategies; whether one is exact is measured.
     names = _strategies_by_cost(reward_model)
     windows = _window_settings(reward_model)
     # A setting that a model read from its config when it was built cannot be shrunk now: rows must reach past it.
@@ -59,6 +60,7 @@ def choose_strategy(reward_model: RewardModel, *, trees: bool = False) -> str:
     if fixed and max(fixed) <= LARGEST_WINDOW:
         batches.append(_probe_rows(reward_model, max(fixed) + ROW_LENGTH))
     elif fixed:
+        # No affordable row shows what the window does, so nothing that depends on it is trusted.
         names = ["recompute"]
     with _shrunk_windows(reward_model, windows):
         return _cheapest_exact(reward_model, names, batches, trees)
@@ -122,6 +124,7 @@ def check_head(reward_model: RewardModel, row: Int[Tensor, " length"]) -> None:
     Raises:
         RewardModelError: If the reward of the row is not what the model itself returns for it.
     """
+    # Without padding, so that the model's output is that of the last token.
     output = reward_model.model(input_ids=row[None]).logits[0, 0].float()
     reward = reward_model.rewards(_uncached_states(reward_model, row)[-1])
     if not bool((output - reward).abs() <= _tolerance(reward_model.dtype) * (1 + output.abs())):
@@ -141,6 +144,7 @@ def probe(
     few states. So there the upper quartile decides, and is compared with the difference that the plain model itself
     shows for the same text in another shape: with more text behind it.
     """
+    # The strategy keeps its cache over all steps, as in a generation.
     tracker = PrefixTracker()
     errors = []
     noise = []
@@ -158,6 +162,7 @@ def probe(
                 errors.append(_relative_error(states[row, slot], expected))
                 longer = _uncached_states(reward_model, torch.cat([text, rows[0, :5]]))
                 noise.append(_relative_error(longer[len(text) - 1], expected))
+    # In float32 rounding is so small that every single state counts.
     if torch.finfo(reward_model.dtype).bits >= 32:
         return max(errors), _tolerance(reward_model.dtype)
     tolerance = max(2 * torch.finfo(reward_model.dtype).eps, 4 * _upper_quartile(noise))
@@ -172,6 +177,7 @@ def _probe_steps(
     rows: Int[Tensor, "2 length"], vocab_size: int, trees: bool
 ) -> Iterator[tuple[Tensor, TokenTree, Tensor | None]]:
     """Yields the padded ids of consecutive steps, their token trees, and the nodes sampled from the tree before."""
+    # One row is padded on the left, and tokens change from step to step, so that a stale cache shows.
     prompt = rows.clone()
     prompt[1, :3] = PADDING
     candidates = (prompt[:, -NUM_CANDIDATES:] + 1) % vocab_size

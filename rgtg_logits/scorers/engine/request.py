@@ -77,6 +77,7 @@ def rows_to_compute(request: ScoreRequest) -> tuple[Int[Tensor, " active"] | Non
     """
     if len(request.padded_ids) == 1:
         return None, None
+    # Beams and return sequences are equal in the first step of `generate`, whose prefill is the expensive one.
     unfinished = (~request.finished).nonzero()[:, 0]
     rows = torch.cat([request.padded_ids, request.token_tree.flattened()], dim=1)[unfinished]
     distinct = _distinct_rows(rows)
@@ -117,6 +118,7 @@ def scatter_rows(
     if active is None:
         return rewards
     if duplicates is not None:
+        # Each unfinished row takes the rewards of the row that it equals.
         active = duplicates.unfinished.to(rewards.device)
         rewards = rewards[duplicates.computed_as.to(rewards.device)]
     return torch.zeros(batch, rewards.shape[1], device=rewards.device).index_copy(0, active, rewards)

@@ -84,10 +84,12 @@ class ScoringEngine:
         self.on_overflow = on_overflow
         compiled = _compiled(reward_model, compile)
         self._strategy: Strategy = STRATEGIES[self.strategy](self.reward_model, max_tokens_per_forward, compiled)
+        # On a CPU a look at the rows is free, so that speculation could only lose.
         self._speculates = reward_model.device.type != "cpu" if speculate is None else speculate
         self._uniform_length = reward_model.uniform_length or sys.maxsize
         self._tracker = PrefixTracker()
         self._previous: _PreviousStep | None = None
+        # The tokenizer's start token goes first, because it is the one that rows begin with.
         tokenizer_bos = getattr(reward_model.tokenizer, "bos_token_id", None)
         self.bos_token_id = reward_model.text_config.bos_token_id if tokenizer_bos is None else tokenizer_bos
         self._warned_of_overflow = False
@@ -147,11 +149,13 @@ class ScoringEngine:
         sampled_nodes = is_sampled.int().argmax(-1)
         step = Step(plan, active.padded_ids, TokenTree(tokens), extends=True, sampled_nodes=sampled_nodes)
         rewards = request.rewards_from_states(self._strategy.run(step), candidates)
+        # All comparisons stay on the device, and one transfer brings the verdict.
         is_ordinary = (padded_ids[:, :-1] == previous.request.padded_ids).all() & is_sampled.any(-1).all()
         is_ordinary &= (active.candidates == candidates).all() & (active.token_tree.tokens == tokens).all()
         is_ordinary &= (request.finished == previous.request.finished).all()
         was_right, is_finite = torch.stack([is_ordinary, rewards.isfinite().all()]).tolist()
         if not was_right:
+            # The prefix in the cache is still right, but the tree behind it is another one now.
             self._strategy.roll_back(length)
             self._previous = replace(previous, children=None)
             return None
@@ -168,11 +172,13 @@ class ScoringEngine:
         batch, length = previous.request.padded_ids.shape
         limit = min(self._uniform_length, self.reward_model.max_length or self._uniform_length)
         has_grown_by_one = request.padded_ids.shape == (batch, length + 1)
+        # Each row is one token longer now, and one candidate must still fit.
         return previous.is_steady and has_grown_by_one and previous.longest + 2 <= limit
 
     def _planned_step(self, request: ScoreRequest) -> Tensor:
         """Looks at the rows, plans, and takes whatever step follows."""
         device = request.padded_ids.device
+        # One transfer, because every comparison on the device would make the host wait.
         on_cpu = request.to(torch.device("cpu"))
         self._check_tokens(on_cpu)
         if on_cpu.finished.all():
@@ -184,6 +190,7 @@ class ScoringEngine:
         active_rows = None if rows is None else rows.to(device)
         if longest + active.token_tree.max_depth > self._uniform_length:
             return scatter_rows(self._uncached(active, device, rows), batch, active_rows, duplicates)
+        # A sampled token is accepted from the cache only where the tree is flat and nothing was rolled back.
         is_flat = active.token_tree.is_flat
         plan = self._tracker.plan(active.padded_ids)
         extends = plan.kept_length == self._tracker.length
@@ -200,6 +207,7 @@ class ScoringEngine:
             raise self._non_finite_error(step, active, rows)
         self._tracker.remember(active.padded_ids)
         children = step.token_tree.tokens if is_flat else None
+        # The next step is predicted only from one in which every row kept its place.
         is_steady = plan.source_rows is None and duplicates is None and active is whole
         self._previous = _PreviousStep(request, active_rows, children, longest, is_steady)
         return scatter_rows(rewards, batch, active_rows, duplicates)
@@ -222,9 +230,11 @@ class ScoringEngine:
         if plan.source_rows is not None:
             children = children[plan.source_rows]
         is_sampled = padded_ids[:, -1:] == children
+        # argmax finds the first match; a candidate that is listed twice has the same states in both places.
         return is_sampled.int().argmax(-1).to(self.reward_model.device) if is_sampled.any(-1).all() else None
 
     def _check_tokens(self, on_cpu: ScoreRequest) -> None:
+        # An unfinished row without a prefix has its only token in the tree (`VocabularyScorer`).
         empty = ((on_cpu.padded_ids == PADDING).all(-1) & on_cpu.finished).nonzero()[:, 0].tolist()
         if empty:
             raise empty_row_error(empty[0])

@@ -40,6 +40,7 @@ class TokenTree:
         """
         tries = [_build_trie(row) for row in continuations]
         nodes = max(len(trie.tokens) for trie in tries)
+        # Padding nodes are children of the prefix, whose states are computed and ignored.
         tokens = torch.zeros(len(tries), nodes, dtype=torch.long)
         parents = torch.full((len(tries), nodes), -1)
         for row, trie in enumerate(tries):
@@ -83,6 +84,7 @@ class TokenTree:
             lengths += (node >= 0).long()
             node = torch.where(node >= 0, self.parents[rows, node.clamp(min=0)], -1)
         climbed = torch.stack(reversed_nodes, dim=-1)
+        # Reversed, from the prefix to the end.
         order = (lengths[..., None] - 1 - torch.arange(climbed.shape[-1], device=climbed.device)).clamp(min=0)
         return self.tokens[rows[..., None], climbed.gather(-1, order)], lengths
 
@@ -136,6 +138,7 @@ def _build_trie(continuations: Sequence[Sequence[int]]) -> _Trie:
     for continuation in continuations:
         node = -1
         for token in continuation:
+            # Equal tokens below one node are one node, which is read once.
             if (node, token) not in children:
                 children[node, token] = len(trie.tokens)
                 trie.tokens.append(token)

@@ -49,14 +49,17 @@ class PrefixTracker:
             return CachePlan(None, 0)
         known = self._padded_ids.to(padded_ids.device)
         columns = min(known.shape[1], padded_ids.shape[1])
+        # The usual case first: every row extends itself, or all are rolled back to the same prefix.
         same_batch = padded_ids.shape[0] == known.shape[0]
         if same_batch and torch.equal(padded_ids[:, :columns], known[:, :columns]):
             return CachePlan(None, columns)
         # Every row against every row: entry (i, j) is the length of the prefix that row i shares with previous row j.
         shared = _common_prefix_lengths(padded_ids[:, None, :columns], known[None, :, :columns])
         rows = torch.arange(padded_ids.shape[0])
+        # A row's own place is preferred to an equally good one, because reordering copies the cache.
         if same_batch and bool((shared[rows, rows] == shared.amax(1)).all()):
             return CachePlan(None, int(shared[rows, rows].min()))
+        # All rows have the same number of cached columns, so the least similar one decides.
         length, source_rows = shared.max(dim=1)
         return CachePlan(source_rows, int(length.min()))
 

@@ -53,11 +53,13 @@ class TreeAttention(Strategy):
         batch, length = step.padded_ids.shape
         token_tree = step.token_tree
         attention_mask = step.attention_mask
+        # A node's position is the one it would have if its continuation were alone, whatever slot it takes.
         tree_positions = attention_mask.sum(-1, keepdim=True) + token_tree.depths()
         position_ids = torch.cat([positions(attention_mask), tree_positions], dim=1)
         input_ids = torch.cat([step.input_ids, token_tree.tokens], dim=1)
         new = input_ids.shape[1] - cached
         chunks = self._chunks(cached, input_ids.shape[1], batch, self._chunk_width(new))
+        # Only a step that reads nothing but the tree has the shape of the step before it.
         if self._compiled is not None and cached == length and len(chunks) == 1 and length > 0:
             return self._compiled_step(self._compiled, attention_mask, token_tree, position_ids)
         states = []
@@ -69,6 +71,7 @@ class TreeAttention(Strategy):
                 position_ids[:, chunk],
                 self._cache,
                 use_cache=True,
+                # States of the prefix are not needed, but a forward returns at least one.
                 last=max(1, nodes),
             )
             if nodes:
@@ -116,6 +119,7 @@ class TreeAttention(Strategy):
         if step.sampled_nodes is None:
             self._cache.truncate(kept)
             return kept
+        # As after verification in speculative decoding, the sampled node becomes part of the prefix.
         self._cache.accept(kept, kept + step.sampled_nodes)
         return kept + 1
 

@@ -19,6 +19,7 @@ def num_dropped_tokens(length: int, limit: int) -> int:
     """
     if length <= limit:
         return 0
+    # Dropping one token per step would move all others, and the whole cache would be rebuilt each time.
     block = max(1, limit // 4)
     return math.ceil((length - limit) / block) * block
 
