@@ -1,4 +1,4 @@
-"""The body of `rgtg demo`: the same prompts continued with and without guidance, side by side."""
+"""`rgtg demo`: the same prompts continued with and without guidance, side by side."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rgtg_logits.tokenization import encode_prompt
 from rgtg_logits.trace import Trace
 
 SHIPPED = Path(__file__).resolve().parent.parent / "model_cards"
-"""Where a clone of the repository keeps the tiny models."""
+"""Folder of the tiny models in a clone of the repository."""
 
 PROMPTS = (
     "I watched this film last night and",
@@ -36,16 +36,16 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class DemoResult:
-    """One prompt, continued twice.
+    """One prompt with two continuations.
 
     Attributes:
         prompt: The prompt.
-        unguided: Continuation drawn from the base model cut to its top-k tokens.
-        guided: Continuation drawn from the guided policy, with the same seed.
+        unguided: Continuation sampled from the top-k tokens of the base model.
+        guided: Continuation sampled from the guided policy, with the same seed.
         unguided_reward: Reward of prompt and unguided continuation as a finished text, in the reward model's unit.
-        guided_reward: The same of the guided one.
-        unguided_ms: Milliseconds per token without guidance, the prompt's forward included.
-        guided_ms: The same with guidance.
+        guided_reward: Likewise with the guided continuation.
+        unguided_ms: Milliseconds per token without guidance, the forward of the prompt included.
+        guided_ms: Likewise with guidance.
     """
 
     prompt: str
@@ -69,20 +69,20 @@ def run_demo(
     trace: Path | None = None,
     console: Console | None = None,
 ) -> list[DemoResult]:
-    """Continues each prompt with and without guidance and prints both, their rewards and what a token cost.
+    """Continues each prompt with and without guidance, and prints both, their rewards and the time per token.
 
-    Costs half a minute on two CPU cores with the repository's own models, which are the default.
+    Takes half a minute on two CPU cores with the repository's own models, which are the default.
 
     Args:
         prompts: Beginnings of texts; by default a few neutral openings of a film review.
         base: Hub id or folder of the base model.
         reward_model: Hub id or folder of the reward model.
         beta: Guidance strength in nats per reward unit; 0 is none.
-        top_k: Candidates at each step, for both texts.
+        top_k: Number of candidates at each step, for both texts.
         max_new_tokens: Longest continuation in tokens.
-        seed: Seed of the first prompt's two continuations; each further prompt takes the next number.
-        trace: Where to write the page that shows each guided token (see `Trace.save_html`); not written by default.
-        console: Where to print; by default standard output.
+        seed: Seed of the first prompt's two continuations; each further prompt uses the next number.
+        trace: File for the page that shows each guided token (see `Trace.save_html`); not written by default.
+        console: Console to print to; by default standard output.
 
     Raises:
         CheckpointError: If a model cannot be loaded, or none is named outside a clone of the repository.
@@ -92,20 +92,22 @@ def run_demo(
     console = console or Console()
     prompts = list(PROMPTS) if prompts is None else prompts
     _check(prompts, max_new_tokens)
-    base, reward_model = base or _shipped("tiny-imdb-base"), reward_model or _shipped("tiny-imdb-partial-rm")
+    base = base or _shipped_model("tiny-imdb-base")
+    reward_model = reward_model or _shipped_model("tiny-imdb-partial-rm")
     with console.status("Loading the base model and the reward model"):
         pair = _Pair.load(base, reward_model, beta=beta, top_k=top_k)
-        # The first calls probe the reward model and fill caches, which is not what a token costs.
-        pair.compare(prompts[0], min(4, max_new_tokens), seed)
-    record, results = None if trace is None else Trace(), []
+        # Warm-up: the first calls probe the reward model and allocate memory.
+        pair.compare(prompts[0], min(4, max_new_tokens), seed, None)
+    steps = Trace()
+    results = []
     with Progress(console=console, transient=True) as progress:
         for index, prompt in enumerate(progress.track(prompts, description="Writing with and without guidance")):
             # With one seed for all, similar prompts get nearly the same text.
-            results.append(pair.compare(prompt, max_new_tokens, seed + index, record))
+            results.append(pair.compare(prompt, max_new_tokens, seed + index, None if trace is None else steps))
     _show(results, beta, console)
-    if trace is not None and record is not None:
-        record.save_html(trace, pair.tokenizer)
-        console.print(Text(f"Wrote what guidance did to each token to {trace}; open it in a browser."))
+    if trace is not None:
+        steps.save_html(trace, pair.tokenizer)
+        console.print(Text(f"Wrote the effect of guidance on each token to {trace}; open it in a browser."))
     return results
 
 
@@ -125,49 +127,49 @@ class _Pair:
         """Loads both; float32 on CPU, where half precision is slow, and the checkpoints' own type on a GPU."""
         device, dtype = resolve_device(None, None)
         model, tokenizer = load_base_model(base, device, dtype)
-        rewards = RewardModel.from_pretrained(reward_model, dtype=dtype)
-        rewards.model.to(device)
-        # This one compares the vocabularies and chooses the scorer; those of the prompts share it.
-        first = PartialRewardLogitsProcessor(rewards, beta=beta, top_k=top_k, tokenizer=tokenizer)
-        return cls(model, tokenizer, rewards, first.scorer, beta, top_k)
+        loaded = RewardModel.from_pretrained(reward_model, dtype=dtype)
+        loaded.model.to(device)
+        # Compares the vocabularies and chooses the scorer, which the processors of all prompts then share.
+        processor = PartialRewardLogitsProcessor(loaded, beta=beta, top_k=top_k, tokenizer=tokenizer)
+        return cls(model, tokenizer, loaded, processor.scorer, beta, top_k)
 
-    def compare(self, prompt: str, new_tokens: int, seed: int, trace: Trace | None = None) -> DemoResult:
-        """Continues a prompt twice."""
-        ids = encode_prompt(self.tokenizer, _opened(prompt, self.tokenizer))
+    def compare(self, prompt: str, new_tokens: int, seed: int, trace: Trace | None) -> DemoResult:
+        """Continues a prompt with and without guidance."""
+        ids = encode_prompt(self.tokenizer, _with_bos(prompt, self.tokenizer))
         input_ids = torch.tensor([ids], device=self.model.device)
         inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
         processor = PartialRewardLogitsProcessor(
             self.scorer, beta=self.beta, top_k=self.top_k, tokenizer=self.tokenizer, trace=trace,
-            # The opening token may be the padding token, so the mask has to say that it is text.
+            # The BOS token may also be the padding token, so the mask has to mark it as text.
             attention_mask=inputs["attention_mask"],
         )  # fmt: skip
         arguments = {**inputs, "max_new_tokens": new_tokens}
-        unguided, unguided_ms, _ = self._continue(arguments, seed, top_k=self.top_k)
-        # The processor has chosen the candidates; a second cut would be one more thing to explain.
-        guided, guided_ms, rows = self._continue(arguments, seed, top_k=0, processor=processor)
+        unguided, unguided_ms, _ = self._generate(arguments, seed, top_k=self.top_k)
+        # The processor chooses the candidates itself, so that `generate` has none to cut (top_k=0).
+        guided, guided_ms, rows = self._generate(arguments, seed, top_k=0, processor=processor)
         if trace is not None:
             trace.finish(rows)
-        reads = self.reward_model.tokenizer
-        read = prompt if reads is None else _opened(prompt, reads)
-        unguided_reward, guided_reward = self.reward_model.score([read, read], [unguided, guided]).tolist()
+        tokenizer = self.reward_model.tokenizer
+        scored_prompt = prompt if tokenizer is None else _with_bos(prompt, tokenizer)
+        unguided_reward, guided_reward = self.reward_model.score([scored_prompt] * 2, [unguided, guided]).tolist()
         return DemoResult(prompt, unguided, guided, unguided_reward, guided_reward, unguided_ms, guided_ms)
 
-    def _continue(
+    def _generate(
         self, arguments: dict[str, Any], seed: int, *, top_k: int, processor: LogitsProcessor | None = None
     ) -> tuple[str, float, torch.Tensor]:
         """The continuation, its milliseconds per token, and the row of token ids."""
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        # `generate` draws from the global generator, so that is seeded here and put back afterwards.
+        # `generate` draws from the global random generator, which is seeded here and restored afterwards.
         with torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            begun = time.perf_counter()
+            started = time.perf_counter()
             rows = self.model.generate(
                 **arguments, do_sample=True, temperature=1.0, top_p=1.0, top_k=top_k, pad_token_id=pad,
                 logits_processor=[] if processor is None else [processor],
             )  # fmt: skip
-            # Reading the row waits for the device.
+            # `tolist` waits for the device, so that the clock includes all of its work.
             new = rows[0, arguments["input_ids"].shape[1] :].tolist()
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - started
         return self.tokenizer.decode(new, skip_special_tokens=True), 1000 * seconds / len(new), rows
 
 
@@ -183,8 +185,8 @@ def _check(prompts: Sequence[str], max_new_tokens: int) -> None:
         )
 
 
-def _shipped(name: str) -> str:
-    """The folder of a model that comes with the repository."""
+def _shipped_model(name: str) -> str:
+    """Folder of a model that comes with the repository."""
     folder = SHIPPED / name
     if not (folder / "config.json").is_file():
         raise CheckpointError(
@@ -194,12 +196,11 @@ def _shipped(name: str) -> str:
     return str(folder)
 
 
-def _opened(prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The prompt behind the token that opens every text, if the tokenizer has one and does not add it by itself."""
-    opening = tokenizer.bos_token
-    if opening is None or encode_prompt(tokenizer, prompt)[:1] == [tokenizer.bos_token_id]:
+def _with_bos(prompt: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The prompt after the BOS token, if the tokenizer has one and does not add it itself."""
+    if tokenizer.bos_token is None or encode_prompt(tokenizer, prompt)[:1] == [tokenizer.bos_token_id]:
         return prompt
-    return f"{opening}{prompt}"
+    return f"{tokenizer.bos_token}{prompt}"
 
 
 def _show(results: Sequence[DemoResult], beta: float, console: Console) -> None:
@@ -217,17 +218,18 @@ def _show(results: Sequence[DemoResult], beta: float, console: Console) -> None:
     summary = Table(title="Means", title_justify="left", title_style="bold")
     for heading in ("", "unguided", "guided"):
         summary.add_column(heading, justify="right" if heading else "left")
-    means = {name: fmean(getattr(result, name) for result in results) for name in _MEANS}
-    summary.add_row("reward (reward units)", f"{means['unguided_reward']:+.2f}", f"{means['guided_reward']:+.2f}")
-    summary.add_row("time per token (ms)", f"{means['unguided_ms']:.1f}", f"{means['guided_ms']:.1f}")
-    summary.add_row("time per token (ratio)", "1.0", f"{means['guided_ms'] / means['unguided_ms']:.1f}")
+    unguided_reward = fmean(result.unguided_reward for result in results)
+    guided_reward = fmean(result.guided_reward for result in results)
+    unguided_ms = fmean(result.unguided_ms for result in results)
+    guided_ms = fmean(result.guided_ms for result in results)
+    summary.add_row("reward (reward units)", f"{unguided_reward:+.2f}", f"{guided_reward:+.2f}")
+    summary.add_row("time per token (ms)", f"{unguided_ms:.1f}", f"{guided_ms:.1f}")
+    summary.add_row("time per token (ratio)", "1.0", f"{guided_ms / unguided_ms:.1f}")
     console.print(summary)
     console.print("One text per prompt shows what guidance does, not how well.", style="dim")
 
 
-_MEANS = ("unguided_reward", "guided_reward", "unguided_ms", "guided_ms")
-
-
 def _line(text: str) -> str:
-    """A text on one line and without control characters, which a terminal would obey."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    """A text on one line, without control characters, which would act on the terminal."""
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(printable.split())

@@ -132,7 +132,7 @@ def test_the_trace_records_the_tail():
     torch.testing.assert_close(step.divergence(), (guided.exp() * (guided - base)).sum(-1), atol=1e-5, rtol=1e-4)
     outside = [next(token for token in range(61) if token not in row) for row in step.candidates.tolist()]
     change = (guided - base)[torch.arange(2), outside]
-    torch.testing.assert_close(step.rest_change(), change, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(step.tail_change(), change, atol=1e-5, rtol=1e-4)
 
 
 def test_an_unknown_treatment_of_the_tail():

@@ -233,7 +233,7 @@ def test_spread_and_agreement_are_free_of_the_noise_of_rollouts(example):
     both = [values.halves(step, 0.5) for step in steps]
     assert values.spread(both, "m") == pytest.approx(0.5 * expected, rel=0.02)
     assert values.spread(both, "S") == pytest.approx(0.5 * expected, rel=0.02)
-    assert abs(values.spread(both, "rest")) < 0.02 * expected
+    assert abs(values.spread(both, "difference")) < 0.02 * expected
     assert values.agreement(list(means), steps, 0.5, "m") == pytest.approx(1, abs=0.02)
     assert values.agreement(list(draw.normal(size=(200, 4))), steps, 0.5, "S") == pytest.approx(0, abs=0.15)
 

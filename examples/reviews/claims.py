@@ -1,9 +1,9 @@
-"""What the evaluations say of each claim, as one Markdown page.
+"""The verdict of the evaluations on each claim, as one Markdown page.
 
     python examples/reviews/claims.py --output_dir runs/reviews > runs/reviews/claims.md
-    python examples/reviews/claims.py --pairs_of METHODS.yaml     # what `rgtg evaluate --compare` has to compare
+    python examples/reviews/claims.py --pairs_of METHODS.yaml     # the comparisons for `rgtg evaluate --compare`
 
-(a) is read from prefix_accuracy.json, the others from the comparisons at equal divergence of the evaluations. A
+Claim (a) is read from prefix_accuracy.md, the others from the comparisons at equal divergence of the evaluations. A
 difference is called "above" or "below" if the 95 % intervals of all judges lie on that side of 0, and "undecided"
 otherwise.
 """
@@ -73,7 +73,7 @@ COLUMNS = ("first", "second", "judge", "KL, nats", "first − second, mean over 
 
 @dataclass
 class Arguments:
-    """Where the evaluations are."""
+    """The folder of the run, the subfolder of its evaluations, and a list of methods."""
 
     output_dir: str = "runs/reviews"
     evaluations: str = "evaluation"
@@ -81,23 +81,24 @@ class Arguments:
 
 
 def pairs_of(methods: str) -> Iterator[str]:
-    """The comparisons that bear on a claim and can be made with some methods."""
+    """The comparisons that the claims need, of the methods in a file."""
     listed = yaml.safe_load(Path(methods).read_text(encoding="utf-8"))
     curves = {method.get("family", method["name"]) for method in listed}
-    for first, second in (pair for pairs in CLAIMS.values() for pair in pairs):
-        if {first, second} <= curves:
-            yield f"{first}={second}"
+    for pairs in CLAIMS.values():
+        for first, second in pairs:
+            if first in curves and second in curves:
+                yield f"{first}={second}"
 
 
 def comparisons(folder: Path) -> Iterator[dict[str, Any]]:
     """All comparisons of all evaluations, with the name of the evaluation."""
     for path in sorted(folder.glob("val-*/results.json")):
-        for found in json.loads(path.read_text(encoding="utf-8"))["comparisons"]:
-            yield {**found, "evaluation": path.parent.name.removeprefix("val-")}
+        for comparison in json.loads(path.read_text(encoding="utf-8"))["comparisons"]:
+            yield {**comparison, "evaluation": path.parent.name.removeprefix("val-")}
 
 
 def verdict(intervals: Sequence[Sequence[float]]) -> str:
-    """What intervals (value, low, high) of the same difference by several judges say of it."""
+    """Sign of a difference, from an estimate (value, low, high) by each judge."""
     if all(low > 0 for _, low, _ in intervals):
         return "above"
     if all(high < 0 for _, _, high in intervals):
@@ -106,31 +107,33 @@ def verdict(intervals: Sequence[Sequence[float]]) -> str:
 
 
 def section(title: str, pairs: Sequence[tuple[str, str]], found: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """A claim and every comparison that bears on it."""
-    yield from (
-        f"## {title}",
-        "",
-        "| " + " | ".join(("candidates", *COLUMNS)) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
-    )
-    for first, second in pairs:
-        for evaluation in sorted({line["evaluation"] for line in found}):
-            judged = [c for c in found if (c["first"], c["second"], c["evaluation"]) == (first, second, evaluation)]
-            said = verdict([line["overall"] for line in judged]) if judged else ""
-            for line in judged:
-                value, low, high = line["overall"]
-                span = f"{line['kl'][0]:.0f} to {line['kl'][-1]:.0f}"
-                cells = (
-                    evaluation,
-                    first,
-                    second,
-                    line["judge"],
-                    span,
-                    f"{value:+.2f} [{low:+.2f}, {high:+.2f}]",
-                    said,
-                )
-                yield "| " + " | ".join(cells) + " |"
+    """A claim with every comparison that supports or refutes it."""
+    yield f"## {title}"
     yield ""
+    yield "| " + " | ".join(("candidates", *COLUMNS)) + " |"
+    yield "|---" * (len(COLUMNS) + 1) + "|"
+    for first, second in pairs:
+        for evaluation in sorted({comparison["evaluation"] for comparison in found}):
+            by_judge = [c for c in found if (c["first"], c["second"], c["evaluation"]) == (first, second, evaluation)]
+            yield from lines(by_judge)
+    yield ""
+
+
+def lines(by_judge: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Lines of a table: one comparison as each judge sees it."""
+    agreed = verdict([comparison["overall"] for comparison in by_judge])
+    for comparison in by_judge:
+        value, low, high = comparison["overall"]
+        cells = (
+            comparison["evaluation"],
+            comparison["first"],
+            comparison["second"],
+            comparison["judge"],
+            f"{comparison['kl'][0]:.0f} to {comparison['kl'][-1]:.0f}",
+            f"{value:+.2f} [{low:+.2f}, {high:+.2f}]",
+            agreed,
+        )
+        yield "| " + " | ".join(cells) + " |"
 
 
 def main(args: Arguments) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Copies what is to be quoted from a run's folder to where it is quoted from.
+# Copies the results that documents quote from the folder of a run to a folder of the repository.
 #
 #     bash examples/reviews/collect.sh OUTPUT_DIR RESULTS_DIR
 set -euo pipefail
@@ -13,6 +13,6 @@ for folder in "$out"/evaluation/val-*; do
     cp "$folder"/table.md "$folder"/results.json "$to"
     # The figures of the others are drawn by figures.py.
     case $(basename "$folder") in val-main | val-cut | val-plain) cp "$folder"/*.png "$to" ;; esac
-    # Folders as in the commands of the read-me, wherever they were.
+    # Folders as in the commands of the README, wherever they were.
     sed "s#$out/#runs/reviews/#g" "$out/methods/$(basename "$folder").yaml" >"$to/methods.yaml"
 done

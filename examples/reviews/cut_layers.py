@@ -1,4 +1,4 @@
-"""Smaller models to start reward models from: the first layers of the base model.
+"""Smaller models to train reward models from: the first layers of the base model.
 
     python examples/reviews/cut_layers.py --model PATH_OR_ID --output_dir runs/reviews --layers 2 4
 
@@ -10,12 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from files import draft_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 
 @dataclass
 class Arguments:
-    """What to cut, and to how many layers."""
+    """The model, and the numbers of layers to keep."""
 
     model: str
     output_dir: str = "runs/reviews"
@@ -23,7 +24,7 @@ class Arguments:
 
 
 def main(args: Arguments) -> None:
-    """Cuts what is not there yet."""
+    """Writes the folders that are missing."""
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     for layers in args.layers:
         folder = Path(args.output_dir) / "bases" / f"layers-{layers}"
@@ -34,7 +35,7 @@ def main(args: Arguments) -> None:
         model.config.num_hidden_layers = layers
         if getattr(model.config, "layer_types", None):
             model.config.layer_types = model.config.layer_types[:layers]
-        draft = folder.with_name(f".{folder.name}.draft")
+        draft = draft_of(folder)
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         draft.rename(folder)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Evaluates everything that has been trained: strengths on train prompts, then the report on val prompts.
+# Evaluates everything that has been trained: chooses strengths on train prompts, then reports on val prompts.
 #
 #     bash examples/reviews/evaluate.sh MODEL DATA OUTPUT_DIR [LIST...]
 #
-# A LIST is one of methods.py; without any, all of them. Stopped, it goes on where it was. RGTG_MORE holds more arguments
-# of `rgtg evaluate`, such as `--num_processes 2`.
+# A LIST is one of methods.py; without any, all of them. An interrupted run resumes. RGTG_MORE holds more arguments of
+# `rgtg evaluate`, such as `--num_processes 2`.
 set -euo pipefail
 base=$1 data=$2 out=$3
 shift 3
@@ -18,7 +18,7 @@ judges=(--judge gold=judges:gold --judge judge=judges:judge)
 evaluate() {  # PROMPTS LIST ARGUMENT...
     local prompts=$1 list=$2 top_k=0 judging=("${judges[@]}")
     shift 2
-    # Where much is exploited, a judge of another nature too; it reads as much as a reward model.
+    # Strong guidance exploits its reward most, so a judge of a different kind is added; it costs as much as a reward model.
     if [[ $list == large ]]; then judging+=(--judge neural="$out/neural_judge" --label_name neural=positive); fi
     if [[ $list == plain ]]; then judging=(--judge plain=judges:plain --judge ease=judges:reading_ease); fi
     [[ $list == cut || $list == greedy ]] && top_k=10

@@ -1,15 +1,16 @@
-"""Draws the curves of the main list in three panels, and what is sensitive to what: a figure each.
+"""Figures of the evaluations: the curves of the main list in three panels, and four sensitivities.
 
     python examples/reviews/figures.py --output_dir runs/reviews
 
-The curves are reward against divergence from the base model (`curves-gold.png`, ...), where `rgtg evaluate` draws all
-of them in one picture. Number of candidates, strength, size of the reward model and number of pairs are those of the
-lists `k`, `large`, `layers` and `pairs`: guidance by a partial reward model at several strengths. Bars: 95 % intervals.
+The curves show reward against divergence from the base model (`curves-gold.png`, ...); `rgtg evaluate` draws all of
+them in one picture. The sensitivities to the number of candidates, the strength, the size of the reward model and the
+number of pairs come from the lists `k`, `large`, `layers` and `pairs`. Bars: 95 % intervals.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,65 +36,72 @@ PANELS = {
         "PARGS", "soft value of pairs, vocab.", "guided answers thrice, vocab.", "DPO pair", "DPO", "best of n", "RL",
     ),
 }  # fmt: skip
-"""Which curves stand together."""
+"""Curves by panel."""
 TITLES = {
     "k": "Number of candidates",
     "layers": "Size of the reward model (the base model has 6 layers)",
-    "pairs": "Pairs that the reward model learnt from",
+    "pairs": "Training pairs of the reward model",
 }
 
 
 @dataclass
 class Arguments:
-    """Where the evaluations are."""
+    """The folder of the run."""
 
     output_dir: str = "runs/reviews"
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The policies of an evaluation."""
+    """Reads the policies of an evaluation."""
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))["policies"]
 
 
-def lines(policies: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The guided policies by method, by divergence."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for policy in sorted((p for p in policies if p["beta"]), key=lambda p: p["kl"][0]):
-        found.setdefault(policy["name"], []).append(policy)
-    order = list(dict.fromkeys(p["name"] for p in policies if p["beta"]))
-    return {name: found[name] for name in order}
+def by_divergence(policies: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Policies in the order of their divergence."""
+    return sorted(policies, key=lambda policy: policy["kl"][0])
+
+
+def curves(policies: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The guided policies of each method, by divergence."""
+    points: dict[str, list[dict[str, Any]]] = {}
+    for policy in policies:
+        if policy["beta"]:
+            points.setdefault(policy["name"], []).append(policy)
+    return {name: by_divergence(of_method) for name, of_method in points.items()}
 
 
 def draw(axes: Axes, points: list[dict[str, Any]], index: int, label: str, judge: str = "gold") -> None:
-    """One line."""
-    x = [point["kl"][0] for point in points]
-    y, low, high = zip(*(point["judges"][judge]["reward"] for point in points), strict=True)
-    error = [[a - b for a, b in zip(y, low, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
-    axes.errorbar(x, y, yerr=error, color=COLORS[index], marker=MARKERS[index], capsize=2, lw=1.2, ms=5, label=label)
+    """Draws one curve with its intervals."""
+    kl = [point["kl"][0] for point in points]
+    reward, low, high = np.array([point["judges"][judge]["reward"] for point in points]).T
+    axes.errorbar(
+        kl, reward, yerr=[reward - low, high - reward], color=COLORS[index], marker=MARKERS[index], capsize=2, lw=1.2,
+        ms=5, label=label,
+    )  # fmt: skip
 
 
-def compared(policies: list[dict[str, Any]], name: str, path: Path) -> None:
-    """A line for each setting."""
+def draw_sensitivity(policies: list[dict[str, Any]], name: str, path: Path) -> None:
+    """A figure with a curve for each setting of one thing."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for index, (label, points) in enumerate(lines(policies).items()):
+    for index, (label, points) in enumerate(curves(policies).items()):
         draw(axes, points, index, label)
     axes.set(title=TITLES[name], xlabel="KL to the base model, nats of an answer", ylabel="gold reward")
     axes.legend(frameon=False)
     save(figure, path)
 
 
-def panels(policies: list[dict[str, Any]], judge: str, path: Path) -> None:
-    """The main list: curves that answer one question together."""
+def draw_panels(policies: list[dict[str, Any]], judge: str, path: Path) -> None:
+    """The main list: a panel for each group of curves."""
     figure, all_axes = plt.subplots(1, len(PANELS), figsize=(15, 5), layout="constrained", sharey=True, sharex=True)
-    base = next(policy["judges"][judge]["reward"][0] for policy in policies if policy["name"] == "base")
+    (base,) = [policy["judges"][judge]["reward"][0] for policy in policies if policy["name"] == "base"]
     for axes, (title, names) in zip(all_axes, PANELS.items(), strict=True):
         for index, name in enumerate(names):
-            points = sorted((p for p in policies if p["curve"] == name), key=lambda p: p["kl"][0])
+            points = by_divergence(policy for policy in policies if policy["curve"] == name)
             if points:
                 draw(axes, points, index, name, judge)
         axes.plot(0, base, marker="*", color=COLORS[5], ms=11, ls="")
         axes.axhline(base, color="0.6", lw=0.8, ls=":")
-        # Reward grows with about the root of the divergence, so that curves are nearly straight.
+        # Reward grows about with the root of the divergence, so that curves are nearly straight on this scale.
         axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
         axes.set_xticks([0, 1, 2, 5, 10, 20, 30, 40])
         axes.set_xlim(0, 45)
@@ -105,23 +113,25 @@ def panels(policies: list[dict[str, Any]], judge: str, path: Path) -> None:
     save(figure, path)
 
 
-def strength(policies: list[dict[str, Any]], path: Path) -> None:
-    """Far too much guidance: what each judge says of it, and how probable and how varied the texts still are."""
+def draw_strengths(policies: list[dict[str, Any]], path: Path) -> None:
+    """Guidance up to far too strong: reward by each judge, and perplexity and diversity of the texts."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    points = sorted((p for p in policies if p["name"] == "PARGS"), key=lambda p: p["beta"])
+    points = sorted((policy for policy in policies if policy["name"] == "PARGS"), key=lambda policy: policy["beta"])
+    beta = [point["beta"] for point in points]
     for index, judge in enumerate(points[0]["judges"]):
-        beta = [point["beta"] for point in points]
-        y, low, high = zip(*(point["judges"][judge]["reward"] for point in points), strict=True)
+        reward, low, high = np.array([point["judges"][judge]["reward"] for point in points]).T
         left.fill_between(beta, low, high, color=COLORS[index], alpha=0.15, lw=0)
-        left.plot(beta, y, color=COLORS[index], marker=MARKERS[index], label=judge)
+        left.plot(beta, reward, color=COLORS[index], marker=MARKERS[index], label=judge)
     left.set(title="Reward by judge", xlabel="beta", ylabel="reward")
     left.legend(frameon=False)
-    (one,) = right.plot(beta, [p["perplexity"][0] for p in points], color=COLORS[0], marker="o", label="perplexity")
+    perplexity = [point["perplexity"][0] for point in points]
+    distinct = [point["distinct"][1] for point in points]
+    (line,) = right.plot(beta, perplexity, color=COLORS[0], marker="o", label="perplexity")
     right.set(title="Texts", xlabel="beta", ylabel="perplexity under the base model")
-    other = right.twinx()
-    (two,) = other.plot(beta, [p["distinct"][1] for p in points], color=COLORS[1], marker="s", label="distinct-2")
-    other.set(ylabel="distinct-2", ylim=(0, 1))
-    right.legend(handles=[one, two], frameon=False, loc="center left")
+    twin = right.twinx()
+    (twin_line,) = twin.plot(beta, distinct, color=COLORS[1], marker="s", label="distinct-2")
+    twin.set(ylabel="distinct-2", ylim=(0, 1))
+    right.legend(handles=[line, twin_line], frameon=False, loc="center left")
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_xticks(beta, [f"{value:g}" for value in beta])
@@ -129,13 +139,13 @@ def strength(policies: list[dict[str, Any]], path: Path) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes a figure whose bytes do not depend on when."""
+    """Writes a figure without the version of matplotlib, so that equal figures have equal bytes."""
     figure.savefig(path, dpi=150, metadata={"Software": None})
     plt.close(figure)
 
 
 def main(args: Arguments) -> None:
-    """Draws what has been evaluated."""
+    """Draws the figures of all evaluations that are there."""
     out = Path(args.output_dir) / "evaluation"
     if (out / "val-main").is_dir():
         policies = read(out / "val-main")
@@ -143,12 +153,12 @@ def main(args: Arguments) -> None:
             known = {policy["name"] for policy in policies}
             policies += [policy for policy in read(out / "val-best") if policy["name"] not in known]
         for judge in policies[0]["judges"]:
-            panels(policies, judge, out / f"curves-{judge}.png")
+            draw_panels(policies, judge, out / f"curves-{judge}.png")
     for name in TITLES:
         if (out / f"val-{name}").is_dir():
-            compared(read(out / f"val-{name}"), name, out / f"sensitivity-{name}.png")
+            draw_sensitivity(read(out / f"val-{name}"), name, out / f"sensitivity-{name}.png")
     if (out / "val-large").is_dir():
-        strength(read(out / "val-large"), out / "sensitivity-beta.png")
+        draw_strengths(read(out / "val-large"), out / "sensitivity-beta.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The rewards of this example as functions of text, to be named where a reward is wanted: `judges:gold`.
+"""The rewards of this example as functions of text, for options that take a reward, as in `--judge judges:gold`.
 
-They read what make_data.py has learnt from the folder that the environment variable RGTG_REVIEWS names, and have to be
+They read the sentiment models of make_data.py from the folder in the environment variable RGTG_REVIEWS, and have to be
 on Python's path:
 
     export PYTHONPATH=examples/reviews RGTG_REVIEWS=runs/reviews
@@ -21,20 +21,20 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    """Log-odds, in nats, that prompt and response are of a positive review, by the model that labels training data."""
+    """Log-odds, in nats, that prompt and response are a positive review, by the model that labels the training data."""
     return _sentiment("gold").log_odds(texts(prompts, responses)).tolist()
 
 
 def judge(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    """The same by a model that has seen none of the gold model's reviews, and labels nothing."""
+    """Likewise by a model that was trained on none of the gold model's reviews, and labels nothing."""
     return _sentiment("judge").log_odds(texts(prompts, responses)).tolist()
 
 
 def plain(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    """How plain the style is: minus the mean number of words of a sentence of the response, in units of 5 words.
+    """Plainness of style: minus the mean number of words per sentence of the response, in units of 5 words.
 
-    A sentence ends with `.`, `!` or `?`; the one that is being written counts as it stands, so that a response without
-    any end is one long sentence. The prompt is left out: it is what it is.
+    A sentence ends with `.`, `!` or `?`; an unfinished one counts too, so that a response without any end is one long
+    sentence. The prompt is left out, because no response can change it.
     """
     return [-len(text.split()) / max(1, len(_sentences(text))) / 5 for text in texts([""] * len(responses), responses)]
 
@@ -49,12 +49,12 @@ def reading_ease(prompts: Sequence[str], responses: Sequence[str]) -> list[float
 
 
 def texts(prompts: Sequence[str], responses: Sequence[str]) -> list[str]:
-    """What is judged: prompt and response, without the tokens that begin and end a text."""
+    """Each prompt and response as one text, without the tokens that begin and end it."""
     return [(p + r).replace(END_OF_TEXT, "") for p, r in zip(prompts, responses, strict=True)]
 
 
 def _sentences(text: str) -> list[str]:
-    """The parts of a text between the ends of sentences that hold a word."""
+    """The sentences of a text, as far as they contain a word."""
     return [part for part in re.split(r"[.!?]+", text) if re.search(r"\w", part)]
 
 
@@ -63,8 +63,13 @@ def _reading_ease(text: str) -> float:
     words = re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower())
     if not words:
         return 0.0
-    syllables = sum(max(1, len(re.findall("[aeiouy]+", re.sub(r"(?<![aeiouyl])e$", "", word)))) for word in words)
+    syllables = sum(_syllables(word) for word in words)
     return 206.835 - 1.015 * len(words) / max(1, len(_sentences(text))) - 84.6 * syllables / len(words)
+
+
+def _syllables(word: str) -> int:
+    without_silent_e = re.sub(r"(?<![aeiouyl])e$", "", word)
+    return max(1, len(re.findall("[aeiouy]+", without_silent_e)))
 
 
 @cache

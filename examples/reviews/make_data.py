@@ -2,21 +2,20 @@
 
     python examples/reviews/make_data.py --data PATH_OR_ID --model PATH_OR_ID --output_dir runs/reviews
 
-Writes `gold.json` and `judge.json` (sentiment of disjoint halves of the star-rated train reviews), and from the answers
-of sample_answers.py, for each reward and number of pairs, two data sets that `rgtg train` takes as they are, as folders
-with `train.jsonl` and `test.jsonl`:
+Writes `gold.json` and `judge.json` (sentiment models of disjoint halves of the star-rated train reviews), and from the
+answers of sample_answers.py, for each reward and number of pairs, two data sets for `rgtg train`, as folders with
+`train.jsonl` and `test.jsonl`:
 
 - `data/gold-pairs-8000`: answers 1 and 2 of a prompt, 3 and 4, ...; which of them is chosen is a Bradley-Terry draw;
 - `data/gold-labels-8000`: each of the same answers with its reward.
 
-Smaller sets are the first rows of larger ones. Both hold the token ids that were sampled (see sample_answers.py), and
-no end of text where an answer was cut: TRL puts one behind texts, and a reward model would take it for a matter of
-counting.
+Smaller sets are the first rows of larger ones. Both hold the token ids that were sampled (see sample_answers.py). An
+answer that was cut has no end-of-text token: with one, as TRL appends to texts, a reward model would learn to expect it
+after a number of tokens.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from typing import Any
 
 import judges
 import numpy as np
-from files import once, write
+from files import once, read_rows, write_rows
 from reviews import load_reviews
 from sentiment import SentimentModel
 from splits import halves
@@ -37,7 +36,7 @@ HELD_OUT_REVIEWS = 2000
 
 @dataclass
 class Arguments:
-    """Where reviews, tokenizer and answers are, and what to make of them."""
+    """The reviews, the tokenizer, the folder of the answers, and the sizes of the data sets."""
 
     model: str
     data: str = "stanfordnlp/imdb"
@@ -48,11 +47,11 @@ class Arguments:
 
 
 def main(args: Arguments) -> None:
-    """Makes what is not there yet, as far as there are answers for it."""
+    """Makes the files that are missing, as far as there are answers for them."""
     out = Path(args.output_dir)
     os.environ["RGTG_REVIEWS"] = str(out)
-    for name, part in zip(("gold", "judge"), range(2), strict=True):
-        once(out / f"{name}.json", lambda part=part: learn_sentiment(args, part))
+    once(out / "gold.json", lambda: train_sentiment(args, 0))
+    once(out / "judge.json", lambda: train_sentiment(args, 1))
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     for reward, sizes in (("gold", args.pairs), ("plain", args.plain_pairs)):
         for size in sizes:
@@ -60,16 +59,16 @@ def main(args: Arguments) -> None:
     close_pairs(out / "data", "gold-pairs-8000", tokenizer.eos_token_id)
 
 
-def learn_sentiment(args: Arguments, part: int) -> dict[str, Any]:
+def train_sentiment(args: Arguments, half: int) -> dict[str, Any]:
     """A sentiment model of one half of the train reviews, and its accuracy on reviews of val."""
-    model = SentimentModel.fit(halves(args.data, args.seed)[part])
+    model = SentimentModel.fit(halves(args.data, args.seed)[half])
     val = load_reviews(args.data, "val").shuffle(seed=args.seed)
     held_out = val.select(range(max(0, len(val) - HELD_OUT_REVIEWS), len(val)))
     return {"accuracy": model.accuracy(held_out), "reviews": len(held_out), **model.to_dict()}
 
 
 def make_sets(out: Path, tokenizer: PreTrainedTokenizerBase, reward: str, size: int, seed: int) -> None:
-    """Writes the pairs and the labelled answers of one reward and one size, once there are answers enough."""
+    """Writes the pairs and the labelled answers of one reward and one size, if there are enough answers."""
     folders = {kind: out / "data" / f"{reward}-{kind}-{size}" for kind in ("pairs", "labels")}
     if all((folder / f"{split}.jsonl").exists() for folder in folders.values() for split in ("train", "test")):
         return
@@ -77,47 +76,52 @@ def make_sets(out: Path, tokenizer: PreTrainedTokenizerBase, reward: str, size: 
         couples = read_couples(out / "answers", name, number)
         if number is not None and len(couples) < number:
             print(
-                f"{len(couples)} of {number} pairs are sampled: come back for {', '.join(map(str, folders.values()))}"
+                f"Only {len(couples)} of {number} pairs are sampled: run sample_answers.py, then this again for "
+                f"{', '.join(map(str, folders.values()))}."
             )
             return
-        rewards = [judged(REWARDS[reward], tokenizer, [(p, pair[side]) for p, *pair in couples]) for side in (0, 1)]
+        rewards = [
+            text_rewards(REWARDS[reward], tokenizer, [(couple[0], couple[side]) for couple in couples])
+            for side in (1, 2)
+        ]
         pairs, labels = rows_of(couples, np.array(rewards), seed + (split == "test"))
-        for kind, rows in (("pairs", pairs), ("labels", labels)):
-            write(folders[kind] / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(folders["pairs"] / f"{split}.jsonl", pairs)
+        write_rows(folders["labels"] / f"{split}.jsonl", labels)
 
 
 def close_pairs(data: Path, name: str, end: int) -> None:
-    """Writes the same pairs with the end-of-text token behind every answer, cut or not, as TRL puts it behind texts."""
+    """Writes the same pairs with the end-of-text token after every answer, cut or not, as TRL appends it to texts."""
     for split in ("train", "test"):
-        source, target = (data / folder / f"{split}.jsonl" for folder in (name, name.replace("gold", "closed")))
+        source = data / name / f"{split}.jsonl"
+        target = data / name.replace("gold", "closed") / f"{split}.jsonl"
         if target.exists() or not source.exists():
             continue
-        rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+        rows = read_rows(source)
         for row in rows:
-            for key in ("chosen_ids", "rejected_ids"):
-                row[key] = row[key] if row[key][-1] == end else [*row[key], end]
-        write(target, "".join(json.dumps(row) + "\n" for row in rows))
+            for column in ("chosen_ids", "rejected_ids"):
+                if row[column][-1] != end:
+                    row[column] = [*row[column], end]
+        write_rows(target, rows)
 
 
 def read_couples(folder: Path, name: str, number: int | None) -> list[tuple[list[int], list[int], list[int]]]:
     """Prompt, answer and other answer of the first `number` pairs, in the order of the prompts."""
     couples: list[tuple[list[int], list[int], list[int]]] = []
     for path in sorted(folder.glob(f"{name}-*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            answers = row["answers"]
-            couples += [(row["prompt"], a, b) for a, b in zip(answers[::2], answers[1::2], strict=True)]
+        for row in read_rows(path):
+            firsts, seconds = row["answers"][::2], row["answers"][1::2]
+            couples += [(row["prompt"], first, second) for first, second in zip(firsts, seconds, strict=True)]
         if number is not None and len(couples) >= number:
             return couples[:number]
     return couples
 
 
-def judged(
+def text_rewards(
     reward: Callable[..., list[float]],
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[tuple[list[int], list[int]]],
 ) -> list[float]:
-    """The reward of each prompt and answer."""
+    """The reward of the text of each prompt and answer."""
     prompts = tokenizer.batch_decode([prompt for prompt, _ in rows], skip_special_tokens=True)
     whole = tokenizer.batch_decode([[*prompt, *answer] for prompt, answer in rows], skip_special_tokens=True)
     return reward(prompts, [text[len(prompt) :] for prompt, text in zip(prompts, whole, strict=True)])
@@ -131,24 +135,24 @@ def rows_of(
     Args:
         couples: Prompt, answer, other answer.
         rewards: Of shape (2, couples).
-        seed: Of the draws: one number for each couple in their order, so that smaller sets are the first of larger.
+        seed: Seed of one random number for each couple, in their order, so that smaller sets begin larger ones.
     """
+    # Bradley-Terry: the first answer is preferred with probability sigmoid(its reward minus the other's).
     first_wins = np.random.default_rng(seed).random(len(couples)) < 1 / (1 + np.exp(rewards[1] - rewards[0]))
     pairs, labels = [], []
-    for (prompt, *both), scores, first in zip(couples, rewards.T.tolist(), first_wins, strict=True):
-        win, lose = (0, 1) if first else (1, 0)
+    for (prompt, *answers), scores, first in zip(couples, rewards.T.tolist(), first_wins, strict=True):
+        chosen = 0 if first else 1
+        rejected = 1 - chosen
         pairs.append(
             {
-                "chosen_ids": [*prompt, *both[win]],
-                "rejected_ids": [*prompt, *both[lose]],
-                "chosen_reward": scores[win],
-                "rejected_reward": scores[lose],
+                "chosen_ids": [*prompt, *answers[chosen]],
+                "rejected_ids": [*prompt, *answers[rejected]],
+                "chosen_reward": scores[chosen],
+                "rejected_reward": scores[rejected],
             }
         )
-        labels += [
-            {"input_ids": [*prompt, *answer], "start": len(prompt), "reward": score}
-            for answer, score in zip(both, scores, strict=True)
-        ]
+        for answer, score in zip(answers, scores, strict=True):
+            labels.append({"input_ids": [*prompt, *answer], "start": len(prompt), "reward": score})
     return pairs, labels
 
 

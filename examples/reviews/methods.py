@@ -4,19 +4,19 @@ r"""Lists the methods that are compared, for `rgtg evaluate --methods`.
     python examples/reviews/methods.py --output_dir runs/reviews --which main \
         --tuned runs/reviews/evaluation/tune-main > runs/reviews/methods/val-main.yaml
 
-The first line lists every guided method at the strengths of a coarse grid, to be run on prompts to tune on. The second
-one lists each at the strengths that reach given divergences from the base model there, read off the grid by
-interpolation: so every curve of the report spans the same divergences, chosen without a look at the prompts reported.
+The first command lists every guided method at the strengths of a coarse grid, to be evaluated on tuning prompts. The
+second lists each at the strengths that reach given divergences from the base model there, interpolated on the grid.
+So every curve of the report spans the same divergences, which were chosen without the prompts that are reported.
 
-What has not been trained is left out. The lists:
+Models that have not been trained are left out. The lists:
 
 - `main` holds everything. Nothing is cut off, because fine-tuned models have the whole vocabulary too: scalar heads
   score 10 candidates, as many as in the paper's own code, vocabulary heads 100, and the other tokens are kept with the
   mean reward of these (`rest: keep`);
 - `cut` is guidance as in the paper: the 10 candidates alone;
-- `greedy` holds the variants that take the best token;
-- `large` guides by far too much, to see it fail;
-- `k`, `layers` and `pairs` vary the number of candidates, the size of the reward model, and the pairs it learnt from;
+- `greedy` holds the variants that always take the best token;
+- `large` guides far too strongly, to show where guidance fails;
+- `k`, `layers` and `pairs` vary the number of candidates, the size of the reward model, and its training pairs;
 - `best` is the best of 4 and of 16 answers of the base model;
 - `plain` is the second task: the same answers, rewarded for plain style.
 """
@@ -63,7 +63,7 @@ PLAIN = {
 }
 PAPER = ("ARGS", "PARGS")
 SCALAR, LOGITS = 10, 100
-"""How many candidates a scalar head and a vocabulary head score."""
+"""Number of candidates that a scalar head and a vocabulary head score."""
 LARGE = [1, 2, 4, 8, 16, 32, 64]
 VARIED = {
     "layers": {f"{n} layers": f"partial_bt_layers_{n}" for n in (2, 4)} | {"6 layers": "partial_bt"},
@@ -75,20 +75,21 @@ CURVES = {
     "CD, TD, vocabulary, of guided answers, twice": "guided answers twice, vocab.",
     "CD, TD, vocabulary, of guided answers, thrice": "guided answers thrice, vocab.",
 }
-"""What the curves of some are called, so that a figure has room for the name."""
+"""Shorter names of some curves, for which a figure has room."""
 PAIR, PAIR_GRID = "dpo-0.3", [0.5, 1, 2, 4]
-"""A model tuned by DPO, whose log-ratio to the base model guides that: at strength 1 it is that model's own policy."""
+"""A model tuned by DPO. Its log-ratio to the base model guides the base model: at strength 1 this is its own policy."""
 CANDIDATES = (5, 10, 20, 50)
 VARIED_GRID = [4, 8]
-"""The strengths at which the number of candidates, the reward model's size and its pairs are varied."""
+"""Strengths at which the number of candidates, the size of the reward model and its pairs are varied."""
 GREEDY = {"ARGS greedy": ("full_bt", [1]), "PARGS-G": ("partial_bt", [1])}
 
 
 @dataclass
 class Arguments:
-    """Where the models are, and which list is wanted.
+    """Folders of the models, and the list to print.
 
-    `kl` is in nats beyond the base model's own, cut alike; `far`, too, for vocabulary heads, to go as far as RL.
+    `kl` holds target divergences, in nats beyond those of the base model with the same truncation; `far` holds more of
+    them for vocabulary heads, which reach the divergences of RL.
     """
 
     output_dir: str = "runs/reviews"
@@ -100,7 +101,7 @@ class Arguments:
 
 
 def methods(args: Arguments) -> Iterator[dict[str, Any]]:
-    """Every method of a list."""
+    """The methods of a list."""
     models = Path(args.output_dir) / "reward_models"
     if args.which == "k":
         guide = str(models / GUIDED["PARGS"][0])
@@ -147,7 +148,7 @@ def guided(args: Arguments) -> dict[str, tuple[str, list[float]]]:
 
 
 def unguided(output: Path, task: str) -> Iterator[dict[str, Any]]:
-    """What has no strength, and so needs no tuning; folders of a task begin with its name."""
+    """Methods without a strength, which need no tuning; the folders of a task begin with its name."""
     yield best_of(4, output, task)
     for kind, unit in (("dpo", "beta"), ("rl", "step")):
         for folder in sorted((output / "policies").glob(f"{task}{kind}-*")):
@@ -162,20 +163,19 @@ def best_of(n: int, output: Path, task: str = "") -> dict[str, Any]:
 
 
 def strengths(folder: str, name: str, targets: list[float]) -> list[float]:
-    """The strengths at which a method reaches some divergences, by interpolation between those that were tried."""
+    """The strengths at which a method reaches target divergences, interpolated between those that were tried."""
     policies = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))["policies"]
     tried = sorted((policy["beta"], policy["kl"][0]) for policy in policies if policy["name"] in (name, "base"))
     if len(tried) < 3:
         raise ValueError(f"Expected {name!r} at several strengths in {folder}, but it has not been tuned there yet.")
     beta, kl = np.array(tried).T
-    # Above the least divergence it grows with the square of the strength, while that is small.
+    # Divergence grows with the square of the strength while that is small, so its root is interpolated.
     root = np.sqrt(np.maximum.accumulate(kl) - kl[0])
     beyond = kl - kl[0]
     reached = [target for target in targets if target <= beyond.max()]
     if not reached:
         raise ValueError(f"Expected {name!r} to reach one of {targets} nats, but its are {beyond.round(1).tolist()}.")
-    found = np.interp(np.sqrt(reached), root, beta)
-    return [float(f"{value:.2g}") for value in found]
+    return [float(f"{strength:.2g}") for strength in np.interp(np.sqrt(reached), root, beta)]
 
 
 if __name__ == "__main__":

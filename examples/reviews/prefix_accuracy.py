@@ -1,11 +1,11 @@
-"""Does a reward model of prefixes tell better which of two prefixes leads to the preferred answer (claim a)?
+"""Prefix accuracy of reward models: how often the prefix of the preferred answer has the larger reward (claim a).
 
     python examples/reviews/prefix_accuracy.py --output_dir runs/reviews --reward_models partial_bt full_bt value
 
-For each reward model the share of held-out pairs whose chosen answer, cut at 10, 25, 50, 75 and 100 %, has the larger
-reward; and by how much the first one is ahead of each other one, pair by pair. Standard errors take the pairs of one
-prompt together, because they share it. "gold" is the gold reward itself on the finished texts: labels are draws, so
-that none can be expected to do better. Writes `prefix_accuracy.json` and `prefix_accuracy.md`.
+For each reward model, the share of held-out pairs whose chosen answer, cut at 10, 25, 50, 75 and 100 %, has the larger
+reward; and the lead of the first one over each of the others, pair by pair. Standard errors are clustered by prompt,
+because the pairs of a prompt are not independent. "gold" is the gold reward itself on the finished texts: labels are
+random draws, so that no model can be expected to do better. Writes `prefix_accuracy.json` and `prefix_accuracy.md`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from files import write
+from files import read_rows, write
 from rich.progress import track
 from transformers import HfArgumentParser
 
@@ -27,7 +27,7 @@ from rgtg_logits.prefix_accuracy import PERCENTS, PairRewards, pair_lengths, pre
 
 @dataclass
 class Arguments:
-    """Which reward models, on which pairs."""
+    """The reward models and the pairs."""
 
     output_dir: str = "runs/reviews"
     pairs: str = "gold-pairs-8000"
@@ -40,13 +40,12 @@ class Arguments:
 def main(args: Arguments) -> None:
     """Measures and writes the table."""
     out = Path(args.output_dir)
-    lines = (out / "data" / args.pairs / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    pairs = [json.loads(line) for line in lines]
+    pairs = read_rows(out / "data" / args.pairs / "test.jsonl")
     prompts = np.unique([str(pair["chosen_ids"][: args.prompt_tokens]) for pair in pairs], return_inverse=True)[1]
-    wins = {name: outcomes(out / "reward_models" / name, pairs, args.batch_size) for name in args.reward_models}
+    wins = {name: prefix_outcomes(out / "reward_models" / name, pairs, args.batch_size) for name in args.reward_models}
     first, *others = args.reward_models
     gold = np.array([[float(pair["chosen_reward"] > pair["rejected_reward"])] for pair in pairs])
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "pairs": len(pairs),
         "prompts": int(prompts.max()) + 1,
         "percents": list(PERCENTS),
@@ -54,14 +53,14 @@ def main(args: Arguments) -> None:
         "ahead": {f"{first} - {name}": mean_by_prompt(wins[first] - wins[name], prompts) for name in others},
         "gold": mean_by_prompt(gold, prompts),
     }
-    write(out / f"{args.name}.json", json.dumps(found, indent=1) + "\n")
-    write(out / f"{args.name}.md", table(found))
-    print(table(found))
+    write(out / f"{args.name}.json", json.dumps(results, indent=1) + "\n")
+    write(out / f"{args.name}.md", table(results))
+    print(table(results))
 
 
-def outcomes(folder: Path, pairs: list[dict[str, Any]], batch_size: int) -> np.ndarray:
-    """Which prefix wins in each pair (rows) at each percentage of the answers (columns)."""
-    # The weights as they are published and guide, computed with exactly.
+def prefix_outcomes(folder: Path, pairs: list[dict[str, Any]], batch_size: int) -> np.ndarray:
+    """Share of wins (1, 0, or 0.5 for a tie) of the chosen answer, of shape (pairs, percentages)."""
+    # The bfloat16 weights that are published, computed with in float32.
     reward_model = RewardModel.from_pretrained(folder, dtype=torch.bfloat16)
     reward_model.model.float()
     pad = reward_model.tokenizer.pad_token_id
@@ -78,23 +77,23 @@ def outcomes(folder: Path, pairs: list[dict[str, Any]], batch_size: int) -> np.n
 
 
 def mean_by_prompt(values: np.ndarray, prompts: np.ndarray) -> dict[str, list[float]]:
-    """Mean of each column, and its standard error with prompts as the independent units."""
+    """Mean of each column, and its standard error clustered by prompt."""
     mean = values.mean(0)
     sums = np.zeros((prompts.max() + 1, values.shape[1]))
     np.add.at(sums, prompts, values - mean)
     return {"mean": mean.tolist(), "standard_error": (np.sqrt((sums**2).sum(0)) / len(values)).tolist()}
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """The results in Markdown."""
-    lines = [f"{found['pairs']} held-out pairs of {found['prompts']} prompts, ± standard error.", ""]
-    lines += ["| | " + " | ".join(f"{p} %" for p in found["percents"]) + " |", "|---" * (len(PERCENTS) + 1) + "|"]
-    rows = {**found["accuracy"], **found["ahead"]}
+    lines = [f"{results['pairs']} held-out pairs of {results['prompts']} prompts, ± standard error.", ""]
+    lines += ["| | " + " | ".join(f"{p} %" for p in results["percents"]) + " |", "|---" * (len(PERCENTS) + 1) + "|"]
+    rows = {**results["accuracy"], **results["ahead"]}
     for name, row in rows.items():
         cells = zip(row["mean"], row["standard_error"], strict=True)
-        sign = "+" if name in found["ahead"] else ""
+        sign = "+" if name in results["ahead"] else ""
         lines.append(f"| {name} | " + " | ".join(f"{mean:{sign}.3f} ± {error:.3f}" for mean, error in cells) + " |")
-    gold = found["gold"]
+    gold = results["gold"]
     lines += ["", f"The gold reward on finished answers: {gold['mean'][0]:.3f} ± {gold['standard_error'][0]:.3f}.", ""]
     return "\n".join(lines)
 

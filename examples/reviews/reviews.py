@@ -20,7 +20,9 @@ def load_reviews(data: str, split: str) -> Dataset:
     if local.exists():
         reviews = load_dataset("json", data_files=str(local), split="train")
     elif Path(data).exists():
-        raise FileNotFoundError(f"Expected {local.name} in the data folder {data}, but it is not there.")
+        raise FileNotFoundError(
+            f"Expected {local.name} in the data folder {data}, but it is not there. Name another folder or a Hub id."
+        )
     else:
         reviews = load_dataset(data, split=HUB_SPLITS[split])
     return reviews.map(lambda row: {"text": clean(row["text"])}, desc=f"clean {split}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything, from reviews to claims: hours on two cores; stopped, it goes on where it was.
+# Everything, from reviews to claims: hours on two cores. An interrupted run resumes.
 #
 #     bash examples/reviews/run.sh MODEL DATA OUTPUT_DIR
 #

@@ -1,12 +1,12 @@
-"""Answers of the guided base model, labelled by the reward model that learnt from the pairs: the texts guidance meets.
+"""Answers of the guided base model, labelled by the reward model trained on the pairs: texts that guidance leads to.
 
     python examples/reviews/sample_guided.py --model PATH_OR_ID --data PATH_OR_ID --output_dir runs/reviews \
         --guide soft_value_td_from_pairs_vocabulary --name guided --add full_bt-labels-8000
 
-Strong guidance leads to texts that the base model hardly writes, and what a reward model says of prefixes that it never
-learnt from is a guess. Here prompts of train are answered under guidance at two strengths, and `data/NAME-labels` holds
-these answers (by themselves in `data/NAME-answers`), each with the reward that `full_bt` gives to it, behind those of
-the data sets in `--add`. As in sample_answers.py token ids are kept; `rgtg pairs --guide` does the same for texts.
+Strong guidance leads to texts that the base model hardly ever writes, and the rewards of prefixes unlike those of the
+training data are guesses. Here prompts of train are answered under guidance at two strengths. `data/NAME-answers` holds
+these answers with the reward of each by `full_bt`, and `data/NAME-labels` holds them after the data sets in `--add`. As
+in sample_answers.py token ids are kept; `rgtg pairs --guide` does the same for texts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from files import once_rows, write
+from files import once_rows, read_rows, write_rows
 from relabel import relabelled
 from rich.progress import track
 from splits import train_prompts
@@ -30,7 +30,7 @@ from rgtg_logits.scorers import load_scorer
 
 @dataclass
 class Arguments:
-    """Who guides whom, how strongly, on which prompts."""
+    """The base model, the guide, its strengths, and the prompts."""
 
     model: str
     guide: str
@@ -48,17 +48,18 @@ class Arguments:
 
 
 def main(args: Arguments) -> None:
-    """Writes the data set, if it is not there."""
+    """Writes the data set, if it is missing."""
     data = Path(args.output_dir) / "data"
     if (data / f"{args.name}-labels" / "train.jsonl").exists():
         return
-    own = data / f"{args.name}-answers" / "train.jsonl"
-    once_rows(own, lambda: [row for beta in args.betas for row in answers(args, beta)])
-    sources = [*(data / name / "train.jsonl" for name in args.add), own]
-    held_out = (data / f"{args.reward_model}-labels-8000" / "test.jsonl").read_text(encoding="utf-8")
-    write(data / f"{args.name}-labels" / "test.jsonl", held_out)
-    rows = "".join(source.read_text(encoding="utf-8") for source in sources)
-    write(data / f"{args.name}-labels" / "train.jsonl", rows)
+    guided = once_rows(
+        data / f"{args.name}-answers" / "train.jsonl",
+        lambda: [row for beta in args.betas for row in answers(args, beta)],
+    )
+    added = [row for name in args.add for row in read_rows(data / name / "train.jsonl")]
+    held_out = read_rows(data / f"{args.reward_model}-labels-8000" / "test.jsonl")
+    write_rows(data / f"{args.name}-labels" / "test.jsonl", held_out)
+    write_rows(data / f"{args.name}-labels" / "train.jsonl", [*added, *guided])
 
 
 def answers(args: Arguments, beta: float) -> list[dict[str, Any]]:

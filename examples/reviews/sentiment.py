@@ -1,7 +1,7 @@
-"""The gold reward and its judge: two sentiment models, trained on disjoint halves of the reviews with star ratings.
+"""The sentiment model behind the gold reward and its judge, each trained on one half of the reviews with star ratings.
 
-The gold model labels the preference pairs. The judge never labels anything, so what guidance gains by flattering the
-gold model in particular, it does not gain from the judge.
+The gold model labels the preference pairs. The judge labels nothing, so that rewards which guidance gains by exploiting
+errors of the gold model do not show in the judge.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datasets import Dataset
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-# The best of 1, 3 and 10 on the other half of the training reviews; 30 gains 0.1 points and doubles the log-odds.
+# The best of 1, 3 and 10 on the other half of the training reviews; 30 gains 0.1 points but doubles the log-odds.
 INVERSE_REGULARISATION = 10.0
 
 
@@ -41,11 +41,11 @@ class SentimentModel:
         return self.vectorizer.transform(list(texts)) @ self.weights + self.intercept
 
     def accuracy(self, reviews: Dataset) -> float:
-        """Share of whole reviews whose label it gives."""
+        """Share of whole reviews whose label it predicts."""
         return float(np.mean((self.log_odds(reviews["text"]) > 0) == np.array(reviews["label"], dtype=bool)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, for JSON: a stored model is data, not code as a pickle would be."""
+        """Plain lists for JSON, because a pickle would be code instead of data."""
         return {
             "terms": self.vectorizer.get_feature_names_out().tolist(),
             "idf": self.vectorizer.idf_.tolist(),
@@ -55,18 +55,7 @@ class SentimentModel:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SentimentModel:
-        """Rebuilds what `to_dict` wrote."""
+        """Rebuilds a model from the output of `to_dict`."""
         vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, vocabulary=values["terms"])
         vectorizer.idf_ = np.array(values["idf"])
         return cls(vectorizer, np.array(values["weights"]), values["intercept"])
-
-
-def gold_and_judge(train: Dataset, held_out: Dataset) -> dict[str, Any]:
-    """Trains one model on each half of the (shuffled) training reviews and measures both on held-out reviews."""
-    half = len(train) // 2
-    halves = {"gold": train.select(range(half)), "judge": train.select(range(half, len(train)))}
-    stage: dict[str, Any] = {"reviews_each": half, "held_out_reviews": len(held_out)}
-    for name, reviews in halves.items():
-        model = SentimentModel.fit(reviews)
-        stage[name] = {"accuracy": model.accuracy(held_out), **model.to_dict()}
-    return stage

@@ -1,10 +1,11 @@
-"""Who sees which review, and what a prompt is.
+"""Splits of the reviews, and prompts made from them.
 
-The train reviews are shuffled by the seed and cut in two: half A teaches the gold reward, half B the two judges.
-Prompts to train on come from all of them in another order; the first prompts of val are for the final evaluation, and
-those behind them for held-out pairs.
+The train reviews are shuffled by the seed and cut in two: half A trains the gold reward, half B the two judges.
+Training prompts come from all of them in another order. The first prompts of val are for the final evaluation, the next
+ones for held-out pairs.
 
-A prompt is `<|endoftext|>` and the first twelve tokens of a review, as the base model saw reviews in training.
+A prompt is `<|endoftext|>` and the first twelve tokens of a review, like the beginnings of the base model's training
+texts.
 """
 
 from __future__ import annotations
@@ -26,22 +27,24 @@ def halves(data: str, seed: int) -> tuple[Dataset, Dataset]:
 
 def train_prompts(data: str, tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> list[list[int]]:
     """Prompts to train and to tune on, as token ids."""
-    # Shuffled once more, because otherwise the first prompts came from the half that the gold model has learnt.
+    # Shuffled once more, because otherwise the first prompts would come from the half of the gold model.
     return first_tokens(load_reviews(data, "train").shuffle(seed=seed).shuffle(seed=seed + 1), tokenizer, count)
 
 
 def val_prompts(data: str, tokenizer: PreTrainedTokenizerBase, start: int, count: int, seed: int) -> list[list[int]]:
-    """Prompts on which nothing is trained, from the `start`-th on."""
+    """Prompts on which nothing is trained, beginning with number `start`."""
     return first_tokens(load_reviews(data, "val").shuffle(seed=seed), tokenizer, start + count)[start:]
 
 
 def first_tokens(reviews: Dataset, tokenizer: PreTrainedTokenizerBase, count: int) -> list[list[int]]:
-    """The first `count` prompts, as token ids; reviews that are shorter than a prompt are passed over."""
-    found: list[list[int]] = []
+    """The first `count` prompts, as token ids; reviews that are shorter than a prompt are skipped."""
+    prompts: list[list[int]] = []
     for text in reviews["text"]:
         ids = tokenizer(text, add_special_tokens=False, truncation=True, max_length=PROMPT_TOKENS)["input_ids"]
         if len(ids) == PROMPT_TOKENS:
-            found.append([tokenizer.eos_token_id, *ids])
-        if len(found) == count:
-            return found
-    raise ValueError(f"Expected {count} reviews of at least {PROMPT_TOKENS} tokens, but found {len(found)}.")
+            prompts.append([tokenizer.eos_token_id, *ids])
+        if len(prompts) == count:
+            return prompts
+    raise ValueError(
+        f"Expected {count} reviews of at least {PROMPT_TOKENS} tokens, but got {len(prompts)}. Ask for fewer prompts."
+    )

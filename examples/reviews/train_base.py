@@ -1,9 +1,9 @@
-"""Gives the small base language model of this example more training on unlabelled reviews.
+"""Continues the training of the small base language model of this example on unlabelled reviews.
 
     python examples/reviews/train_base.py --model PATH_OR_ID --data PATH_OR_ID --output_dir runs/base
 
-Killed, it resumes from its last checkpoint when started again. Writes the model in bfloat16 and `validation.json`
-with the loss in nats per token on held-out reviews before and after.
+An interrupted run resumes from its last checkpoint. Writes the model in bfloat16, and `validation.json` with the loss
+in nats per token on held-out reviews before and after.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 @dataclass
 class Arguments:
-    """What to train, on what, for how long."""
+    """The model, the reviews, and the training arguments."""
 
     model: str
     data: str = "stanfordnlp/imdb"
@@ -38,7 +38,7 @@ class Arguments:
 
 
 def windows(reviews: Dataset, tokenizer, window: int) -> Dataset:
-    """Cuts the reviews, each led by the end-of-text token, into rows of `window` tokens."""
+    """Packs the reviews, an end-of-text token before each, into rows of `window` tokens."""
 
     def pack(batch: dict) -> dict:
         ids = tokenizer([tokenizer.eos_token + text for text in batch["text"]], add_special_tokens=False)["input_ids"]

@@ -1,9 +1,9 @@
-"""The fine-tuned rival: TRL's DPO of the base model on the very pairs that the reward models learn from.
+"""Fine-tuning to compare with: TRL's DPO of the base model, on the same pairs as the reward models.
 
     python examples/reviews/train_dpo.py --model PATH_OR_ID --output_dir runs/reviews --betas 0.1 0.3 1
 
-Each beta becomes the folder `policies/dpo-BETA`, an ordinary language model; together they are DPO's curve of reward
-against KL. Small beta is far from the base: the optimum is base · exp(reward / beta).
+Each beta gives a folder `policies/dpo-BETA`, an ordinary language model; together they are the curve of reward against
+KL of DPO. A small beta leads far from the base model: the optimum is base · exp(reward / beta).
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import load_dataset
-from files import write
+from files import draft_of, write
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
 from trl import DPOConfig, DPOTrainer
 
 
 @dataclass
 class Arguments:
-    """What to train on which pairs, and how."""
+    """The model, the pairs, and the training arguments."""
 
     model: str
     output_dir: str = "runs/reviews"
@@ -40,14 +39,14 @@ class Arguments:
 
 
 class TokenDPOTrainer(DPOTrainer):
-    """Takes pairs of token ids as they are. TRL would tokenise texts anew, and end those that were cut."""
+    """Takes pairs of token ids as they are; TRL would tokenise texts again, and end even those that were cut."""
 
     def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
         return dataset
 
 
 def main(args: Arguments) -> None:
-    """Trains a policy for each beta that has none yet."""
+    """Trains a policy for each beta whose folder is missing."""
     data = str(Path(args.output_dir) / "data" / args.pairs / "train.jsonl")
     pairs = load_dataset("json", data_files=data, split="train").map(split_prompt, desc="Splitting prompts")
     for beta in args.betas:
@@ -57,20 +56,23 @@ def main(args: Arguments) -> None:
 
 
 def split_prompt(row: dict[str, Any]) -> dict[str, list[int]]:
-    """Both answers without what they have in common, which is what DPO is told apart from the prompt."""
-    chosen, rejected = row["chosen_ids"], row["rejected_ids"]
-    # Tokens that both answers begin with add the same to both log-ratios, so they may count as prompt. One token of
-    # each answer is left, because the other one may be all of it.
-    shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
-    shared = min(shared, len(chosen) - 1, len(rejected) - 1)
+    """Splits both texts into the tokens that they begin with in common, as the prompt, and two answers."""
+    chosen = row["chosen_ids"]
+    rejected = row["rejected_ids"]
+    # Tokens that both answers begin with add the same to both log-ratios, so they may count as prompt. Each answer
+    # keeps at least one token, because an answer may be the beginning of the other one.
+    longest = min(len(chosen), len(rejected)) - 1
+    shared = 0
+    while shared < longest and chosen[shared] == rejected[shared]:
+        shared += 1
     return {"prompt_ids": chosen[:shared], "chosen_ids": chosen[shared:], "rejected_ids": rejected[shared:]}
 
 
 def train(args: Arguments, pairs: Any, beta: float, folder: Path) -> None:
     """Trains one policy and stores it whole or not at all."""
     set_seed(args.seed)
-    begun = time.perf_counter()
-    draft = folder.with_name(f".{folder.name}.draft")
+    started = time.perf_counter()
+    draft = draft_of(folder)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(
         args.model, dtype=torch.float32, attn_implementation=args.attn_implementation
@@ -88,13 +90,12 @@ def train(args: Arguments, pairs: Any, beta: float, folder: Path) -> None:
     tokenizer.save_pretrained(draft)
     (draft / "training_args.bin").unlink(missing_ok=True)
     draft.rename(folder)
-    lines = [
-        f"{entry['step']}\t{entry['loss']}\t{entry.get('rewards/accuracies')}\t{entry.get('rewards/margins')}"
-        for entry in trainer.state.log_history
-        if "loss" in entry
-    ]
-    title = f"seconds\t{time.perf_counter() - begun:.0f}\nstep\tloss\taccuracy\tmargin\n"
-    write(folder / "log.tsv", title + "\n".join(lines) + "\n")
+    lines = [("seconds", f"{time.perf_counter() - started:.0f}"), ("step", "loss", "accuracy", "margin")]
+    for entry in trainer.state.log_history:
+        if "loss" in entry:
+            columns = ("step", "loss", "rewards/accuracies", "rewards/margins")
+            lines.append(tuple(str(entry.get(column)) for column in columns))
+    write(folder / "log.tsv", "".join("\t".join(line) + "\n" for line in lines))
     shutil.rmtree(draft, ignore_errors=True)
 
 

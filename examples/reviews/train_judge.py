@@ -1,10 +1,10 @@
-"""A second judge, of another nature: the base model fine-tuned to tell positive from negative reviews.
+"""A second judge, of a different kind: the base model fine-tuned to classify reviews as positive or negative.
 
     python examples/reviews/train_judge.py --data PATH_OR_ID --model PATH_OR_ID --output_dir runs/reviews
 
-It sees only the half of the star-rated reviews that the gold reward has not seen. Writes the folder `neural_judge`, a
-sequence classifier for `--reward`/`load_reward` with the label "positive", and `neural_judge.json` with its accuracy on
-held-out reviews, whole (as far as it reads) and at the length of the texts that are judged.
+It is trained on the half of the star-rated reviews that the gold reward was not trained on. Writes the folder
+`neural_judge`, a sequence classifier for `--reward`/`load_reward` with the label "positive", and `neural_judge.json`
+with its accuracy on held-out reviews, cut at its longest input and at the length of the texts that are judged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from files import once
+from files import draft_of, once
 from reviews import load_reviews
 from splits import halves
 from transformers import (
@@ -35,7 +35,7 @@ HELD_OUT_REVIEWS = 1000
 
 @dataclass
 class Arguments:
-    """What to train, on how many reviews."""
+    """The model, the reviews, and the training arguments."""
 
     model: str
     data: str = "stanfordnlp/imdb"
@@ -51,7 +51,7 @@ class Arguments:
 
 
 def main(args: Arguments) -> None:
-    """Trains, measures and stores the judge, if it is not there."""
+    """Trains, measures and stores the judge, if its folder is missing."""
     folder = Path(args.output_dir) / "neural_judge"
     if folder.exists():
         return
@@ -63,12 +63,12 @@ def main(args: Arguments) -> None:
     )  # fmt: skip
     reviews = halves(args.data, args.seed)[1]
     rows = list(training_rows(reviews.select(range(min(args.max_reviews, len(reviews)))), tokenizer, args))
-    draft = folder.with_name(f".{folder.name}.draft")
+    draft = draft_of(folder)
     config = TrainingArguments(
         output_dir=str(draft), num_train_epochs=1, learning_rate=args.learning_rate, lr_scheduler_type="cosine",
         warmup_steps=20, per_device_train_batch_size=32, per_device_eval_batch_size=64, seed=args.seed,
         report_to="none", save_strategy="no", logging_steps=20, bf16=args.bf16, use_cpu=not torch.cuda.is_available(),
-        # Texts of about the same length together: nearly nothing is spent on padding.
+        # Batches of texts of about the same length need hardly any padding.
         train_sampling_strategy="group_by_length",
     )  # fmt: skip
     trainer = Trainer(
@@ -89,25 +89,26 @@ def main(args: Arguments) -> None:
 
 
 def training_rows(reviews: Dataset, tokenizer: PreTrainedTokenizerBase, args: Arguments) -> Iterator[dict]:
-    """Each review as far as the judge reads, and twice a short text from it: its beginning, and one from anywhere.
+    """Three texts of each review: cut at the longest input, a short beginning, and a short passage from anywhere.
 
-    What is judged later is the beginning of a review, prompt and answer. Half of the texts begin with the end-of-text
-    token, as the base model knows its texts, and half do not, because judges are given texts without it.
+    The texts judged later, prompt and answer, are like the beginning of a review. Half of the texts begin with the
+    end-of-text token, like the training texts of the base model; half do not, because judges receive texts without it.
     """
     draw = random.Random(args.seed)
     for text, label in zip(reviews["text"], reviews["label"], strict=True):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids:
             continue
-        one, other = (draw.randint(args.shortest, args.shortest + 60) for _ in range(2))
-        start = draw.randint(0, max(0, len(ids) - other))
-        for part in (ids[: args.longest - 1], ids[:one], ids[start : start + other]):
-            begin = [tokenizer.eos_token_id] if draw.random() < 0.5 else []
-            yield {"input_ids": begin + part, "labels": int(label)}
+        beginning = draw.randint(args.shortest, args.shortest + 60)
+        passage = draw.randint(args.shortest, args.shortest + 60)
+        start = draw.randint(0, max(0, len(ids) - passage))
+        for part in (ids[: args.longest - 1], ids[:beginning], ids[start : start + passage]):
+            opening = [tokenizer.eos_token_id] if draw.random() < 0.5 else []
+            yield {"input_ids": opening + part, "labels": int(label)}
 
 
 def accuracy(trainer: Trainer, reviews: Dataset, longest: int) -> float:
-    """Share of reviews, cut to `longest` tokens, whose label it gives."""
+    """Share of reviews, cut to `longest` tokens, whose label the judge predicts."""
     tokenized = trainer.data_collator.tokenizer(list(reviews["text"]), truncation=True, max_length=longest)["input_ids"]
     rows = Dataset.from_dict({"input_ids": tokenized, "labels": [int(label) for label in reviews["label"]]})
     output = trainer.predict(rows)

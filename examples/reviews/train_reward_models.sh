@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the reward models of this example with `rgtg train`, one after another; those that are there are left alone.
+# Trains the reward models of this example with `rgtg train`, one after another; existing folders are kept.
 #
 #     bash examples/reviews/train_reward_models.sh MODEL OUTPUT_DIR [NAME...]
 #
@@ -15,7 +15,7 @@ train() {  # NAME DATA BATCH ARGUMENT...
     local name=$1 data=$2 batch=$3 folder=$out/reward_models/$1 draft=$out/reward_models/.draft/$1
     shift 3
     if [[ -d $folder || (${#wanted[@]} -gt 0 && ! " ${wanted[*]} " == *" $name "*) ]]; then return; fi
-    if [[ ! -f $out/data/$data/test.jsonl ]]; then echo "$name waits for data/$data: run make_data.py"; return; fi
+    if [[ ! -f $out/data/$data/test.jsonl ]]; then echo "$name needs data/$data: run make_data.py"; return; fi
     rm -rf "$draft"
     # Later arguments win, so that one NAME may have another model or learning rate than the others.
     # shellcheck disable=SC2086
@@ -31,21 +31,21 @@ mkdir -p "$out/reward_models"
 pairs=gold-pairs-8000 labels=gold-labels-8000
 train full_bt $pairs 32 --objective full_bt
 train partial_bt $pairs 32 --objective partial_bt
-# Every answer ended by the end-of-text token, cut or not.
+# An end-of-text token after every answer, cut or not.
 for objective in full_bt partial_bt; do
     train closed_$objective closed-pairs-8000 32 --objective $objective
 done
 train value $labels 64 --objective value
 train soft_value $labels 64 --objective soft_value --soft_value_beta 1
-# Bootstrapped: fitted to what is said of the text 20 tokens on, more or less, instead of its noisy end.
+# TD(λ): fitted to the model's own scores about 20 tokens later, which are less noisy than the reward of the end.
 train soft_value_td $labels 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95
 train soft_value_td_vocabulary $labels 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95 --kind vocabulary
 for kind in causal vocabulary; do  # From the pairs alone; see relabel.py.
     name=soft_value_td_from_pairs; [[ $kind == causal ]] || name+=_vocabulary
     train $name full_bt-labels-8000 64 --objective soft_value --soft_value_beta 1 --td_lambda 0.95 --kind $kind
 done
-# Of guided answers too; see sample_guided.py. The second round goes on from the first one, the third
-# one begins anew, with the answers of all rounds.
+# From guided answers too; see sample_guided.py. The second round continues the first model, the third one starts again
+# from the base model, with the answers of all rounds.
 train value_td_guided_vocabulary guided-labels 64 --objective value --td_lambda 0.95 --kind vocabulary
 train value_td_guided_twice_vocabulary guided_twice-labels 64 --objective value --td_lambda 0.95 --kind vocabulary \
     --model_name_or_path "$out/reward_models/value_td_guided_vocabulary" --learning_rate 2e-4
@@ -55,7 +55,7 @@ train partial_bt_vocabulary $pairs 32 --objective partial_bt --kind vocabulary
 train value_vocabulary $labels 64 --objective value --kind vocabulary
 train cumulative $labels 64 --objective cumulative
 train farma $pairs 32 --objective farma
-# Bradley-Terry on finished answers for logits: FaRMA without what it adds for unfinished ones.
+# Bradley-Terry on finished answers for a vocabulary head: FaRMA without its constraint on unfinished ones.
 train full_bt_vocabulary $pairs 32 --objective farma --farma_weight 0
 train arm $pairs 32 --objective arm
 for layers in 2 4; do  # See cut_layers.py.

@@ -1,10 +1,10 @@
-"""The fine-tuned rival: online RL of the base model with TRL, rewarded by the reward model that learnt from the pairs.
+"""Fine-tuning to compare with: online RL of the base model, rewarded by the reward model trained on the pairs.
 
     python examples/reviews/train_rl.py --model PATH_OR_ID --output_dir runs/reviews
 
-GRPO on prompts of train; the reward of an answer is what the reward model says of it as finished. Every `save_steps`
-steps there is a policy, `policies/rl-10`, ...; together they are RL's curve of reward against KL. `--kl 0` leaves
-the distance from the base to the number of steps. Stopped, it goes on after the last policy.
+TRL's GRPO on prompts of train; the reward of an answer is that of the finished text. A policy is stored every
+`save_steps` steps (`policies/rl-10`, ...); together they are the curve of reward against KL of RL. With `--kl 0` the
+number of steps alone limits the distance from the base model. An interrupted run resumes after the last policy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from files import write
+from files import draft_of, write
+from relabel import finished_rewards
 from splits import train_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -27,7 +28,7 @@ from rgtg_logits import RewardModel
 
 @dataclass
 class Arguments:
-    """What to train, with which reward, for how long."""
+    """The model to train, the reward, and the training arguments."""
 
     model: str
     data: str = "stanfordnlp/imdb"
@@ -49,34 +50,30 @@ class Arguments:
 
 
 class TokenGRPOTrainer(GRPOTrainer):
-    """Takes prompts as token ids, which are the column `prompt_ids`; tokenised anew, a cut text may be other tokens."""
+    """Takes prompts as token ids, from the column `prompt_ids`; tokenised again, a cut text may have other tokens."""
 
     def _tokenize_prompts(self, prompts: list[str]) -> Any:
-        known = dict(zip(self.train_dataset["prompt"], self.train_dataset["prompt_ids"], strict=True))
-        self._tokenize_prompts = lambda prompts: ([known[prompt] for prompt in prompts], None, {})
+        ids_of = dict(zip(self.train_dataset["prompt"], self.train_dataset["prompt_ids"], strict=True))
+        self._tokenize_prompts = lambda prompts: ([ids_of[prompt] for prompt in prompts], None, {})
         return self._tokenize_prompts(prompts)
 
     def _generate_single_turn(self, *args: Any, **options: Any) -> Any:
-        # With the numbers that the policy is trained in, so that it samples from what is trained.
+        # In the precision of training, so that answers are samples of the very policy that is trained.
         with self.accelerator.autocast():
             return super()._generate_single_turn(*args, **options)
 
 
-def finished_reward(reward_model: RewardModel, pad: int) -> Any:
-    """The reward model as TRL wants a reward: a function of the answers, here of their tokens."""
+def reward_function(reward_model: RewardModel) -> Any:
+    """The reward model as a reward function of TRL, on token ids."""
 
     def reward(completion_ids: list[list[int]], prompt_ids: list[list[int]], **_: Any) -> list[float]:
-        rows = [torch.tensor([*p, *c]) for p, c in zip(prompt_ids, completion_ids, strict=True)]
-        lengths = torch.tensor([len(row) for row in rows])
-        input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
-        mask = (torch.arange(input_ids.shape[1])[None] < lengths[:, None]).long()
-        return reward_model.score_tokens(input_ids, mask).gather(1, lengths[:, None] - 1)[:, 0].tolist()
+        return finished_rewards(reward_model, [[*p, *c] for p, c in zip(prompt_ids, completion_ids, strict=True)])
 
     return reward
 
 
 def main(args: Arguments) -> None:
-    """Trains as far as there is no policy yet, and stores those on the way."""
+    """Trains, unless the last policy exists already, and stores policies on the way."""
     out = Path(args.output_dir)
     last = out / "policies" / f"{args.name}-{args.steps}"
     if last.exists():
@@ -89,7 +86,7 @@ def main(args: Arguments) -> None:
     prompts = train_prompts(args.data, tokenizer, args.prompts, 0)
     rows = Dataset.from_dict({"prompt": tokenizer.batch_decode(prompts), "prompt_ids": prompts})
     reward_model = RewardModel.from_pretrained(out / "reward_models" / args.reward_model, dtype=torch.bfloat16)
-    draft = out / "policies" / f".{args.name}.draft"
+    draft = draft_of(out / "policies" / args.name)
     config = GRPOConfig(
         output_dir=str(draft), beta=args.kl, learning_rate=args.learning_rate, lr_scheduler_type="constant_with_warmup",
         warmup_steps=5, max_steps=args.steps, save_steps=args.save_steps, save_total_limit=1,
@@ -97,24 +94,25 @@ def main(args: Arguments) -> None:
         per_device_train_batch_size=args.batch_size,
         gradient_accumulation_steps=args.answers_per_step // args.batch_size,
         num_generations=args.answers_per_prompt, max_completion_length=args.new_tokens,
-        # What is learnt is the policy itself: nothing is cut off and nothing sharpened.
+        # Samples of the policy itself: no truncation, no temperature.
         temperature=1.0, top_k=0, top_p=1.0, min_p=None, repetition_penalty=1.0,
         bf16=args.bf16, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False, report_to="none",
     )  # fmt: skip
-    reward = finished_reward(reward_model, tokenizer.pad_token_id)
+    reward = reward_function(reward_model)
     trainer = TokenGRPOTrainer(
         model=model, args=config, train_dataset=rows, reward_funcs=reward, processing_class=tokenizer,
         callbacks=[StorePolicies(out / "policies" / args.name)],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(draft)) if draft.exists() else None)
-    keys = ("step", "reward", "entropy", "kl", "completions/mean_length", "step_time")
-    lines = ["\t".join(str(e.get(key)) for key in keys) for e in trainer.state.log_history if "reward" in e]
-    write(out / "policies" / f"{args.name}.tsv", "\t".join(keys) + "\n" + "\n".join(lines) + "\n")
+    columns = ("step", "reward", "entropy", "kl", "completions/mean_length", "step_time")
+    logged = [entry for entry in trainer.state.log_history if "reward" in entry]
+    lines = [columns, *([str(entry.get(column)) for column in columns] for entry in logged)]
+    write(out / "policies" / f"{args.name}.tsv", "".join("\t".join(line) + "\n" for line in lines))
     shutil.rmtree(draft)
 
 
 class StorePolicies(TrainerCallback):
-    """Stores the policy alone, whole or not at all, beside every checkpoint that training goes on from.
+    """Stores the policy alone, whole or not at all, whenever a checkpoint of the training is saved.
 
     Args:
         name: Its folder, without the step.
@@ -129,7 +127,7 @@ class StorePolicies(TrainerCallback):
         """Stores the policy of this step."""
         folder = self._name.with_name(f"{self._name.name}-{state.global_step}")
         if not folder.exists():
-            draft = folder.with_name(f".{folder.name}.draft")
+            draft = draft_of(folder)
             model.save_pretrained(draft)
             processing_class.save_pretrained(draft)
             draft.rename(folder)

@@ -2,26 +2,25 @@
 
     python examples/reviews/write_prompts.py --model PATH_OR_ID --data PATH_OR_ID --output_dir runs/reviews
 
-Those to tune on come from behind the prompts that training draws from, so that no reward model has seen them either.
+Tuning prompts come after those of the training data, so that no reward model has seen them either.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from files import write
+from files import write_rows
 from splits import EVALUATION_PROMPTS, train_prompts, val_prompts
 from transformers import AutoTokenizer, HfArgumentParser
 
 FIRST = 18_500
-"""How many train prompts come before those to tune on."""
+"""Number of train prompts before those to tune on."""
 
 
 @dataclass
 class Arguments:
-    """Whose prompts, and how many."""
+    """The tokenizer, the reviews, and the numbers of prompts."""
 
     model: str
     data: str = "stanfordnlp/imdb"
@@ -35,16 +34,17 @@ class Arguments:
 def main(args: Arguments) -> None:
     """Writes both files."""
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    found = {
+    prompts_of = {
         "tune": train_prompts(args.data, tokenizer, args.first + args.tune, args.seed)[args.first :],
         "val": val_prompts(args.data, tokenizer, 0, args.val, args.seed),
     }
-    for name, prompts in found.items():
+    for name, prompts in prompts_of.items():
         texts = [tokenizer.decode(ids) for ids in prompts]
         if any(tokenizer(text)["input_ids"] != ids for text, ids in zip(texts, prompts, strict=True)):
-            raise ValueError(f"Expected texts of {name} that are made of the prompts' tokens again; leave some out.")
-        rows = [json.dumps({"prompt": text}) + "\n" for text in texts]
-        write(Path(args.output_dir) / "prompts" / f"{name}.jsonl", "".join(rows))
+            raise ValueError(
+                f"Expected prompts of {name} whose texts have the same tokens again, but got others. Leave some out."
+            )
+        write_rows(Path(args.output_dir) / "prompts" / f"{name}.jsonl", [{"prompt": text} for text in texts])
 
 
 if __name__ == "__main__":
