@@ -15,6 +15,8 @@ from datasets import Dataset, IterableDataset
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.train.objectives import OBJECTIVES, Objective
 
+REASONS = ("empty", "one_sided", "identical", "too_long", "unusable")
+"""Why rows are left out; see `RowCounts`."""
 REASON = "left_out_because"
 """Temporary column: why the row is left out, one of `REASONS`; empty if it is kept."""
 CUT = "was_cut"
@@ -34,10 +36,6 @@ _ROWS_IN_WORDS = {
     "pairs": "pairs of two different, non-empty answers",
     "labels": "non-empty answers with a reward each",
 }
-
-
-REASONS = ("empty", "one_sided", "identical", "too_long", "unusable")
-"""Why rows are left out; see `RowCounts`."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +108,7 @@ class LengthLimit:
         answer_length = max(map(len, texts)) - start
         reserved = min(answer_length, math.ceil(self.max_length / 4))
         lost = max(0, start - (self.max_length - reserved))
+        # The start token stays in front, because models expect it there (attention sink).
         keeps_bos = 0 < lost < start and texts[0][0] == self.bos_token_id
         first = 1 if keeps_bos else 0
         return [(text[:first] + text[first + lost :])[: self.max_length] for text in texts], lost
