@@ -29,6 +29,7 @@ from rgtg_logits.train.checkpoints import AtomicCheckpointMixin
 from rgtg_logits.train.collators import DataCollatorForRewardLabels
 from rgtg_logits.train.completions import answer_tokens
 from rgtg_logits.train.config import PartialRewardConfig
+from rgtg_logits.train.length_limit import LengthLimit
 from rgtg_logits.train.losses import last_rewards
 from rgtg_logits.train.metrics import EvaluationMetrics, aggregate, correlation, row_statistics
 from rgtg_logits.train.model_card import EvaluationRecord, ModelCardMixin
@@ -43,7 +44,7 @@ from rgtg_logits.train.models import (
 )
 from rgtg_logits.train.objectives import LabelBatch, LossTerms, PairBatch, PrefixRewards
 from rgtg_logits.train.packing import SharedPromptReader
-from rgtg_logits.train.preprocessing import DatasetPreparation, LengthLimit, RowCounts, add_lengths, check_datasets
+from rgtg_logits.train.preprocessing import DatasetPreparation, RowCounts, add_lengths, check_datasets
 from rgtg_logits.train.push import HubPushMixin
 from rgtg_logits.train.reward_reader import RewardReader
 

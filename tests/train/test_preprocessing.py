@@ -15,7 +15,8 @@ from rgtg_logits.testing import tiny_tokenizer
 from rgtg_logits.train import PartialRewardTrainer
 from rgtg_logits.train.collators import DataCollatorForRewardLabels
 from rgtg_logits.train.completions import answer_tokens
-from rgtg_logits.train.preprocessing import LengthLimit, RowCounts, common_prefix
+from rgtg_logits.train.length_limit import LengthLimit
+from rgtg_logits.train.preprocessing import RowCounts, common_prefix
 
 TEMPLATE = (
     "{% if tools %}{{ tools | length }} {% endif %}"
