@@ -222,6 +222,12 @@ def _fits(objective: Objective, columns: Sequence[str]) -> bool:
     return any(set(names) <= set(columns) for names in _COLUMNS[objective.data])
 
 
+def _first_row(dataset: Any) -> Mapping[str, Any]:
+    for row in dataset:
+        return row
+    return {}
+
+
 def _problem(row: Mapping[str, Any]) -> str:
     """Why a pair of texts or messages cannot be tokenised; empty if it can."""
     answered = [has_text(row.get(column)) for column in ("chosen", "rejected")]
@@ -252,12 +258,6 @@ def _without_repeated_prompt(dataset: Any) -> Any:
     row = _first_row(dataset)
     repeated = isinstance(row.get("prompt"), str) and isinstance(row.get("chosen"), list)
     return dataset.remove_columns("prompt") if repeated else dataset
-
-
-def _first_row(dataset: Any) -> Mapping[str, Any]:
-    for row in dataset:
-        return row
-    return {}
 
 
 def _shape_pair(row: Mapping[str, Any], limit: LengthLimit) -> dict[str, Any]:
