@@ -94,13 +94,14 @@ def measure_prefix_accuracy(reward_model: RewardModel, rows: Iterable[Mapping[st
     cut = 0
     left_out = 0
     for row in rows:
-        texts = [_tokens(reward_model, row, column) for column in ("chosen", "rejected")]
-        chosen, rejected = (text[:limit] for text in texts)
-        if not row["chosen"] or not row["rejected"] or chosen == rejected:
+        chosen = _tokens(reward_model, row, "chosen")
+        rejected = _tokens(reward_model, row, "rejected")
+        if not row["chosen"] or not row["rejected"] or chosen[:limit] == rejected[:limit]:
             left_out += 1
             continue
-        cut += limit is not None and max(map(len, texts)) > limit
-        wins.append(_wins(reward_model, chosen, rejected))
+        if limit is not None and max(len(chosen), len(rejected)) > limit:
+            cut += 1
+        wins.append(_wins(reward_model, chosen[:limit], rejected[:limit]))
     if not wins:
         raise InvalidArgumentError(
             f"Expected pairs of two different answers, but all {left_out} are empty or the same. Use other pairs."

@@ -146,9 +146,9 @@ class PartialRewardConfig(RewardConfig):
         self.kind = kinds[0] if self.kind is None else self.kind
         if self.kind not in kinds:
             fitting = [name for name, objective in OBJECTIVES.items() if self.kind in objective.kinds]
-            advice = (
-                f"Leave it out, or choose one of the objectives {', '.join(fitting)}." if fitting else "Leave it out."
-            )
+            advice = "Leave it out."
+            if fitting:
+                advice = f"Leave it out, or choose one of the objectives {', '.join(fitting)}."
             raise InvalidArgumentError(
                 f"Expected kind to be one of {', '.join(map(repr, kinds))}, which the objective {self.objective!r} can "
                 f"train, but got {self.kind!r}. {advice}"
@@ -159,6 +159,7 @@ class PartialRewardConfig(RewardConfig):
                 f"got it for {self.objective!r} and {self.kind!r}. Leave it out."
             )
         self._check_numbers()
+        # Before the base classes, which check bf16 against the device.
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
         super().__post_init__()
@@ -176,7 +177,7 @@ class PartialRewardConfig(RewardConfig):
             self.td_lambda < 1 and "td_lambda" not in self.objective_definition.settings
         ):
             raise InvalidArgumentError(
-                "Expected td_lambda from 0 to 1, and 1 but for the objectives 'value' and 'soft_value', but got "
+                "Expected td_lambda from 0 to 1, and 1 for other objectives than 'value' and 'soft_value', but got "
                 f"{self.td_lambda} for {self.objective!r}. Leave it out for the default."
             )
         if self.center_rewards_coefficient and self.objective not in ("partial_bt", "full_bt"):

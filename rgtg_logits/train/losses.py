@@ -77,6 +77,7 @@ def bradley_terry(
     difference = comparisons.chosen - comparisons.rejected
     if margin is not None:
         difference = difference - margin[:, None]
+    # Negative log-likelihood of the Bradley-Terry model, P(chosen wins) = sigmoid(difference).
     loss = -logsigmoid(difference)
     if center is not None:
         loss = loss + center * (comparisons.chosen + comparisons.rejected) ** 2
@@ -178,6 +179,7 @@ def cumulative_loss(
     of its prefixes than a short one, because the weights of all prefixes of a row add up to 1: the minimiser is the
     expected reward when an answer of n tokens is drawn in proportion to 2 / (n (n + 1)). Arguments as in `value_loss`.
     """
+    # Linear weights 1, 2, …, n over the tokens of the answer.
     weight = mask.cumsum(1).masked_fill(~mask, 0)
     squares = ((rewards - targets[:, None]) ** 2).masked_fill(~mask, 0.0)
     return ((squares * weight).sum(1) / weight.sum(1).clamp(min=1))[:, None]
@@ -242,8 +244,9 @@ def lambda_returns(
         return returns
     rewards = rewards.detach()
     columns = list(returns.unbind(1))
+    # Logarithms, because a soft mean is a log-sum-exp.
     log_weights = torch.tensor([1 - td_lambda, td_lambda], dtype=rewards.dtype, device=rewards.device).log()
-    # Backwards in time, because each return depends on the one after it.
+    # Backward recursion, because each return depends on the one after it.
     for t in range(rewards.shape[1] - 3, -1, -1):
         if soft:
             mean = torch.logaddexp(log_weights[0] + rewards[:, t + 1], log_weights[1] + columns[t + 1])
@@ -273,6 +276,7 @@ def _max_next_errors(
     lengths: Int[Tensor, " pairs"],
 ) -> tuple[Float[Tensor, " pairs"], Int[Tensor, " pairs"]]:
     """Sum and number of the squared errors of unfinished prefixes against their best next reward."""
+    # No gradient through the target, as in Q-learning (semi-gradient).
     unfinished = position_mask(start, lengths - 1, rewards.shape[1])
     squares = ((rewards - max_next.detach()) ** 2).masked_fill(~unfinished, 0.0)
     return squares.sum(1), unfinished.sum(1)

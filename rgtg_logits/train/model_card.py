@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from trl import RewardTrainer
 
-from rgtg_logits.card import CardFacts, DataFacts, PrefixEvaluation, RewardDistribution
+from rgtg_logits.card import CardFacts, DataFacts, PrefixEvaluation, RewardDistribution, write_card
 from rgtg_logits.objectives import OBJECTIVES
 from rgtg_logits.prefix_accuracy import PERCENTS, standard_error
 from rgtg_logits.reward_model import RewardModelConfig, unwrap_adapter
@@ -49,6 +49,56 @@ class EvaluationRecord(NamedTuple):
     metrics: EvaluationMetrics
     step: int
     dataset: Any
+
+
+class ModelCardMixin:
+    """A trainer whose model card is made from the facts of its training."""
+
+    args: Any
+    row_counts: dict[str, RowCounts]
+    evaluations: dict[str, EvaluationRecord]
+    is_world_process_zero: Callable[[], bool]
+    _tag_names: tuple[str, ...]
+    _merging: bool
+
+    def card_facts(
+        self, model_name: str | None = None, dataset_name: str | None = None, *, license: str | None = None
+    ) -> CardFacts:
+        """Gathers the facts of this training; see `rgtg_logits.train.model_card.card_facts`."""
+        return card_facts(
+            cast(RewardTrainer, self),
+            counts=self.row_counts.get("train"),
+            records=list(self.evaluations.values()),
+            model_name=model_name,
+            dataset_name=dataset_name,
+            license=license,
+            merged=self._merging,
+        )
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        *,
+        license: str | None = None,
+    ) -> None:
+        """Writes the model card to `output_dir/README.md`, and its facts and pictures beside it.
+
+        `rgtg card` renders it again from `facts.json`, to which facts can be added.
+
+        Args:
+            model_name: The model's name; by default that of the output folder.
+            dataset_name: Hub id of the data (of a local path the last part is used).
+            tags: Tags besides those of this library.
+            license: A licence identifier of the Hub, if known.
+        """
+        if not self.is_world_process_zero():
+            return
+        extra = [tags] if isinstance(tags, str) else list(tags or [])
+        facts = self.card_facts(model_name, dataset_name, license=license)
+        facts = replace(facts, tags=tuple(sorted({*extra, *self._tag_names})))
+        write_card(Path(self.args.output_dir), facts)
 
 
 def card_facts(

@@ -58,6 +58,7 @@ def pack(input_ids: Int[Tensor, "rows length"], lengths: PairLengths) -> PackedP
     column = torch.arange(int(packed_lengths.max()), device=input_ids.device)[None]
     is_text = column < packed_lengths
     in_rejected = column >= chosen
+    # Position ids of the rejected answer continue from the common prefix, as in a row of its own.
     position = torch.where(in_rejected, column - chosen + start, column).masked_fill(~is_text, 0)
     row = torch.arange(len(chosen), device=input_ids.device)[:, None] + in_rejected * len(chosen)
     return PackedPairs(
@@ -76,6 +77,7 @@ def _packed_mask(
     in_chosen = (column >= start) & (column < chosen)
     in_rejected = column >= chosen
     causal = column <= column.T
+    # Both answers attend to the common prefix, and neither to the other one.
     hidden = in_rejected[:, :, None] & in_chosen[:, None, :]
     # Padding attends to itself, because softmax over nothing is NaN.
     itself = torch.eye(is_text.shape[1], dtype=torch.bool, device=is_text.device)
@@ -164,7 +166,8 @@ class SharedPromptReader:
         return unpack(rewards, pairs.gather_index)
 
     def _verify(self, forward: RewardForward, padded: dict[str, Tensor], lengths: PairLengths) -> None:
-        """Compares the rewards of shared rows with those of padded rows on a batch, without dropout."""
+        """Compares the rewards of shared rows with those of padded rows on a batch."""
+        # With dropout, two forwards of the same rows would differ.
         with _evaluating(self.model), torch.no_grad():
             expected = forward(**padded)
             try:

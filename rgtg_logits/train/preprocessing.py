@@ -15,7 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.objectives import OBJECTIVES, Objective
 from rgtg_logits.tokenization import common_prefix_length, encode_finished
+from rgtg_logits.train.length_limit import LengthLimit
 
+REASONS = ("empty", "one_sided", "identical", "too_long", "unusable")
+"""Why rows are left out; see `RowCounts`."""
 REASON = "left_out_because"
 """Temporary column: why the row is left out, one of `REASONS`; empty if it is kept."""
 CUT = "was_cut"
@@ -35,10 +38,6 @@ _ROWS_IN_WORDS = {
     "pairs": "pairs of two different, non-empty answers",
     "labels": "non-empty answers with a reward each",
 }
-
-
-REASONS = ("empty", "one_sided", "identical", "too_long", "unusable")
-"""Why rows are left out; see `RowCounts`."""
 
 
 @dataclass(frozen=True)
@@ -71,49 +70,6 @@ class RowCounts:
     def __str__(self) -> str:
         reasons = ", ".join(f"{getattr(self, reason)} {reason.replace('_', ' ')}" for reason in REASONS)
         return f"{self.kept} rows kept ({self.cut} cut at max_length), {self.left_out} left out: {reasons}"
-
-
-@dataclass(frozen=True)
-class LengthLimit:
-    """The longest text in tokens; longer rows are left out or cut.
-
-    A prefix is worth training on too, so a row is cut from the answer's end. Where the prompt would leave the answer
-    less than a quarter of `max_length` (or than the answer's whole length, if that is less), the prompt is cut too,
-    from its left behind the start token, until it leaves that much. Both texts of a pair lose the same tokens of their
-    common prefix.
-
-    Attributes:
-        max_length: Most tokens of a text; None for any number.
-        cuts: Whether longer texts are cut; otherwise they are left out.
-        bos_token_id: The token that starts every text, if there is one.
-    """
-
-    max_length: int | None
-    cuts: bool
-    bos_token_id: int | None
-
-    def exceeded(self, texts: Sequence[Sequence[int]]) -> bool:
-        """Whether any of the texts is too long."""
-        return self.max_length is not None and max(map(len, texts)) > self.max_length
-
-    def cut(self, texts: Sequence[list[int]], start: int) -> tuple[list[list[int]], int]:
-        """Cuts texts to `max_length` tokens.
-
-        Args:
-            texts: Texts that begin with the same prompt.
-            start: Number of tokens of the prompt.
-
-        Returns:
-            The texts, and how many tokens of the prompt they lost.
-        """
-        if self.max_length is None or not self.exceeded(texts):
-            return list(texts), 0
-        answer_length = max(map(len, texts)) - start
-        reserved = min(answer_length, math.ceil(self.max_length / 4))
-        lost = max(0, start - (self.max_length - reserved))
-        keeps_bos = 0 < lost < start and texts[0][0] == self.bos_token_id
-        first = 1 if keeps_bos else 0
-        return [(text[:first] + text[first + lost :])[: self.max_length] for text in texts], lost
 
 
 class DatasetPreparation:
@@ -171,7 +127,7 @@ class DatasetPreparation:
     def _without_problems(self, dataset: Any) -> Any:
         """Leaves out pairs that cannot be tokenised."""
         if not isinstance(dataset, Dataset):
-            return dataset.filter(_is_whole)
+            return dataset.filter(_is_usable)
         options = {"remove_columns": dataset.column_names, **self._options(dataset, "Checking")}
         return self._kept(dataset, dataset.map(_problem_of, **options)[REASON])
 
@@ -289,7 +245,7 @@ def _length(row: Mapping[str, Any], column: str) -> dict[str, int]:
     return {column: max(len(row["chosen_ids"]), len(row["rejected_ids"]))}
 
 
-def _is_whole(row: Mapping[str, Any]) -> bool:
+def _is_usable(row: Mapping[str, Any]) -> bool:
     return not _problem(row)
 
 

@@ -21,7 +21,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardConfig, RewardTrainer
 
-from rgtg_logits.card import CardFacts, write_card
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.hub import RGTG_FILE
 from rgtg_logits.prefix_accuracy import pair_lengths
@@ -30,9 +29,10 @@ from rgtg_logits.train.checkpoints import AtomicCheckpointMixin
 from rgtg_logits.train.collators import DataCollatorForRewardLabels
 from rgtg_logits.train.completions import answer_tokens
 from rgtg_logits.train.config import PartialRewardConfig
+from rgtg_logits.train.length_limit import LengthLimit
 from rgtg_logits.train.losses import last_rewards
 from rgtg_logits.train.metrics import EvaluationMetrics, aggregate, correlation, row_statistics
-from rgtg_logits.train.model_card import EvaluationRecord, card_facts
+from rgtg_logits.train.model_card import EvaluationRecord, ModelCardMixin
 from rgtg_logits.train.models import (
     adapter_config,
     check_model,
@@ -44,14 +44,14 @@ from rgtg_logits.train.models import (
 )
 from rgtg_logits.train.objectives import LOSSES, LabelBatch, LossTerms, PairBatch, PrefixRewards
 from rgtg_logits.train.packing import SharedPromptReader
-from rgtg_logits.train.preprocessing import DatasetPreparation, LengthLimit, RowCounts, add_lengths, check_datasets
+from rgtg_logits.train.preprocessing import DatasetPreparation, RowCounts, add_lengths, check_datasets
 from rgtg_logits.train.push import HubPushMixin
 from rgtg_logits.train.reward_reader import RewardReader
 
 logger = logging.getLogger(__name__)
 
 
-class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
+class PartialRewardTrainer(HubPushMixin, ModelCardMixin, AtomicCheckpointMixin, RewardTrainer):
     """Trains a reward model on prefixes or on finished answers, from preference pairs or from answers with a reward.
 
     It is TRL's `RewardTrainer`: the same arguments, data formats, adapters, callbacks, checkpoints and uploads. Rewards
@@ -113,9 +113,9 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
         self._objective = args.objective_definition
         self._loss = LOSSES[args.objective]
         self.row_counts: dict[str, RowCounts] = {}
+        self.evaluations: dict[str, EvaluationRecord] = {}
         self._training_data_prepared = False
         self._eval_statistics: list[Tensor] = []
-        self._evaluations: dict[str, EvaluationRecord] = {}
         check_datasets(args.objective_definition, train_dataset, eval_dataset)  # Before anything is loaded.
         loaded_here = isinstance(model, str)
         if isinstance(model, str):
@@ -329,9 +329,9 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
             output.metrics[f"{metric_key_prefix}_reward_std"] = metrics.reward_std
             self._write_config(metrics)
             # A set that is evaluated again goes to the end, because the card describes the last evaluation.
-            self._evaluations.pop(metric_key_prefix, None)
+            self.evaluations.pop(metric_key_prefix, None)
             record = EvaluationRecord(metric_key_prefix, metrics, self.state.global_step, dataloader.dataset)
-            self._evaluations[metric_key_prefix] = record
+            self.evaluations[metric_key_prefix] = record
         return output
 
     def _write_config(self, metrics: EvaluationMetrics | None) -> None:
@@ -352,45 +352,6 @@ class PartialRewardTrainer(HubPushMixin, AtomicCheckpointMixin, RewardTrainer):
             # model and does not load the adapter's base.
             file = Path(output_dir if output_dir is not None else self.args.output_dir, RGTG_FILE)
             file.write_text(json.dumps(self._inner.config.rgtg, indent=2) + "\n", encoding="utf-8")
-
-    def card_facts(
-        self, model_name: str | None = None, dataset_name: str | None = None, *, license: str | None = None
-    ) -> CardFacts:
-        """Gathers the facts of this training for the model card; see `rgtg_logits.train.model_card.card_facts`."""
-        return card_facts(
-            self,
-            counts=self.row_counts.get("train"),
-            records=list(self._evaluations.values()),
-            model_name=model_name,
-            dataset_name=dataset_name,
-            license=license,
-            merged=self._merging,
-        )
-
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
-        *,
-        license: str | None = None,
-    ) -> None:
-        """Writes the model card to `output_dir/README.md`, and its facts and pictures beside it.
-
-        `rgtg card` renders it again from `facts.json`, to which facts can be added.
-
-        Args:
-            model_name: The model's name; by default that of the output folder.
-            dataset_name: Hub id of the data (of a local path the last part is used).
-            tags: Tags besides those of this library.
-            license: A licence identifier of the Hub, if known.
-        """
-        if not self.is_world_process_zero():
-            return
-        extra = [tags] if isinstance(tags, str) else list(tags or [])
-        facts = self.card_facts(model_name, dataset_name, license=license)
-        facts = replace(facts, tags=tuple(sorted({*extra, *self._tag_names})))
-        write_card(Path(self.args.output_dir), facts)
 
 
 def _training_arguments(args: RewardConfig | None, model: str | PreTrainedModel | PeftModel) -> PartialRewardConfig:

@@ -16,7 +16,8 @@ from rgtg_logits.tokenization import common_prefix_length
 from rgtg_logits.train import PartialRewardTrainer
 from rgtg_logits.train.collators import DataCollatorForRewardLabels
 from rgtg_logits.train.completions import answer_tokens
-from rgtg_logits.train.preprocessing import LengthLimit, RowCounts
+from rgtg_logits.train.length_limit import LengthLimit
+from rgtg_logits.train.preprocessing import RowCounts
 
 TEMPLATE = (
     "{% if tools %}{{ tools | length }} {% endif %}"
