@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -160,7 +160,10 @@ class Trace:
         changes = [abs(t.change) for rows in passages for row in rows for t in row.tokens if t.change is not None]
         largest = max(changes, default=0.0)
         scale = next((end for end in SCALES if end >= largest), SCALES[-1])
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment = Environment(
+            autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+            loader=PackageLoader("rgtg_logits"),
+        )  # fmt: skip
         environment.filters.update(probability=_probability, signed=_signed)
         source = (files("rgtg_logits") / "templates" / "trace.html.jinja").read_text(encoding="utf-8")
         return environment.from_string(source).render(passages=passages, scale=scale, clipped=largest > scale)
