@@ -103,6 +103,7 @@ class Decoders:
         """The decoder of a policy; see `load_models` for the errors."""
         method = policy.method
         guided = policy.beta > 0
+        # Beta is no part of the key, apart from being 0, so that all points of a curve share their models.
         key = (method.model, method.ranked_by, (method.guide, method.weights, method.kind) if guided else None)
         if self._loaded is None or self._loaded[0] != key:
             # Frees the memory of the previous models before new ones are loaded.
@@ -210,6 +211,7 @@ class Decoder:
     def _draw(self, prompts: Sequence[Prompt], number: int, draw: int, stopwatch: Stopwatch) -> list[_Sample]:
         """One sample for each prompt, with its reward if samples are ranked."""
         input_ids, mask = self.sampler.pad_left([prompt.ids for prompt in prompts])
+        # The key of the first draw is that of every other policy: common random numbers.
         suffix = f":{draw}" if draw else ""
         keys = [f"{self.seed}:{prompt.index}:{number}{suffix}" for prompt in prompts]
         if self.models.base_session is not None:
@@ -246,7 +248,9 @@ class Decoder:
                 )
             )  # fmt: skip
         elif self.rule != _WHOLE_VOCABULARY and method.rest == "drop":
+            # The same truncation as a guide applies, so that a strength of 0 is the beginning of its curve.
             processors.append(TruncationProcessor(self.rule))
+        # Temperature acts on the guided distribution, as `generate` applies it behind logits processors.
         if method.temperature != 1:
             processors.append(TemperatureLogitsWarper(method.temperature))
         if method.greedy:
@@ -265,7 +269,8 @@ class Decoder:
                 f"{prompt.index} a finite reward, but it gave none. Leave the prompt out if it is too long to be "
                 "judged, or rank by another reward."
             )
-        # KL of best of n (Beirami et al. 2024, arXiv 2401.01879).
+        # KL of best of n to the policy that is sampled: log n − (n − 1)/n (Beirami et al. 2024, arXiv 2401.01879). The
+        # divergence of that policy from the base model is estimated by the log-ratio of the answer kept.
         return best._replace(kl=best.log_ratio + log(n) - (n - 1) / n)
 
     def _record(self, prompt: Prompt, number: int, sample: _Sample, cost: _BatchCost) -> Record:
