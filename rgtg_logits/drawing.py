@@ -31,8 +31,8 @@ def style_axes(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(INK)
     axes.tick_params(colors=INK, which="both", labelsize=8.5)
-    for text in (axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title):
-        text.set_color(INK)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
     axes.grid(color=INK, alpha=0.25, linewidth=0.5)
     axes.set_axisbelow(True)
 

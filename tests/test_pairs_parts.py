@@ -1,4 +1,4 @@
-"""The parts of `rgtg pairs`: how answers are drawn, judged and made into rows. None of it needs `datasets`."""
+"""The parts of `rgtg pairs`: sampling, rows, the journal, settings. None of it needs `datasets`."""
 
 import math
 from hashlib import shake_256
@@ -128,14 +128,14 @@ def test_scores_that_are_not_a_number():
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_an_answer_does_not_depend_on_the_batch(model_type):
     drawer = Sampler(tiny_base_model(model_type, vocab_size=SIZE), tiny_tokenizer(), max_new_tokens=12, seed=3)
-    asked = [prompt for prompt in prompts([*TEXTS, "x"]) for _ in range(3)]
+    batch = [prompt for prompt in prompts([*TEXTS, "x"]) for _ in range(3)]
     numbers = [0, 1, 2] * 3
-    together = drawer.draw(asked, numbers)
-    alone = [drawer.draw([prompt], [number])[0] for prompt, number in zip(asked, numbers, strict=True)]
-    backwards = drawer.draw(asked[::-1], numbers[::-1])[::-1]
+    together = drawer.draw(batch, numbers)
+    alone = [drawer.draw([prompt], [number])[0] for prompt, number in zip(batch, numbers, strict=True)]
+    backwards = drawer.draw(batch[::-1], numbers[::-1])[::-1]
     assert together == alone == backwards and len(set(together)) > 5
     other_seed = Sampler(tiny_base_model(model_type, vocab_size=SIZE), tiny_tokenizer(), max_new_tokens=12, seed=4)
-    assert other_seed.draw(asked, numbers) != together
+    assert other_seed.draw(batch, numbers) != together
 
 
 def test_the_end_is_no_part_of_an_answer():
@@ -143,17 +143,17 @@ def test_the_end_is_no_part_of_an_answer():
     # A second token that ends answers, as chat models have one, and penalties that are none of the base's business.
     model.generation_config.eos_token_id = [EOS, 40]
     model.generation_config.repetition_penalty = 50.0
-    drawer, asked = Sampler(model, tokenizer, max_new_tokens=60), prompts(TEXTS[:1])
+    drawer, batch = Sampler(model, tokenizer, max_new_tokens=60), prompts(TEXTS[:1])
     keys = [f"0:0:{number}" for number in range(40)]
-    tokens, answers = drawer.draw_tokens([asked[0].ids] * 40, keys), drawer.draw(asked * 40, range(40))
+    tokens, answers = drawer.draw_tokens([batch[0].ids] * 40, keys), drawer.draw(batch * 40, range(40))
     assert {row[-1] for row in tokens if len(row) < 60} == {EOS, 40}
     assert any(len(set(row)) < len(row) for row in tokens)
     for row, answer in zip(tokens, answers, strict=True):
         assert answer.truncated == (row[-1] not in (EOS, 40))
-        said = row if answer.truncated else row[:-1]
-        assert not {EOS, 40} & set(said)
-        whole = tokenizer.decode(asked[0].ids + said, skip_special_tokens=True)
-        assert (asked[0].text + answer.text).rstrip("\ufffd") == whole.rstrip("\ufffd")
+        tokens_of_answer = row if answer.truncated else row[:-1]
+        assert not {EOS, 40} & set(tokens_of_answer)
+        whole = tokenizer.decode(batch[0].ids + tokens_of_answer, skip_special_tokens=True)
+        assert (batch[0].text + answer.text).rstrip("\ufffd") == whole.rstrip("\ufffd")
 
 
 # Prompts
@@ -198,8 +198,8 @@ def judged(*rewards, text="answer"):
 
 def rows_of(answers, count=1, **changes):
     counts = RowCounts()
-    asked = [Prompt(index, f"prompt {index}", f"prompt {index}", [2]) for index in range(count)]
-    return list(make_rows(asked, answers, settings(**changes), counts)), counts
+    batch = [Prompt(index, f"prompt {index}", f"prompt {index}", [2]) for index in range(count)]
+    return list(make_rows(batch, answers, settings(**changes), counts)), counts
 
 
 @pytest.mark.parametrize(("difference", "scale"), [(0.0, 1.0), (1.0, 1.0), (-2.0, 0.5), (3.0, 1.0)])
@@ -321,9 +321,14 @@ def test_settings_out_of_range(changes, message):
         settings(**changes)
 
 
-def test_what_others_are_told_of_the_settings(tmp_path):
+def test_public_settings_hold_no_local_paths(tmp_path):
     (tmp_path / "base").mkdir()
-    told = settings(base=str(tmp_path / "base"), reward="org/rm", output="made/o.jsonl", samples=4).public()
-    assert (told["base"], told["reward"], told["output"], told["pairs_per_prompt"]) == ("base", "org/rm", "o.jsonl", 2)
-    assert not {"label_name", "split", "prompt_prefix"} & set(told)
+    public = settings(base=str(tmp_path / "base"), reward="org/rm", output="made/o.jsonl", samples=4).public()
+    assert (public["base"], public["reward"], public["output"], public["pairs_per_prompt"]) == (
+        "base",
+        "org/rm",
+        "o.jsonl",
+        2,
+    )
+    assert not {"label_name", "split", "prompt_prefix"} & set(public)
     assert not {"label", "scale", "pairs_per_prompt"} & set(settings(format="labels").public())

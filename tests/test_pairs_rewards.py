@@ -1,4 +1,4 @@
-"""What judges answers in `rgtg pairs`: functions, reward models of every kind, classifiers."""
+"""Judges of answers: functions, reward models of every kind, classifiers."""
 
 import json
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rgtg_logits.card.facts import CardFacts, Guidance, PrefixEvaluation, known_fields
+from rgtg_logits.drawing import COLORS, INK, interval_bars, new_figure, save_png, style_axes
 from rgtg_logits.files import write_atomically
 
 PREFIX_ACCURACY = "prefix_accuracy.png"
@@ -23,8 +24,7 @@ REWARD_AGAINST_KL = "reward_against_kl.png"
 
 _DIGEST_KEY = "Facts"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# The Okabe-Ito palette, whose colours colour-blind readers can distinguish; markers differ as well.
-_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+_STYLES = tuple(zip(COLORS, ("o", "s", "^", "D"), strict=False))
 
 
 def expected_digests(facts: CardFacts) -> dict[str, str]:
@@ -63,20 +63,15 @@ def read_digest(path: Path) -> str | None:
 
 def draw(facts: CardFacts, name: str, path: Path) -> None:
     """Draws one of the pictures of `expected_digests`. Needs matplotlib."""
-    from matplotlib.figure import Figure  # noqa: PLC0415  (heavy, and not needed for cards without pictures)
-
-    # Without pyplot, which would touch the windows and settings of the caller's own figures.
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = new_figure(6.4, 4.0)
     axes = figure.subplots()
     if name == REWARD_AGAINST_KL and facts.guidance is not None:
         _draw_guidance(axes, facts.guidance)
     else:
         _draw_positions(axes, facts.evaluations, accuracy=name == PREFIX_ACCURACY)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.5)
-    # Without the version of matplotlib, so that the same facts give the same file where the fonts are the same.
-    metadata = {_DIGEST_KEY: expected_digests(facts)[name], "Software": None}
-    write_atomically(path, lambda file: figure.savefig(file, dpi=120, format="png", metadata=metadata))
+    style_axes(axes)
+    metadata = {_DIGEST_KEY: expected_digests(facts)[name]}
+    write_atomically(path, lambda file: save_png(figure, file, dpi=120, metadata=metadata))
 
 
 def _plotted(item: PrefixEvaluation) -> Mapping[str, Any]:
@@ -99,21 +94,21 @@ def _draw_positions(axes: Any, evaluations: tuple[PrefixEvaluation, ...], *, acc
             color=color, marker=marker, linestyle="--" if item.baseline else "-", linewidth=1.6, markersize=5,
             elinewidth=1.1, capsize=3,
         )  # fmt: skip
-    axes.axhline(0.5 if accuracy else 0.0, color="#555555", linestyle=":", linewidth=1, label="chance")
+    axes.axhline(0.5 if accuracy else 0.0, color=INK, linestyle=":", linewidth=1, label="chance")
     axes.set_xticks(sorted({percent for item in shown for percent in item.figures}))
     axes.set_xlabel("Answers cut at (percent of their length)")
     bars = " (bars: one standard error)" if any(item.standard_error for item in shown) else ""
     axes.set_ylabel("Prefix accuracy" if accuracy else "Correlation with the reward")
-    axes.set_title(f"Held-out {'pairs' if accuracy else 'answers'}{bars}", loc="left", fontsize=10)
-    axes.legend(frameon=False, fontsize=9)
+    axes.set_title(f"Held-out {'pairs' if accuracy else 'answers'}{bars}", loc="left", fontsize=10, color=INK)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
 
 
 def _draw_guidance(axes: Any, guidance: Guidance) -> None:
     points = sorted(guidance.points, key=lambda point: point.beta)
     color, marker = _STYLES[0]
     errors = {
-        "xerr": _bars([point.kl for point in points], [point.kl_interval for point in points]),
-        "yerr": _bars([point.reward for point in points], [point.reward_interval for point in points]),
+        "xerr": interval_bars([point.kl for point in points], [point.kl_interval for point in points]),
+        "yerr": interval_bars([point.reward for point in points], [point.reward_interval for point in points]),
     }
     axes.errorbar(
         [point.kl for point in points], [point.reward for point in points], **errors, color=color, marker=marker,
@@ -121,22 +116,15 @@ def _draw_guidance(axes: Any, guidance: Guidance) -> None:
     )  # fmt: skip
     for point in points:
         axes.annotate(
-            f"{point.beta:g}", (point.kl, point.reward), xytext=(7, -11), textcoords="offset points", fontsize=9
+            f"{point.beta:g}",
+            (point.kl, point.reward),
+            xytext=(7, -11),
+            textcoords="offset points",
+            fontsize=9,
+            color=INK,
         )
     axes.margins(x=0.1, y=0.1)
     axes.set_xlabel(f"KL to the unguided model ({guidance.kl})")
     axes.set_ylabel("Reward")
     bars = f"; bars: {guidance.confidence} % intervals" if guidance.confidence is not None else ""
-    axes.set_title(f"Guided generation (numbers: beta{bars})", loc="left", fontsize=10)
-
-
-def _bars(values: list[float], intervals: list[tuple[float, float] | None]) -> list[list[float]] | None:
-    """Distances down and up from each value to the ends of its interval; None if no value has an interval."""
-    if not any(intervals):
-        return None
-    down, up = [], []
-    for value, interval in zip(values, intervals, strict=True):
-        lower, upper = (value, value) if interval is None else interval
-        down.append(value - lower)
-        up.append(upper - value)
-    return [down, up]
+    axes.set_title(f"Guided generation (numbers: beta{bars})", loc="left", fontsize=10, color=INK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from math import isfinite, log
 from typing import NamedTuple
 
@@ -56,10 +57,11 @@ class GreedyProcessor(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter(1, best, scores.gather(1, best))
 
 
+@dataclass
 class Decoders:
     """Factory of the decoder of each policy. Keeps the last models: a sweep over beta loads them once.
 
-    Args:
+    Attributes:
         base: The base model. Its generation config is replaced; see `Sampler`.
         tokenizer: Its tokenizer.
         max_new_tokens: Longest answer in tokens.
@@ -70,29 +72,20 @@ class Decoders:
         device: Device of all models.
     """
 
-    def __init__(
-        self,
-        base: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_new_tokens: int,
-        top_k: int,
-        seed: int,
-        dtype: str,
-        guide_dtype: str,
-        device: str,
-    ) -> None:
-        self._base = base
-        self._tokenizer = tokenizer
-        self._max_new_tokens = max_new_tokens
-        self._top_k = top_k
-        self._seed = seed
-        self._dtype = dtype
-        self._guide_dtype = guide_dtype
-        self._device = device
+    base: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    _: KW_ONLY
+    max_new_tokens: int
+    top_k: int
+    seed: int
+    dtype: str
+    guide_dtype: str
+    device: str
+    _loaded: tuple[object, MethodModels] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
         # Replaces the generation config of the base model, which models of other methods copy.
-        self._sampler = Sampler(base, tokenizer, max_new_tokens=max_new_tokens)
-        self._loaded: tuple[object, MethodModels] | None = None
+        Sampler(self.base, self.tokenizer, max_new_tokens=self.max_new_tokens)
 
     @staticmethod
     def check(policies: Sequence[Policy]) -> None:
@@ -111,18 +104,21 @@ class Decoders:
         """The decoder of a policy; see `load_models` for the errors."""
         method = policy.method
         guided = policy.beta > 0
+        # Beta is no part of the key, apart from being 0, so that all points of a curve share their models.
         key = (method.model, method.ranked_by, (method.guide, method.weights, method.kind) if guided else None)
         if self._loaded is None or self._loaded[0] != key:
             # Frees the memory of the previous models before new ones are loaded.
             self._loaded = None
             models = load_models(
-                method, self._base, self._tokenizer, guided=guided, dtype=self._dtype, guide_dtype=self._guide_dtype,
-                device=self._device,
+                method, self.base, self.tokenizer, guided=guided, dtype=self.dtype, guide_dtype=self.guide_dtype,
+                device=self.device,
             )  # fmt: skip
             self._loaded = (key, models)
         models = self._loaded[1]
-        sampler = Sampler(models.generator, self._tokenizer, max_new_tokens=self._max_new_tokens)
-        return Decoder(policy, models, sampler, self._tokenizer, top_k=self._top_k, seed=self._seed)
+        sampler = Sampler(models.generator, self.tokenizer, max_new_tokens=self.max_new_tokens)
+        top_k = self.top_k if policy.method.top_k is None else policy.method.top_k
+        rule = CandidateRule(top_k=top_k or sys.maxsize, top_p=policy.method.top_p, min_p=policy.method.min_p)
+        return Decoder(policy, models, sampler, self.tokenizer, rule, self.seed)
 
 
 class _Sample(NamedTuple):
@@ -146,42 +142,31 @@ class _BatchCost(NamedTuple):
     reads: ForwardCount
 
 
+@dataclass(frozen=True)
 class Decoder:
     """Answers prompts under one policy; made by `Decoders.open`.
 
-    Args:
+    Attributes:
         policy: The policy.
         models: Its models.
         sampler: Runs `generate` of the model that generates.
         tokenizer: The base model's tokenizer.
-        top_k: Number of candidates, if the method does not set it; 0 is the whole vocabulary.
+        rule: Rule that selects the candidates.
         seed: Seed of all random numbers.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        models: MethodModels,
-        sampler: Sampler,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        top_k: int,
-        seed: int,
-    ) -> None:
-        self._policy = policy
-        self._models = models
-        self._sampler = sampler
-        self._tokenizer = tokenizer
-        self._seed = seed
-        method = policy.method
-        candidates = top_k if method.top_k is None else method.top_k
-        self._rule = CandidateRule(top_k=candidates or sys.maxsize, top_p=method.top_p, min_p=method.min_p)
+    policy: Policy
+    models: MethodModels
+    sampler: Sampler
+    tokenizer: PreTrainedTokenizerBase
+    rule: CandidateRule
+    seed: int
 
     @property
     def longest_prompt(self) -> int | None:
         """Most tokens of a prompt whose answer still fits into every context (`MethodModels`); None without a limit."""
-        limit = self._models.max_length
-        return None if limit is None else limit - self._sampler.max_new_tokens
+        limit = self.models.max_length
+        return None if limit is None else limit - self.sampler.max_new_tokens
 
     def answer(self, prompts: Sequence[Prompt], number: int) -> list[Record]:
         """One answer to each prompt, all in one batch.
@@ -202,9 +187,9 @@ class Decoder:
             NonFiniteRewardError: If a reward of a next token is NaN or infinite.
         """
         self._check_lengths(prompts)
-        stopwatch = Stopwatch(self._models.generator.device)
-        with count_forwards(self._models.readers) as reads:
-            draws = [self._draw(prompts, number, draw, stopwatch) for draw in range(self._policy.method.best_of)]
+        stopwatch = Stopwatch(self.models.generator.device)
+        with count_forwards(self.models.readers) as reads:
+            draws = [self._draw(prompts, number, draw, stopwatch) for draw in range(self.policy.method.best_of)]
         steps = max(len(sample.new) for samples in draws for sample in samples)
         cost = _BatchCost(len(prompts), steps, stopwatch.seconds, reads)
         records = []
@@ -218,52 +203,55 @@ class Decoder:
         longest = max(len(prompt.ids) for prompt in prompts)
         if limit is not None and longest > limit:
             raise ContextLengthError(
-                f"Expected prompts of at most {limit} tokens, so that {self._sampler.max_new_tokens} new tokens fit "
-                f"into the contexts of all models of {self._policy.title!r}, but one has {longest}. Leave it out, or "
+                f"Expected prompts of at most {limit} tokens, so that {self.sampler.max_new_tokens} new tokens fit "
+                f"into the contexts of all models of {self.policy.title!r}, but one has {longest}. Leave it out, or "
                 "lower --max_new_tokens."
             )
 
     @torch.no_grad()
     def _draw(self, prompts: Sequence[Prompt], number: int, draw: int, stopwatch: Stopwatch) -> list[_Sample]:
         """One sample for each prompt, with its reward if samples are ranked."""
-        input_ids, mask = self._sampler.pad_left([prompt.ids for prompt in prompts])
+        input_ids, mask = self.sampler.pad_left([prompt.ids for prompt in prompts])
+        # The key of the first draw is that of every other policy: common random numbers.
         suffix = f":{draw}" if draw else ""
-        keys = [f"{self._seed}:{prompt.index}:{number}{suffix}" for prompt in prompts]
-        if self._models.base_session is not None:
-            self._models.base_session.start(mask)
+        keys = [f"{self.seed}:{prompt.index}:{number}{suffix}" for prompt in prompts]
+        if self.models.base_session is not None:
+            self.models.base_session.start(mask)
         meter = DivergenceMeter(
-            InverseTransformProcessor(self._sampler.uniforms(keys), input_ids.shape[1]), rows=len(input_ids),
-            eos_token_ids=self._sampler.eos_token_ids, stopwatch=stopwatch, base_session=self._models.base_session,
+            InverseTransformProcessor(self.sampler.uniforms(keys), input_ids.shape[1]), rows=len(input_ids),
+            eos_token_ids=self.sampler.eos_token_ids, stopwatch=stopwatch, base_session=self.models.base_session,
         )  # fmt: skip
         with stopwatch.counting():
-            rows = self._sampler.decode(input_ids, mask, [meter.first, *self._processors(mask), meter.last])
-        answers = [self._sampler.answer(prompt, new) for prompt, new in zip(prompts, rows, strict=True)]
+            rows = self.sampler.decode(input_ids, mask, [meter.first, *self._processors(mask), meter.last])
+        answers = [self.sampler.answer(prompt, new) for prompt, new in zip(prompts, rows, strict=True)]
         rewards = self._rank(prompts, answers, stopwatch)
         sums = [meter.kl.tolist(), meter.log_ratio.tolist(), meter.nll.tolist(), meter.cut.tolist()]
         return [_Sample(*values) for values in zip(rows, answers, rewards, *sums, strict=True)]
 
     def _rank(self, prompts: Sequence[Prompt], answers: Sequence[Answer], stopwatch: Stopwatch) -> list[float]:
         """The reward of each answer for ranking; -inf without a ranker, and for rewards that are not finite."""
-        if self._models.ranker is None:
+        if self.models.ranker is None:
             return [float("-inf")] * len(prompts)
         with stopwatch.counting():
-            rewards = self._models.ranker(prompts, [answer.text for answer in answers])
+            rewards = self.models.ranker(prompts, [answer.text for answer in answers])
         return [reward if reward is not None and isfinite(reward) else float("-inf") for reward in rewards]
 
     def _processors(self, mask: Int[Tensor, "batch length"]) -> list[LogitsProcessor]:
         """The processors that turn the model that generates into the policy."""
-        method = self._policy.method
+        method = self.policy.method
         processors: list[LogitsProcessor] = []
-        if self._models.guide is not None:
+        if self.models.guide is not None:
             processors.append(
                 PartialRewardLogitsProcessor(
-                    self._models.guide.scorer(), beta=self._policy.beta, top_k=self._rule.top_k, top_p=self._rule.top_p,
-                    min_p=self._rule.min_p, rest=method.rest, tokenizer=self._tokenizer,
-                    pad_token_id=self._sampler.pad_token_id, attention_mask=mask,
+                    self.models.guide.scorer(), beta=self.policy.beta, top_k=self.rule.top_k, top_p=self.rule.top_p,
+                    min_p=self.rule.min_p, rest=method.rest, tokenizer=self.tokenizer,
+                    pad_token_id=self.sampler.pad_token_id, attention_mask=mask,
                 )
             )  # fmt: skip
-        elif self._rule != _WHOLE_VOCABULARY and method.rest == "drop":
-            processors.append(TruncationProcessor(self._rule))
+        elif self.rule != _WHOLE_VOCABULARY and method.rest == "drop":
+            # The same truncation as a guide applies, so that a strength of 0 is the beginning of its curve.
+            processors.append(TruncationProcessor(self.rule))
+        # Temperature acts on the guided distribution, as `generate` applies it behind logits processors.
         if method.temperature != 1:
             processors.append(TemperatureLogitsWarper(method.temperature))
         if method.greedy:
@@ -272,24 +260,25 @@ class Decoder:
 
     def _best(self, prompt: Prompt, samples: Sequence[_Sample]) -> _Sample:
         """Best of n: the sample with the highest reward, the first one of a tie, with the divergence of that policy."""
-        if self._models.ranker is None:
+        if self.models.ranker is None:
             return samples[0]
         best = max(samples, key=lambda sample: sample.reward)
         n = len(samples)
         if best.reward == float("-inf"):
             raise InvalidArgumentError(
-                f"Expected {self._policy.method.ranked_by!r} to give one of the {n} answers to the prompt of row "
+                f"Expected {self.policy.method.ranked_by!r} to give one of the {n} answers to the prompt of row "
                 f"{prompt.index} a finite reward, but it gave none. Leave the prompt out if it is too long to be "
                 "judged, or rank by another reward."
             )
-        # KL of best of n (Beirami et al. 2024, arXiv 2401.01879).
+        # KL of best of n to the policy that is sampled: log n − (n − 1)/n (Beirami et al. 2024, arXiv 2401.01879). The
+        # divergence of that policy from the base model is estimated by the log-ratio of the answer kept.
         return best._replace(kl=best.log_ratio + log(n) - (n - 1) / n)
 
     def _record(self, prompt: Prompt, number: int, sample: _Sample, cost: _BatchCost) -> Record:
-        tokens = self._sampler.without_eos(sample.new)
+        tokens = self.sampler.without_eos(sample.new)
         return Record(
-            method=self._policy.method.name, curve=self._policy.method.curve, beta=self._policy.beta,
-            greedy=self._policy.method.greedy, prompt=prompt.index, seed=number, prompt_text=prompt.text,
+            method=self.policy.method.name, curve=self.policy.method.curve, beta=self.policy.beta,
+            greedy=self.policy.method.greedy, prompt=prompt.index, seed=number, prompt_text=prompt.text,
             answer=sample.answer.text, tokens=len(sample.new), ended=not sample.answer.truncated, kl=sample.kl,
             log_ratio=sample.log_ratio, nll=sample.nll, cut=sample.cut, distinct_1=distinct(tokens, 1),
             distinct_2=distinct(tokens, 2), distinct_3=distinct(tokens, 3), batch_rows=cost.rows,

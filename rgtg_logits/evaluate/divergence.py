@@ -34,6 +34,7 @@ class BaseModelSession:
     def next_logits(self, rows: Int[Tensor, "batch length"]) -> Float[Tensor, "batch vocab"]:
         """Logits of the token after each row, which has grown since the last call; meaningless for finished rows."""
         self._mask = nn.functional.pad(self._mask, (0, rows.shape[1] - self._mask.shape[1]), value=1)
+        # Finished rows are read on with their padding, so that the cache has one length for all rows.
         new = slice(self._cached_length, rows.shape[1])
         states, self._cache = self.base.hidden_states(
             rows[:, new], self._mask, positions(self._mask)[:, new], self._cache, use_cache=self._use_cache, last=1
@@ -45,6 +46,7 @@ class BaseModelSession:
 
 @torch.no_grad()
 def _supports_cache(model: RewardModel) -> bool:
+    # Tried out, because configurations do not say it reliably.
     try:
         model.hidden_states(torch.zeros(1, 1, dtype=torch.long, device=model.device), None, None, use_cache=True)
     except TypeError:
@@ -112,7 +114,8 @@ class DivergenceMeter:
         return drawn
 
     def _measure(self, scores: Float[Tensor, "batch vocab"], token: Int[Tensor, " batch"]) -> None:
-        # KL needs the support of the policy alone, because tokens of probability 0 add 0.
+        # The KL needs the support of the policy alone, because tokens of probability 0 add 0. Candidates are some 20 of
+        # 100,000 tokens, so this is where the time of the measurement goes.
         ids = support(scores)
         policy = _log_softmax(scores if ids is None else scores.gather(-1, ids))
         base = _log_softmax(self._base_scores)
@@ -121,9 +124,11 @@ class DivergenceMeter:
         if ids is None:
             policy_of_token = policy.gather(1, token[:, None])[:, 0]
         else:
+            # The sampled token is one of the support; all other columns are -inf, so the maximum is its own value.
             ids = ids.to(policy.device)
             policy_of_token = policy.masked_fill(ids != token[:, None], float("-inf")).amax(-1)
             base = base.gather(-1, ids)
+        # Whatever the policy cannot sample: cut off by truncation, or ids that fill up a row.
         impossible = policy.isneginf()
         terms = policy.exp() * (policy - base)
         cut = torch.zeros_like(policy_of_token)

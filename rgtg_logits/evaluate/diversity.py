@@ -50,6 +50,7 @@ def self_bleu(answers: Sequence[str]) -> float:
         raise InvalidArgumentError(
             f"Expected two answers or more, to compare with each other, but got {len(answers)}. Draw more seeds."
         )
+    # With effective order, the 4-grams that a short answer does not have are left out instead of counting 0.
     bleu = BLEU(effective_order=True)
     total = 0.0
     for number, answer in enumerate(answers):

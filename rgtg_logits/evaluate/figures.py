@@ -118,6 +118,7 @@ def _exact(value: float) -> Estimate:
 
 def _curves(results: EvaluationResults) -> list[_Curve]:
     """Lines in order of appearance; the greedy policies of a curve are a line of their own."""
+    # Greedy and sampled policies share no line, because their divergences cannot be compared.
     groups: dict[tuple[str, bool], list[PolicyResult]] = {}
     for policy in results.policies:
         groups.setdefault((policy.curve, policy.greedy), []).append(policy)

@@ -116,6 +116,7 @@ class Policy(NamedTuple):
     @property
     def key(self) -> str:
         """Name of its folder: readable, and unique to its `identity`."""
+        # The hash tells apart what the readable part does not show, such as another checkpoint under the same name.
         readable = re.sub(r"[^a-z0-9.]+", "-", self.title.lower()).strip("-")
         return f"{readable}-{hashlib.sha256(repr(self.identity).encode()).hexdigest()[:8]}"
 

@@ -158,6 +158,7 @@ def _check_vocabulary(
 
 
 def _load_guide(method: Method, tokenizer: PreTrainedTokenizerBase, dtype: str, device: str) -> Guide:
+    # A checkpoint that is listed twice is loaded once.
     sources = {name: _load_reward(name, method.kind, tokenizer, dtype, device) for name in dict.fromkeys(method.guide)}
     weights = method.weights or (1.0,) * len(method.guide)
     guide = Guide([sources[name] for name in method.guide], weights, tokenizer)

@@ -1,4 +1,7 @@
-"""What came of an evaluation, for people: tables for the console and for Markdown, and one self-contained HTML page."""
+"""The report of an evaluation: tables for the console and for Markdown, and one self-contained HTML page.
+
+A table is one `DataFrame`, whatever it is rendered to. The levels of its index are texts, its columns are `Cell`s.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
-from itertools import accumulate
 from math import floor, isfinite, log10
 from pathlib import Path
 from statistics import median
 from typing import Any, BinaryIO
 
-from jinja2 import Environment, StrictUndefined
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
@@ -25,22 +27,31 @@ from rgtg_logits.evaluate.figures import Picture, pictures
 from rgtg_logits.evaluate.results import EqualKL, Estimate, EvaluationResults, JudgeResult
 from rgtg_logits.files import write_atomically, write_json
 
-_ABSENT = "–"
-_ROOM = 60
-"""Columns of a terminal of 80 that are left beside the names of policies."""
+_UNKNOWN = "–"
+_CONSOLE_WIDTH = 60
+"""Columns of a console of 80 that are left beside the names of policies."""
+_CONSOLE_LABELS = {
+    "reward": "reward",
+    "difference": "difference",
+    "KL of an answer": "KL",
+    "perplexity under the base": "perplexity",
+    "distinct-2": "distinct-2",
+    "ms per token": "ms/token",
+}
+"""Columns that the console shows, as far as they fit, and their labels there."""
 # A browser drops these or takes them for line breaks.
 _CONTROLS: dict[int, str] = {**{code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)}, 0x7F: "␡"}
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
     """A number in a table.
 
     Attributes:
-        text: As it is shown.
-        interval: Its interval as it is shown; empty without one.
-        value: What rows are sorted by; None if there is no number.
-        clear: Whether the interval leaves out the value that says "no difference".
+        text: The formatted number.
+        interval: The formatted interval; empty without one.
+        value: The number, by which rows are sorted; None if it is not known.
+        clear: Whether the interval leaves out the value that means "no difference".
     """
 
     text: str
@@ -52,65 +63,161 @@ class _Cell:
         return f"{self.text} {self.interval}".strip()
 
 
-@dataclass(frozen=True)
-class _Column:
-    """One quantity of every policy.
+def policy_table(results: EvaluationResults) -> pd.DataFrame:
+    """A row for each policy; the columns are pairs of a group and a heading."""
+    policies = results.policies
+    columns: dict[tuple[str, str], list[Cell]] = {}
+    for judge in dict.fromkeys(judge for policy in policies for judge in policy.judges):
+        columns |= _judge_columns(judge, [policy.judges.get(judge) for policy in policies])
+    columns |= {
+        ("KL to the base, nats", "KL of an answer"): _estimates([policy.kl for policy in policies]),
+        ("KL to the base, nats", "of which truncation"): _estimates([policy.cut for policy in policies]),
+        ("KL to the base, nats", "KL per token"): _estimates([policy.kl_per_token for policy in policies]),
+        ("KL to the base, nats", "log-ratio (check)"): _estimates([policy.log_ratio for policy in policies]),
+        ("texts", "perplexity under the base"): _estimates([policy.perplexity for policy in policies]),
+        ("texts", "distinct-1"): _numbers([policy.distinct[0] for policy in policies], ".3f"),
+        ("texts", "distinct-2"): _numbers([policy.distinct[1] for policy in policies], ".3f"),
+        ("texts", "distinct-3"): _numbers([policy.distinct[2] for policy in policies], ".3f"),
+        ("texts", "self-BLEU"): _numbers([policy.self_bleu for policy in policies], ".1f"),
+        ("texts", "length"): _numbers([policy.length for policy in policies], ".1f"),
+        ("texts", "ended"): _numbers([policy.ended for policy in policies], ".1%"),
+        ("cost", "RM forwards per token"): _numbers([policy.guide_forwards for policy in policies], ".2f"),
+        ("cost", "RM tokens per token"): _numbers([policy.guide_tokens for policy in policies], ".1f"),
+        ("cost", "ms per token"): _numbers([policy.ms_per_token for policy in policies], ".2f"),
+        ("cost", "answers"): _numbers([policy.answers for policy in policies], ".0f"),
+    }
+    return pd.DataFrame(columns, index=pd.Index([policy.title for policy in policies], name="policy"))
 
-    Attributes:
-        group: Columns of one group stand under one head.
-        heading: What it is called there.
-        cells: One for each policy.
-        title: What it is called alone.
-        console: What a terminal calls it; empty if it is not among the few that fit.
-        interval: Whether the terminal shows intervals of it.
-    """
 
-    group: str
-    heading: str
-    cells: tuple[_Cell, ...]
-    title: str = ""
-    console: str = ""
-    interval: bool = False
+def comparison_table(comparisons: Sequence[EqualKL]) -> pd.DataFrame:
+    """A row for each comparison, with the mean difference over the divergences."""
+    rows = [
+        (item.judge, item.first, item.second, f"{min(item.kl):.3g} to {max(item.kl):.3g}" if item.kl else _UNKNOWN)
+        for item in comparisons
+    ]
+    differences = _estimates([item.overall for item in comparisons], no_difference=0.0, sign="+")
+    return pd.DataFrame({"first − second": differences}, index=_comparison_index(rows))
 
-    @property
-    def shown(self) -> list[str]:
-        """What a terminal shows: the lines of the head, and the cells."""
-        return [*self.console.split("\n"), *(str(cell) if self.interval else cell.text for cell in self.cells)]
+
+def comparison_details(comparisons: Sequence[EqualKL]) -> pd.DataFrame:
+    """A row for each comparison and divergence, with both rewards and their difference."""
+    rows = [(item.judge, item.first, item.second, f"{kl:.3g}") for item in comparisons for kl in item.kl]
+    differences: list[Cell] = []
+    for item in comparisons:
+        differences += _estimates(item.difference, no_difference=0.0, sign="+")
+    columns = {
+        "reward of the first": _numbers([reward for item in comparisons for reward in item.first_reward], ".3f"),
+        "reward of the second": _numbers([reward for item in comparisons for reward in item.second_reward], ".3f"),
+        "first − second": differences,
+    }
+    return pd.DataFrame(columns, index=_comparison_index(rows))
+
+
+def _comparison_index(rows: Sequence[tuple[str, ...]]) -> pd.MultiIndex:
+    return pd.MultiIndex.from_tuples(rows, names=["judge", "first", "second", "KL, nats"])
+
+
+def _judge_columns(judge: str, results: Sequence[JudgeResult | None]) -> dict[tuple[str, str], list[Cell]]:
+    # Not the bare name, because a judge may be called like one of the other groups.
+    group = f"judged by {judge}"
+    known = [JudgeResult(reward=_MISSING) if result is None else result for result in results]
+    return {
+        (group, "reward"): _estimates([result.reward for result in known]),
+        (group, "difference"): _estimates([result.difference for result in known], no_difference=0.0, sign="+"),
+        (group, "win rate"): _estimates([result.win_rate for result in known], no_difference=0.5),
+    }
+
+
+_MISSING = Estimate(float("nan"), float("nan"), float("nan"))
+
+
+def _estimates(estimates: Sequence[Estimate | None], no_difference: float | None = None, sign: str = "") -> list[Cell]:
+    """Cells of estimates, with as many decimals as their intervals justify."""
+    decimals = _decimals([estimate for estimate in estimates if estimate is not None])
+    return [_estimate_cell(estimate or _MISSING, decimals, no_difference, sign) for estimate in estimates]
+
+
+def _estimate_cell(estimate: Estimate, decimals: int, no_difference: float | None, sign: str) -> Cell:
+    value, low, high = estimate
+    if not isfinite(value):
+        return Cell(_UNKNOWN)
+    # Adding 0.0 turns a rounded -0.0 into 0.0.
+    texts = [f"{round(number, decimals) + 0.0:{sign}.{decimals}f}" for number in estimate]
+    if not (isfinite(low) and isfinite(high)):
+        return Cell(texts[0], value=value)
+    clear = no_difference is not None and not low <= no_difference <= high
+    return Cell(texts[0], f"[{texts[1]}, {texts[2]}]", value, clear)
+
+
+def _decimals(estimates: Sequence[Estimate]) -> int:
+    """Decimals that show two digits of half the median width of the intervals."""
+    widths = [(estimate.high - estimate.low) / 2 for estimate in estimates]
+    widths = [width for width in widths if isfinite(width) and width > 0]
+    if not widths:
+        return 3
+    return min(max(1 - floor(log10(median(widths))), 0), 6)
+
+
+def _numbers(values: Sequence[float | None], form: str) -> list[Cell]:
+    """Cells of numbers without an interval."""
+    cells = []
+    for value in values:
+        is_known = value is not None and isfinite(value)
+        cells.append(Cell(f"{value:{form}}", value=value) if is_known else Cell(_UNKNOWN))
+    return cells
 
 
 def console_tables(results: EvaluationResults) -> list[Table]:
-    """Tables for a terminal: the policies, and the comparisons if there are any."""
-    return [console_table(results), *([_console_comparisons(results)] if results.comparisons else [])]
+    """Tables for the console: the policies, and the comparisons if there are any."""
+    tables = [console_table(results)]
+    if results.comparisons:
+        compared = comparison_table(results.comparisons).map(str)
+        tables.append(_rich_table(compared.set_axis(["first − second, at equal KL"], axis=1)))
+    return tables
 
 
 def console_table(results: EvaluationResults) -> Table:
-    """One line for each policy, with what fits a terminal, such as the intervals of the first judge's differences."""
+    """A row for each policy with the columns that fit, such as the differences by the first judge with intervals."""
+    frame = policy_table(results)
+    has_difference = False
+    shown: dict[str, list[str]] = {}
+    width = 0
+    for group, heading in frame.columns:
+        if heading not in _CONSOLE_LABELS or (heading == "difference" and has_difference):
+            continue
+        has_difference = has_difference or heading == "difference"
+        judge = group.removeprefix("judged by ")
+        label = _CONSOLE_LABELS[heading] if judge == group else f"{judge}\n{_CONSOLE_LABELS[heading]}"
+        cells = [str(cell) if heading == "difference" else cell.text for cell in frame[group, heading]]
+        width += 1 + max(len(line) for line in [*label.split("\n"), *cells])
+        # The last columns matter least.
+        if width > _CONSOLE_WIDTH:
+            break
+        shown[label] = cells
+    return _rich_table(pd.DataFrame(shown, index=frame.index))
+
+
+def _rich_table(frame: pd.DataFrame) -> Table:
+    """A table for the console, from a frame of texts."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    # Titles are told apart by their ends, so that words may be broken but not cut.
-    longest = max(len(_line(policy.title)) for policy in results.policies)
-    table.add_column("policy", overflow="fold", min_width=min(longest, 12))
-    shown = _fitting([column for column in _columns(results) if column.console])
-    for column in shown:
-        table.add_column(Text(column.console), justify="right", no_wrap=True)
-    rows = zip(*(column.shown[-len(results.policies) :] for column in shown), strict=True)
-    for policy, cells in zip(results.policies, rows, strict=True):
-        table.add_row(Text(_line(policy.title)), *map(Text, cells))
+    texts = frame.index.to_frame(index=False).map(_line)
+    for name in texts.columns:
+        # Words may be broken but not cut, because the ends of names often make the difference.
+        table.add_column(name, overflow="fold", min_width=min(int(texts[name].str.len().max()), 12))
+    for name in frame.columns:
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    for row in pd.concat([texts, frame.reset_index(drop=True)], axis=1).to_numpy():
+        table.add_row(*(Text(text) for text in row))
     return table
 
 
-def _fitting(columns: list[_Column]) -> list[_Column]:
-    """The first of the columns, as many as fit beside the policies: the last ones matter least."""
-    widths = [max(len(line) for line in column.shown) + 1 for column in columns]
-    return [column for column, end in zip(columns, accumulate(widths), strict=True) if end <= _ROOM]
-
-
 def write_report(results: EvaluationResults, folder: Path) -> None:
-    """Writes results.json, table.md, the figures as PNG and report.html, which needs none of the others.
+    """Writes results.json, table.md, the figures as PNG and report.html, which needs none of the other files.
 
     Each file appears whole or not at all. In the JSON, null stands for a number that is not finite.
 
     Raises:
-        InvalidArgumentError: If matplotlib is missing; results.json and table.md are written all the same.
+        InvalidArgumentError: If matplotlib is missing; results.json and table.md are written nevertheless.
     """
     write_json(folder / "results.json", _finite(results.to_dict()), allow_nan=False)
     write_atomically(folder / "table.md", _markdown(results))
@@ -124,135 +231,32 @@ def _write(content: bytes, file: BinaryIO) -> None:
     file.write(content)
 
 
-def _columns(results: EvaluationResults) -> list[_Column]:
-    policies = results.policies
-    found: list[_Column] = []
-    for judge in dict.fromkeys(judge for policy in policies for judge in policy.judges):
-        found += _judged(judge, [policy.judges.get(judge) for policy in policies], first=not found)
-    kl, texts, cost = "KL to the base, nats", "texts", "cost"
-    perplexity = _cells([policy.perplexity for policy in policies])
-    distinct = [_plain([policy.distinct[n] for policy in policies], 3) for n in range(3)]
-    return [
-        *found,
-        _Column(kl, "KL of an answer", _cells([policy.kl for policy in policies]), console="KL"),
-        _Column(kl, "of which the cut to candidates", _cells([policy.cut for policy in policies])),
-        _Column(kl, "KL per token", _cells([policy.kl_per_token for policy in policies])),
-        _Column(kl, "log-ratio (check)", _cells([policy.log_ratio for policy in policies])),
-        _Column(texts, "perplexity under the base", perplexity, console="perplexity"),
-        _Column(texts, "distinct-1", distinct[0]),
-        _Column(texts, "distinct-2", distinct[1], console="distinct-2"),
-        _Column(texts, "distinct-3", distinct[2]),
-        _Column(texts, "self-BLEU", _plain([policy.self_bleu for policy in policies], 1)),
-        _Column(texts, "length", _plain([policy.length for policy in policies], 1)),
-        _Column(texts, "ended", _shares([policy.ended for policy in policies])),
-        _Column(cost, "RM forwards per token", _plain([policy.guide_forwards for policy in policies], 2)),
-        _Column(cost, "RM tokens per token", _plain([policy.guide_tokens for policy in policies], 1)),
-        _Column(cost, "ms per token", _plain([policy.ms_per_token for policy in policies], 2), console="ms/token"),
-        _Column(cost, "answers", _plain([policy.answers for policy in policies], 0)),
-    ]
-
-
-def _judged(judge: str, said: Sequence[JudgeResult | None], *, first: bool) -> list[_Column]:
-    def column(name: str, heading: str, console: str = "", **look: Any) -> _Column:
-        cells = _cells([None if result is None else getattr(result, name) for result in said], **look)
-        # A judge may be called like one of the other groups.
-        return _Column(f"judged by {judge}", heading, cells, f"{heading} ({judge})", console, name == "difference")
-
-    return [
-        column("reward", "reward", f"{judge}\nreward"),
-        column("difference", "difference", f"{judge}\ndifference" if first else "", nothing=0.0, sign="+"),
-        column("win_rate", "win rate", nothing=0.5),
-    ]
-
-
-def _cells(estimates: Sequence[Estimate | None], nothing: float | None = None, sign: str = "") -> tuple[_Cell, ...]:
-    """A column of estimates with as many decimals as their intervals deserve."""
-    decimals = _decimals([estimate for estimate in estimates if estimate is not None])
-
-    def number(value: float) -> str:
-        # What rounds to zero has no sign.
-        return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}" if isfinite(value) else _ABSENT
-
-    cells = []
-    for estimate in estimates:
-        if estimate is None or not isfinite(estimate.value):
-            cells.append(_Cell(_ABSENT))
-            continue
-        value, low, high = estimate
-        known = isfinite(low) and isfinite(high)
-        clear = known and nothing is not None and (low > nothing or high < nothing)
-        interval = f"[{number(low)}, {number(high)}]" if known else ""
-        cells.append(_Cell(number(value), interval, value, clear))
-    return tuple(cells)
-
-
-def _decimals(estimates: Sequence[Estimate]) -> int:
-    """So many that half an interval, as wide as most are, has two digits."""
-    widths = [(estimate.high - estimate.low) / 2 for estimate in estimates if isfinite(estimate.high - estimate.low)]
-    widths = [width for width in widths if width > 0]
-    return min(max(1 - floor(log10(median(widths))), 0), 6) if widths else 3
-
-
-def _plain(values: Sequence[float | None], decimals: int) -> tuple[_Cell, ...]:
-    return tuple(
-        _Cell(_ABSENT) if value is None or not isfinite(value) else _Cell(f"{value:.{decimals}f}", value=value)
-        for value in values
-    )
-
-
-def _shares(values: Sequence[float]) -> tuple[_Cell, ...]:
-    return tuple(_Cell(f"{value:.1%}", value=value) if isfinite(value) else _Cell(_ABSENT) for value in values)
-
-
-_COMPARED = ("judge", "first", "second", "KL, nats")
-
-
-def _compared(results: EvaluationResults) -> list[tuple[tuple[str, ...], _Cell]]:
-    """Each comparison: what is compared and where, and the mean difference."""
-    cells = _cells([item.overall for item in results.comparisons], nothing=0.0, sign="+")
-    texts = [
-        (item.judge, item.first, item.second, f"{min(item.kl):.3g} to {max(item.kl):.3g}" if item.kl else _ABSENT)
-        for item in results.comparisons
-    ]
-    return list(zip(texts, cells, strict=True))
-
-
-def _console_comparisons(results: EvaluationResults) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in _COMPARED:
-        table.add_column(name, overflow="fold")
-    table.add_column("first − second, at equal KL", justify="right", no_wrap=True)
-    for texts, cell in _compared(results):
-        table.add_row(*(Text(_line(text)) for text in texts), Text(str(cell)))
-    return table
-
-
 def _markdown(results: EvaluationResults) -> str:
-    """The tables as GitHub reads them, headed by what they are of."""
-    columns = _columns(results)
-    rows = [
-        [policy.title, *(str(column.cells[index]) for column in columns)]
-        for index, policy in enumerate(results.policies)
-    ]
+    """The tables in GitHub's Markdown, with a sentence about each."""
+    policies = policy_table(results)
+    policies.columns = pd.Index([_title(group, heading) for group, heading in policies.columns])
     parts = [
         f"{results.prompts} prompts; in brackets 95 % intervals of a bootstrap over the prompts; differences and win "
         f"rates are to {_escaped(results.baseline)}.",
-        _markdown_table(["policy", *(column.title or column.heading for column in columns)], rows, texts=1),
+        _markdown_table(policies),
     ]
     if results.comparisons:
-        compared = [[*texts, str(cell)] for texts, cell in _compared(results)]
-        parts += [
-            "At equal divergence from the base model:",
-            _markdown_table([*_COMPARED, "first − second"], compared, texts=len(_COMPARED)),
-        ]
+        parts += ["At equal divergence from the base model:", _markdown_table(comparison_table(results.comparisons))]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> str:
-    """A table whose first columns are texts and whose others are numbers."""
-    marks = ["---" if index < texts else "---:" for index in range(len(heads))]
-    lines = [[*map(_escaped, heads)], marks, *([*map(_escaped, row[:texts]), *row[texts:]] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _title(group: str, heading: str) -> str:
+    """The heading of a column without its group."""
+    judge = group.removeprefix("judged by ")
+    return heading if judge == group else f"{heading} ({judge})"
+
+
+def _markdown_table(frame: pd.DataFrame) -> str:
+    texts = frame.index.to_frame(index=False).map(_escaped)
+    table = pd.concat([texts, frame.map(str).reset_index(drop=True)], axis=1)
+    table.columns = pd.Index([_escaped(name) for name in table.columns])
+    alignment = ["left"] * len(texts.columns) + ["right"] * len(frame.columns)
+    return str(table.to_markdown(index=False, tablefmt="pipe", colalign=alignment, disable_numparse=True))
 
 
 def _escaped(text: str) -> str:
@@ -261,11 +265,17 @@ def _escaped(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split()).translate(_CONTROLS)
+    """A text on one line, with visible control characters."""
+    return _visible(" ".join(text.split()))
+
+
+def _visible(text: str) -> str:
+    """A text with visible control characters, except line breaks and tabs."""
+    return text.translate(_CONTROLS)
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity."""
+    """A JSON value with None for NaN and infinities, which JSON does not have."""
     if isinstance(value, Mapping):
         return {str(name): _finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -274,60 +284,58 @@ def _finite(value: Any) -> Any:
 
 
 def _page(results: EvaluationResults, drawn: Sequence[Picture]) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(shown=_shown, signed=_signed, png=_data_uri, digest=_digest, told=_told, reward=_reward)
-    source = (files("rgtg_logits") / "templates" / "evaluation.html.jinja").read_text(encoding="utf-8")
-    columns = _columns(results)
-    said = (answer[2] for sample in results.samples for answer in sample.answers)
-    return environment.from_string(source).render(
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("rgtg_logits"),
+    )  # fmt: skip
+    environment.filters.update(
+        visible=_visible, signed=_signed, png=_data_uri, digest=_script_digest, describe=_describe, reward=_reward,
+        rows=_rows,
+    )  # fmt: skip
+    policies = policy_table(results)
+    rewards = [answer[2] for sample in results.samples for answer in sample.answers]
+    return environment.get_template("evaluation.html.jinja").render(
         results=results,
-        columns=columns,
-        groups=Counter(column.group for column in columns),
-        comparisons=list(zip(results.comparisons, _compared(results), map(_details, results.comparisons), strict=True)),
+        policies=policies,
+        groups=Counter(group for group, _ in policies.columns),
+        comparisons=comparison_table(results.comparisons) if results.comparisons else None,
+        details=comparison_details(results.comparisons) if results.comparisons else None,
         pictures=drawn,
-        judges=list(dict.fromkeys(judge for rewards in said for judge in rewards)),
+        judges=list(dict.fromkeys(judge for each in rewards for judge in each)),
     )
 
 
-def _details(item: EqualKL) -> list[tuple[float, float, float, _Cell]]:
-    """A comparison at each divergence: the divergence, both rewards, and the difference."""
-    cells = _cells(item.difference, nothing=0.0, sign="+")
-    return list(zip(item.kl, item.first_reward, item.second_reward, cells, strict=True))
-
-
-def _shown(text: str) -> str:
-    """A text with its control characters to be seen; line breaks and tabs act as such."""
-    return text.translate(_CONTROLS)
+def _rows(frame: pd.DataFrame) -> Iterator[tuple[Any, Any]]:
+    """The rows of a table: the texts of its index, and its cells."""
+    return zip(frame.index, frame.to_numpy(), strict=True)
 
 
 def _signed(text: str) -> str:
-    """Numbers with the sign that screens and screen readers take for minus."""
+    """Numbers with a minus sign instead of a hyphen, for screen readers."""
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _reward(value: float | None) -> str:
-    return _ABSENT if value is None or not isfinite(value) else _signed(f"{value:.3f}")
+    return _UNKNOWN if value is None or not isfinite(value) else _signed(f"{value:.3f}")
 
 
 def _data_uri(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
-def _digest(script: str) -> str:
-    """What a content security policy knows a script by."""
+def _script_digest(script: str) -> str:
+    """The hash of an inline script, by which the content security policy permits it."""
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _told(value: Any) -> str:
-    """A setting in words; what is not set is left out of mappings."""
+def _describe(value: Any) -> str:
+    """The value of a setting in words, without what is not set in mappings."""
     if isinstance(value, Mapping):
-        return "; ".join(_named(value))
+        return "; ".join(f"{name}: {_describe(each)}" for name, each in value.items() if _is_set(each))
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_told, value)) or "none"
+        return ", ".join(map(_describe, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _named(values: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in values.items():
-        if value is not False and value not in (None, "", (), []):
-            yield f"{name}: {_told(value)}"
+def _is_set(value: Any) -> bool:
+    return value is not False and value not in (None, "", (), [])

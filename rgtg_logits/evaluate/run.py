@@ -85,6 +85,7 @@ def run_evaluation(settings: EvaluationSettings, progress: Progress | None = Non
         model, tokenizer, max_new_tokens=settings.max_new_tokens, top_k=settings.top_k, seed=settings.seed, dtype=dtype,
         guide_dtype=str(settings.guide_dtype), device=device,
     )  # fmt: skip
+    # Every process lists all batches and works on its share, so that the first one can report on all of them.
     batches = list(_batches(settings, prompts))
     _answer_batches(processes.share(batches), decoders, answers, judges, progress)
     processes.wait()
@@ -213,11 +214,13 @@ def _answer_batches(
     judges.load(missing)
     decoders.check(list(dict.fromkeys(batch.policy for batch in missing if batch.name not in answers)))
     task = None if progress is None else progress.add_task("answers", total=sum(len(b.prompts) for b in missing))
+    # Batches of a policy are consecutive, so each policy's models are loaded once.
     for policy, batches_of_policy in groupby(missing, key=lambda batch: batch.policy):
         decoder: Decoder | None = None
         for batch in batches_of_policy:
             if progress is not None and task is not None:
                 progress.update(task, description=policy.title)
+            # Loaded only when it is needed: of a finished policy, perhaps only a new judge has to read the answers.
             if batch.name not in answers:
                 decoder = decoder or decoders.open(policy)
                 answers.write(batch.name, decoder.answer(batch.prompts, batch.number))

@@ -167,6 +167,7 @@ def _curve(policies: Sequence[_Policy], name: str, judge: str, weights: np.ndarr
     sampled = [policy for policy in members if not policy.records["greedy"].any()]
     kl = np.array([_means(policy.values("kl"), weights) for policy in sampled]).T.reshape(len(weights), -1)
     reward = np.array([_means(policy.rewards(judge), weights) for policy in sampled]).T.reshape(kl.shape)
+    # Sorted in each resample, because policies of nearly the same divergence may change places.
     order = np.argsort(kl, axis=1)
     return _Curve(np.take_along_axis(kl, order, 1), np.take_along_axis(reward, order, 1))
 
@@ -180,6 +181,7 @@ def _common_kl(curves: Sequence[_Curve], points: int) -> Float[np.ndarray, "draw
         # A single policy is compared at its own divergence.
         inside = (long[:, :1] <= short) & (short <= long[:, -1:])
         return short if inside[0] and inside.mean() >= REACHED else None
+    # Both ends are reached by both curves in the sample and in nearly every resample, without extrapolation.
     low = max(max(kl[0, 0], np.quantile(kl[:, 0], REACHED)) for kl in (short, long))
     high = min(min(kl[0, -1], np.quantile(kl[:, -1], 1 - REACHED)) for kl in (short, long))
     midpoints = low + (high - low) * (np.arange(points) + 0.5) / points
@@ -226,6 +228,7 @@ def _judge_result(policy: _Policy, reference: _Policy, judge: str, weights: np.n
     # Paired differences: prompt by prompt, before anything is averaged.
     differences = _prompt_means(rewards) - _prompt_means(baseline)
     _check_any_reward(differences, judge, f"both {policy.title} and {reference.title} to the same prompt")
+    # With equal numbers of answers, answer i meets answer i, which has the same random numbers.
     if rewards.shape == baseline.shape:
         pairs = rewards - baseline
     else:
@@ -293,6 +296,7 @@ def _check_any_reward(rewards: np.ndarray, judge: str, policy: str) -> None:
 def _bootstrap_weights(records: pd.DataFrame, resamples: int, seed: int) -> Float[np.ndarray, "draws prompts"]:
     """How often each prompt counts: once in the sample (row 0), multinomially in each resample (cluster bootstrap)."""
     prompts = records["prompt"].nunique()
+    # A resample with replacement is known by its counts, which are multinomial; means are then matrix products.
     drawn = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
     return np.vstack([np.ones(prompts), drawn])
 

@@ -122,6 +122,7 @@ def _pair_flaw(one: ScoredAnswer, other: ScoredAnswer, settings: PairSettings, c
     flaw = one.flaw or other.flaw
     if flaw is not None:
         return flaw
+    # Equal texts would teach nothing, whichever is chosen.
     if one.text == other.text:
         return "identical answers"
     if one.reward == other.reward:

@@ -82,6 +82,7 @@ def make_pairs(settings: PairSettings, progress: Progress | None = None) -> Pair
     part = output.with_suffix(".part")
     _check_free(output, part)
     values = read_prompts(settings.prompts, settings.prompt_column, settings.split, settings.limit)
+    # Before any model is loaded, because other settings are an error.
     journal = Journal(part, {**settings.identity(), "prompts_digest": digest_prompts(values)})
     model, tokenizer = load_base_model(settings.base, device, dtype)
     judge = load_reward(settings.reward, label_name=settings.label_name, dtype=dtype, device=device)

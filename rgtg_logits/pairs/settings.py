@@ -139,6 +139,7 @@ class PairSettings:
         for name in ("base", "prompts", "reward", "guide"):
             if values[name] is not None:
                 values[name] = display_name(values[name])
+        # Settings without an effect would mislead readers of the facts.
         unused = [] if self.guide is not None else ["beta", "rest"]
         if self.format == "pairs":
             values["pairs_per_prompt"] = self.num_pairs

@@ -177,8 +177,10 @@ class ClassifierJudge:
         # One text at a time: a decoder classifier finds the last token that is not padding by its id, so
         # a padding token that also occurs in texts would mislead it.
         logits = self._model(input_ids=torch.tensor([row], device=self._model.device)).logits[0].double()
+        # The output of a model with one label, or of a sigmoid head, whose logit is the log-odds already.
         if len(logits) == 1 or self._model.config.problem_type == "multi_label_classification":
             return float(logits[self._label])
+        # Softmax log-odds log p/(1 − p), computed from logits: 1 − p would lose its digits where p is near 1.
         others = torch.cat([logits[: self._label], logits[self._label + 1 :]])
         return float(logits[self._label] - others.logsumexp(0))
 

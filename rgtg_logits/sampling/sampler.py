@@ -213,6 +213,7 @@ class Sampler:
         processors: Sequence[LogitsProcessor],
     ) -> list[list[int]]:
         """Greedy decoding behind some processors: the new tokens of each row, up to its end-of-text token."""
+        # Processors leave a single token where they sample, so greedy search takes the sampled token.
         sequences = self._model.generate(
             input_ids=input_ids, attention_mask=attention_mask, max_new_tokens=self.max_new_tokens, do_sample=False,
             num_beams=1, logits_processor=LogitsProcessorList(processors),

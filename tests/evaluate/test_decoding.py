@@ -361,7 +361,7 @@ def test_the_best_is_kept(make, folder, prompts):
     best = decoders.open(Policy(of(n, "test_decoding:letters"), 0.0)).answer(prompts, 1)
     keys = ["", ":1", ":2", ":3"]
     twin = Twin(base_model(), Method(name="base"))
-    text = decoders.open(policy(folder))._sampler.answer
+    text = decoders.open(policy(folder)).sampler.answer
     for prompt, record in zip(prompts, best, strict=True):
         drawn = [twin.answer(prompt, f"{SEED}:{prompt.index}:1{key}") for key in keys]
         texts = [text(prompt, new).text for new, *_ in drawn]
@@ -413,7 +413,7 @@ def test_the_divergence_of_the_best_is_a_bound(tokenizer):
     twin = Twin(base, Method(name="base", top_k=5))
     twin.policy = lambda prefix: small_policy(twin.following(base, prefix))
     world = enumerate_answers(base, twin, prompt.ids, size)
-    texts = [decoders.open(Policy(Method(name="base"), 0.0))._sampler.answer(prompt, new).text for new in world]
+    texts = [decoders.open(Policy(Method(name="base"), 0.0)).sampler.answer(prompt, new).text for new in world]
     reward = torch.tensor(scattered([], texts), dtype=torch.float64)
     policy, ratio = (torch.tensor(each, dtype=torch.float64) for each in zip(*world.values(), strict=True))
     # The best of n is y or as good, less the chance that all are worse; of equal ones, in proportion to the policy.
@@ -512,7 +512,7 @@ def test_finished_rows_cost_nothing(make, folder, prompts):
 def test_nothing_keeps_counting(make, folder, prompts):
     decoder = make().open(policy(folder, **CASES["guided"]))
     decoder.answer(prompts, 0)
-    assert not any(reader._forward_pre_hooks for reader in decoder._models.readers)
+    assert not any(reader._forward_pre_hooks for reader in decoder.models.readers)
 
 
 # Loading
@@ -524,8 +524,8 @@ def test_a_sweep_loads_once(make, folder):
         decoders.open(policy(folder, guide=["rm"], beta=beta, greedy=greedy))
         for beta, greedy in product((1.0, 2.0), (True, False))
     ]
-    assert len({id(decoder._models) for decoder in sweep}) == 1
-    assert decoders.open(policy(folder, guide=["rm2"], beta=1.0))._models is not sweep[0]._models
+    assert len({id(decoder.models) for decoder in sweep}) == 1
+    assert decoders.open(policy(folder, guide=["rm2"], beta=1.0)).models is not sweep[0].models
 
 
 def test_without_strength_no_guide_is_loaded(make):
@@ -566,6 +566,6 @@ def test_how_long_prompts_may_be(make, folder, prompts):
 
 def test_guides_may_be_of_another_type(make, folder, prompts):
     decoders = make(guide_dtype="bfloat16")
-    models = decoders.open(policy(folder, guide=["short"], beta=1.0))._models
+    models = decoders.open(policy(folder, guide=["short"], beta=1.0)).models
     assert models.generator.dtype == torch.float32
     assert [model.dtype for model in models.readers] == [torch.bfloat16]

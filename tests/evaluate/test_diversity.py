@@ -1,4 +1,4 @@
-"""How varied texts are."""
+"""Diversity of texts."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What a list of methods may say, and what is said about the others."""
+"""Reading lists of methods, and messages about mistakes in them."""
 
 import json
 
