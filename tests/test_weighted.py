@@ -194,7 +194,7 @@ def test_threads_take_turns():
         return [0.0] * len(prompts)
 
     scorer = WeightedScorer([slow], [1.0], tokenizer=TOKENIZER)
-    threads = [threading.Thread(target=ask, args=(scorer, [[60 + i, 61]], [[62, 63]])) for i in range(5)]
+    threads = [threading.Thread(target=score, args=(scorer, [[60 + i, 61]], [[62, 63]])) for i in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
