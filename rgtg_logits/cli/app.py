@@ -22,6 +22,8 @@ from rgtg_logits.errors import RGTGError
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
+    # Local variables may hold texts and tokens, which do not belong into a traceback that people paste.
+    pretty_exceptions_show_locals=False,
     # Options may be written with dashes or underscores; commands inherit this.
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )

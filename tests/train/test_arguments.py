@@ -12,13 +12,13 @@ from rgtg_logits.train.config import PartialRewardConfig
 
 def test_help_begins_with_the_options_of_this_package() -> None:
     text = TrainingParser().format_help()
-    own = inspect.get_annotations(PartialRewardConfig)
-    assert {*OBJECTIVE, *LOSS} <= set(own)
+    package_options = inspect.get_annotations(PartialRewardConfig)
+    assert {*OBJECTIVE, *LOSS} <= set(package_options)
     titles = ["\nobjective:", "\nloss:", "\nother options of rgtg_logits:", "\nmodel (TRL):", "\ndata (TRL):"]
     titles += ["\nreward training (TRL):", "\ntraining (transformers):", "\naccelerate launch: "]
     places = [text.index(title) for title in titles]
     assert places == sorted(places)
-    assert all(text.index(f"\n  --{name} ") < places[3] for name in own)
+    assert all(text.index(f"\n  --{name} ") < places[3] for name in package_options)
     assert text.index("--num_processes") > places[-1]
 
 
