@@ -11,7 +11,7 @@ from rgtg_logits.files import display_name
 from rgtg_logits.guidance import RESTS
 from rgtg_logits.settings import DTYPES, Rule, at_least, check_rules, one_of, positive
 
-FORMATS = ("pairs", "labels")
+ROW_FORMATS = ("pairs", "labels")
 LABELS = ("bt", "argmax")
 SUFFIXES = (".jsonl", ".parquet")
 WITHOUT_EFFECT = ("output", "batch_size", "device")
@@ -95,7 +95,7 @@ class PairSettings:
         pairs = self.pairs_per_prompt
         rules = {
             "output": Rule(Path(self.output).suffix in SUFFIXES, f"a file that ends in {' or '.join(SUFFIXES)}"),
-            "format": one_of(self.format, FORMATS),
+            "format": one_of(self.format, ROW_FORMATS),
             "samples": at_least(least, self.samples, f"{least} or more for {self.format}"),
             "pairs_per_prompt": Rule(
                 pairs is None or 0 < pairs <= most,

@@ -53,13 +53,13 @@ def load_reward(name: str, *, label_name: str | None = None, dtype: str = "auto"
     """
     function = reward_function(name)
     if function is not None:
-        _no_label(label_name, "a function")
+        _check_no_label(label_name, "a function")
         return FunctionJudge(function, name)
     config = _classifier_config(name)
     if config is None or config.num_labels == 1:
-        model = _reward_model(name, dtype, device, sure=config is None)
+        model = _reward_model(name, dtype, device, must_be_one=config is None)
         if model is not None:
-            _no_label(label_name, "a reward model")
+            _check_no_label(label_name, "a reward model")
             return RewardModelJudge(model)
     return _classifier(name, label_name, dtype, device)
 
@@ -70,7 +70,7 @@ def reward_function(name: str) -> RewardFunction | None:
     Raises:
         InvalidArgumentError: If there is no such function.
     """
-    return _import(name) if _IMPORT_PATH.fullmatch(name) and not Path(name).exists() else None
+    return _import_function(name) if _IMPORT_PATH.fullmatch(name) and not Path(name).exists() else None
 
 
 class FunctionJudge:
@@ -185,7 +185,7 @@ class ClassifierJudge:
         return float(logits[self._label] - others.logsumexp(0))
 
 
-def _import(path: str) -> RewardFunction:
+def _import_function(path: str) -> RewardFunction:
     module, _, name = path.partition(":")
     try:
         function = getattr(import_module(module), name)
@@ -202,10 +202,10 @@ def _import(path: str) -> RewardFunction:
     return function
 
 
-def _no_label(label_name: str | None, what: str) -> None:
+def _check_no_label(label_name: str | None, judge: str) -> None:
     if label_name is not None:
         raise InvalidArgumentError(
-            f"Expected label_name for a classifier with several labels only, but got {label_name!r} for {what}. "
+            f"Expected label_name for a classifier with several labels only, but got {label_name!r} for {judge}. "
             "Leave --label_name out."
         )
 
@@ -223,14 +223,14 @@ def _classifier_config(name: str) -> Any:
     return config if classifies and getattr(config, "rgtg", None) is None else None
 
 
-def _reward_model(name: str, dtype: str, device: str, *, sure: bool) -> RewardModel | None:
+def _reward_model(name: str, dtype: str, device: str, *, must_be_one: bool) -> RewardModel | None:
     """The reward model; None for an encoder, which is loaded as a classifier.
 
     Args:
         name: Hub id or folder.
         dtype: Type of the weights.
         device: Device of the model.
-        sure: Whether it can only be a reward model, so that an encoder is an error.
+        must_be_one: Whether an encoder is an error, because the checkpoint can only be a reward model.
     """
     try:
         with warnings.catch_warnings():
@@ -238,11 +238,11 @@ def _reward_model(name: str, dtype: str, device: str, *, sure: bool) -> RewardMo
             warnings.filterwarnings("ignore", message=".*does not say how it was trained")
             model = RewardModel.from_pretrained(name, dtype=dtype)
         model.model.to(device)
-        if not sure:
+        if not must_be_one:
             with torch.no_grad():
                 check_causal(model, torch.arange(8, device=model.device))
     except RewardModelError:
-        if sure:
+        if must_be_one:
             raise
         return None
     return model
@@ -270,7 +270,7 @@ def _classifier(name: str, label_name: str | None, dtype: str, device: str) -> C
 
 def _label(config: Any, name: str, label_name: str | None) -> int:
     if config.num_labels == 1:
-        _no_label(label_name, "a classifier with one label")
+        _check_no_label(label_name, "a classifier with one label")
         return 0
     for index, label in config.id2label.items():
         if label_name in (label, str(index)):
