@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -40,10 +39,12 @@ def render_page(
     tokens = [token for rows in rows_by_generation for row in rows for token in row.tokens]
     largest = max((abs(token.change) for token in tokens if token.change is not None), default=0.0)
     scale = min((end for end in SCALES if end >= largest), default=SCALES[-1])
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("rgtg_logits"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters.update(probability=_probability, signed=_signed)
-    source = (files("rgtg_logits") / "templates" / "trace.html.jinja").read_text(encoding="utf-8")
-    template = environment.from_string(source)
+    template = environment.get_template("trace.html.jinja")
     return template.render(generations=rows_by_generation, scale=scale, clipped=largest > scale)
 
 
