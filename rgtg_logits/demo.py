@@ -226,7 +226,7 @@ def _show(results: Sequence[DemoResult], beta: float, console: Console) -> None:
     summary.add_row("time per token (ms)", f"{unguided_ms:.1f}", f"{guided_ms:.1f}")
     summary.add_row("time per token (ratio)", "1.0", f"{guided_ms / unguided_ms:.1f}")
     console.print(summary)
-    console.print("One text per prompt shows what guidance does, not how well.", style="dim")
+    console.print("One text per prompt shows the effect of guidance, not its quality.", style="dim")
 
 
 def _line(text: str) -> str:

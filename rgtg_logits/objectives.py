@@ -102,7 +102,7 @@ _PARTIAL_BT = Objective(
         meaning=(
             "The score of a text belongs to the whole prefix up to its last token; higher is better. Of two prefixes "
             "of the same length and prompt, the one whose score is higher by 1 leads to the preferred answer with odds "
-            "e (73 %). Only differences between continuations of one prompt at one length mean something."
+            "of e to 1 (73 %). Only differences between continuations of one prompt at one length are meaningful."
         ),
         training=(
             "Bradley-Terry on the prefixes of both answers at every position from the first token that differs, with "
@@ -131,8 +131,8 @@ _FULL_BT = Objective(
         ),
         meaning=(
             "The score belongs to a finished text, with its end-of-text token; higher is better. Of two answers to the "
-            "same prompt, the one whose score is higher by 1 is preferred with odds e (73 %). Only differences between "
-            "answers to one prompt mean something."
+            "same prompt, the one whose score is higher by 1 is preferred with odds of e to 1 (73 %). Only differences "
+            "between answers to one prompt are meaningful."
         ),
         training="Bradley-Terry on the finished answers.",
         loss="nats per comparison",
@@ -249,9 +249,9 @@ _FARMA = Objective(
         summary=_GUIDES,
         meaning=(
             "The score of a finished text is a reward of Bradley-Terry: of two answers to the same prompt, the one "
-            "whose score is higher by 1 is preferred with odds e (73 %). The score of an unfinished text estimates the "
-            "largest score that any continuation of it can reach; higher is better. Only differences between texts "
-            "with one prompt mean something."
+            "whose score is higher by 1 is preferred with odds of e to 1 (73 %). The score of an unfinished text "
+            "estimates the largest score that any continuation of it can reach; higher is better. Only differences "
+            "between texts with one prompt are meaningful."
         ),
         training=(
             "Bradley-Terry on the finished answers, plus {farma_weight} times the squared difference between the score "
@@ -286,15 +286,15 @@ _ARM = Objective(
         meaning=(
             "The score of a text is the sum of log π_r of its tokens, where π_r is this model; higher is better. Of "
             "two answers to the same prompt, the one whose score is higher by 1 nat is preferred with log-odds "
-            "{arm_beta}. Only differences between texts with one prompt mean something, and longer texts have lower "
+            "{arm_beta}. Only differences between texts with one prompt are meaningful, and longer texts have lower "
             "scores."
         ),
         training="Bradley-Terry on {arm_beta} · Σ log π_r of the finished answers (GenARM).",
         loss="nats per pair",
         beta_reason="the probabilities of the language model are multiplied by those of this one, as in GenARM",
         limits=(
-            "The rewards of whole answers are trained, not those of prefixes: drawing token by token comes near the "
-            "optimum, but is not it.",
+            "The rewards of whole answers are trained, not those of prefixes: sampling token by token approximates the "
+            "optimum, but does not reach it.",
             "Scores of different prompts or lengths cannot be compared.",
         ),
         papers=("pargs", "genarm"),

@@ -89,7 +89,7 @@ def test_facts_come_back_from_json(facts):
         ),
     ],
 )
-def test_facts_that_are_none(change, message):
+def test_values_that_are_no_facts(change, message):
     with pytest.raises(InvalidArgumentError, match=message):
         CardFacts.from_dict({"model_id": "m", "objective": "arm", **change})
 
@@ -99,7 +99,7 @@ def test_whole_numbers_are_numbers():
     assert facts.settings == {"arm_beta": 1.0} and type(facts.settings["arm_beta"]) is float
 
 
-def test_a_fact_that_json_cannot_say():
+def test_a_number_that_json_cannot_express():
     with pytest.raises(InvalidArgumentError, match="Expected finite numbers among the facts, but got NaN or infinity"):
         CardFacts(model_id="m", objective="arm", training_seconds=float("nan")).to_dict()
 

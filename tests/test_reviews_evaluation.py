@@ -1,4 +1,4 @@
-"""How the reviews example chooses strengths, and what it makes of an evaluation."""
+"""The reviews example: choice of strengths, and claims and figures from evaluations."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The trace tells what was drawn, how far guidance moved it, and writes one page that needs nothing else."""
+"""A trace knows the drawn tokens and their change by guidance, and writes one page that needs nothing else."""
 
 import math
 import re
@@ -87,9 +87,9 @@ def test_under_beams_each_step_draws_what_the_next_rows_hold():
         prefixes = step.rows.tolist()
         expected = [set() for _ in prefixes]
         for index, (*prefix, token) in enumerate(later.rows.tolist()):
-            own = prefixes[index] == prefix
-            moved += not own
-            expected[index if own else prefixes.index(prefix)].add(token)
+            stayed = prefixes[index] == prefix
+            moved += not stayed
+            expected[index if stayed else prefixes.index(prefix)].add(token)
         assert [set(row) for row in drawn] == expected
     assert moved, "no beam moved, so the test shows nothing"
     trace.finish(output)
@@ -232,7 +232,7 @@ def test_a_failed_save_leaves_the_old_page(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", "trace.html"]
 
 
-def test_finish_wants_rows_that_continue_the_prompts():
+def test_finish_needs_rows_that_continue_the_prompts():
     trace = Trace()
     with pytest.raises(InvalidArgumentError, match="0 recorded steps"):
         trace.finish(torch.tensor([[5, 6]]))

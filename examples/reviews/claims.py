@@ -106,15 +106,17 @@ def verdict(intervals: Sequence[Sequence[float]]) -> str:
     return "undecided"
 
 
-def section(title: str, pairs: Sequence[tuple[str, str]], found: Sequence[dict[str, Any]]) -> Iterator[str]:
+def section(title: str, pairs: Sequence[tuple[str, str]], compared: Sequence[dict[str, Any]]) -> Iterator[str]:
     """A claim with every comparison that supports or refutes it."""
     yield f"## {title}"
     yield ""
     yield "| " + " | ".join(("candidates", *COLUMNS)) + " |"
     yield "|---" * (len(COLUMNS) + 1) + "|"
     for first, second in pairs:
-        for evaluation in sorted({comparison["evaluation"] for comparison in found}):
-            by_judge = [c for c in found if (c["first"], c["second"], c["evaluation"]) == (first, second, evaluation)]
+        for evaluation in sorted({comparison["evaluation"] for comparison in compared}):
+            by_judge = [
+                c for c in compared if (c["first"], c["second"], c["evaluation"]) == (first, second, evaluation)
+            ]
             yield from lines(by_judge)
     yield ""
 
@@ -145,9 +147,9 @@ def main(args: Arguments) -> None:
     accuracy = out / "prefix_accuracy.md"
     print("# The claims, one by one\n\n## (a) A partial reward model beats a full one at every prefix\n")
     print(accuracy.read_text(encoding="utf-8") if accuracy.exists() else "Not measured.\n")
-    found = list(comparisons(out / args.evaluations))
+    compared = list(comparisons(out / args.evaluations))
     for title, pairs in CLAIMS.items():
-        print("\n".join(section(title, pairs, found)))
+        print("\n".join(section(title, pairs, compared)))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@
 set -euo pipefail
 base=$1 out=$2
 shift 2
-wanted=("$@")
+selected=("$@")
 
 train() {  # NAME DATA BATCH ARGUMENT...
     local name=$1 data=$2 batch=$3 folder=$out/reward_models/$1 draft=$out/reward_models/.draft/$1
     shift 3
-    if [[ -d $folder || (${#wanted[@]} -gt 0 && ! " ${wanted[*]} " == *" $name "*) ]]; then return; fi
+    if [[ -d $folder || (${#selected[@]} -gt 0 && ! " ${selected[*]} " == *" $name "*) ]]; then return; fi
     if [[ ! -f $out/data/$data/test.jsonl ]]; then echo "$name needs data/$data: run make_data.py"; return; fi
     rm -rf "$draft"
     # Later arguments win, so that one NAME may have another model or learning rate than the others.

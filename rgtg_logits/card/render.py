@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from importlib.resources import files
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rgtg_logits.card.facts import CardFacts, DataFacts
 from rgtg_logits.card.words import PAPERS, READING
@@ -37,11 +36,11 @@ def render_card(facts: CardFacts, pictures: Collection[str] = ()) -> str:
     """
     # Autoescaping is for HTML; StrictUndefined, because a misspelt fact should fail instead of vanishing.
     environment = Environment(
-        autoescape=False, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+        loader=PackageLoader("rgtg_logits"), autoescape=False, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
     environment.filters.update(seconds=_duration, source=_data_source, literal=_literal)
-    source = (files("rgtg_logits") / "templates" / "model_card.md.jinja").read_text(encoding="utf-8")
-    template = environment.from_string(source)
+    template = environment.get_template("model_card.md.jinja")
     text = template.render(facts=facts, header=_header(facts), pictures=pictures, **_sentences(facts))
     # Unknown facts leave blank lines behind.
     return re.sub(r"\n{3,}", "\n\n", text)

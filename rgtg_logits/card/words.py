@@ -10,12 +10,12 @@ READING: dict[str, str] = {
         "A scalar head reads the score from the state of each token, so one forward gives the scores of all prefixes."
     ),
     "vocabulary": (
-        "The logit of a token behind a prefix is the score of the prefix with that token, so one forward gives the "
-        "scores of all next tokens. The logits are not log-probabilities: text drawn from them means nothing."
+        "The logit of a token after a prefix is the score of the prefix with that token, so one forward gives the "
+        "scores of all next tokens. The logits are not log-probabilities: text sampled from them is meaningless."
     ),
     "log_ratio": (
-        "The log-probability of each token is what it adds to the score, so the score of a text is a sum over its "
-        "tokens, those of the prompt included."
+        "Each token adds its log-probability to the score, so the score of a text is a sum over its tokens, those of "
+        "the prompt included."
     ),
 }
 """How a score is read, by kind of checkpoint."""

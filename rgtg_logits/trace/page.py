@@ -40,8 +40,8 @@ def render_page(
     largest = max((abs(token.change) for token in tokens if token.change is not None), default=0.0)
     scale = min((end for end in SCALES if end >= largest), default=SCALES[-1])
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        loader=PackageLoader("rgtg_logits"),
+        loader=PackageLoader("rgtg_logits"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(probability=_probability, signed=_signed)
     template = environment.get_template("trace.html.jinja")
