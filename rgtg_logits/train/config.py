@@ -72,7 +72,7 @@ class PartialRewardConfig(RewardConfig):
         metadata={
             "help": "Kind of checkpoint: 'causal' (a scalar head), 'vocabulary' (next-token logits are rewards; for "
             "'partial_bt', 'value', 'soft_value', 'cumulative', 'farma') or 'log_ratio' (log-probabilities are "
-            "rewards; for 'arm'). Default: the usual kind of the objective."
+            "rewards; for 'arm'). If not given: the usual kind of the objective."
         },
     )
     soft_value_beta: float = field(
@@ -132,7 +132,7 @@ class PartialRewardConfig(RewardConfig):
     bf16: bool | None = field(
         default=None,
         metadata={
-            "help": "Use bfloat16 mixed precision. Default: on where the accelerator supports it, unless fp16 is set."
+            "help": "Use bfloat16 mixed precision. If not given: where the accelerator supports it, unless fp16 is set."
         },
     )
 
