@@ -18,6 +18,7 @@ from trl import RewardTrainer
 
 from rgtg_logits.card import CardFacts, DataFacts, Evaluation, RewardDistribution
 from rgtg_logits.reward_model import RewardModelConfig
+from rgtg_logits.tokenization import text_boundaries
 from rgtg_logits.train.data import PERCENTS, REASONS, PairCounts
 from rgtg_logits.train.evaluation import Measured
 from rgtg_logits.train.models import inner_model
@@ -110,7 +111,7 @@ def card_facts(
         processes=args.world_size,
         training_seconds=training_seconds(trainer.state.log_history),
         versions={name: version(name) for name in _PACKAGES if name != "peft" or adapter},
-        pad_is_eos=tokenizer.pad_token_id == tokenizer.eos_token_id,
+        pad_is_eos=tokenizer.pad_token_id in text_boundaries(tokenizer).end,
         adapter=adapter and not merged,
         license=license,
     )
