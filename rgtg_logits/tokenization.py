@@ -14,7 +14,7 @@ from operator import ne
 from transformers import PreTrainedTokenizerBase
 
 _PROBE = "a"
-"""Any text does to see what a tokenizer adds around it."""
+"""The text that shows what a tokenizer adds around texts; any other would do."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class TextBoundaries:
     def end(self) -> tuple[int, ...]:
         """The tokens that end a finished text; none if the tokenizer has nothing to end it with.
 
-        What the tokenizer puts after every text is its end, also where that is another token than `eos_token`, because
-        a model has met texts that end this way. Otherwise the end is `eos_token`, as TRL appends it.
+        The tokens that the tokenizer puts after every text are its end, also where they are others than `eos_token`
+        ([SEP] of BERT, <|endoftext|> of Qwen3-Embedding), because that is how texts ended that its models have read.
+        Otherwise the end is `eos_token`, as TRL appends it.
         """
         if self.after or self.eos_token_id is None:
             return self.after
@@ -45,10 +46,17 @@ class TextBoundaries:
     @property
     def ending_tokens(self) -> set[int]:
         """The tokens that end an answer when a model generates them."""
-        return {*self.end[:1], *(() if self.eos_token_id is None else (self.eos_token_id,))}
+        tokens = set(self.end[:1])
+        if self.eos_token_id is not None:
+            tokens.add(self.eos_token_id)
+        return tokens
 
     def close(self, ids: list[int]) -> list[int]:
-        """Adds the end to the tokens of a text; an end that the text spells out itself is not repeated."""
+        """Adds the end to the tokens of a text.
+
+        Where the text itself spells out its end (as `eos_token`, or as the tokens above), that one is replaced, so that
+        there is exactly one.
+        """
         spelled_out = {*self.after, self.eos_token_id}
         length = len(ids)
         while length and ids[length - 1] in spelled_out:
@@ -57,9 +65,9 @@ class TextBoundaries:
 
 
 def text_boundaries(tokenizer: PreTrainedTokenizerBase) -> TextBoundaries:
-    """The tokens that a tokenizer puts around texts by itself, found by encoding a text with and without them.
+    """Finds the tokens that a tokenizer puts around texts by itself, by encoding a letter with and without them.
 
-    It takes two tokenisations of one letter, some 50 µs, and is not remembered, because a tokenizer's settings change.
+    The result is not cached, because a tokenizer's settings may change; it takes some 50 µs.
     """
     bare = tokenizer(_PROBE, add_special_tokens=False, verbose=False)["input_ids"]
     whole = tokenizer(_PROBE, verbose=False)["input_ids"]
@@ -89,7 +97,7 @@ def encode_finished(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def common_prefix_length(first: Sequence[int] | str, second: Sequence[int] | str) -> int:
     """Number of tokens, or of characters, that two texts begin with alike."""
-    # No loop in Python, because prompts are long and compared at every step.
+    # No loop in Python over equal tokens, because prompts are long and are compared at every step.
     differs = map(ne, first, second)
     for first_difference in compress(count(), differs):
         return first_difference

@@ -20,6 +20,7 @@ from rgtg_logits.card import CardFacts, DataFacts, PrefixEvaluation, RewardDistr
 from rgtg_logits.objectives import OBJECTIVES
 from rgtg_logits.prefix_accuracy import PERCENTS, standard_error
 from rgtg_logits.reward_model import RewardModelConfig, unwrap_adapter
+from rgtg_logits.tokenization import text_boundaries
 from rgtg_logits.train.metrics import EvaluationMetrics
 from rgtg_logits.train.objectives import LossSettings
 from rgtg_logits.train.preprocessing import REASONS, RowCounts
@@ -155,7 +156,7 @@ def card_facts(
         processes=args.world_size,
         training_seconds=training_seconds(trainer.state.log_history),
         versions={name: version(name) for name in _PACKAGES if name != "peft" or has_adapter},
-        pad_is_eos=tokenizer.pad_token_id == tokenizer.eos_token_id,
+        pad_is_eos=tokenizer.pad_token_id in text_boundaries(tokenizer).end,
         adapter=has_adapter and not merged,
         license=license,
     )
