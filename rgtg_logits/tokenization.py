@@ -1,7 +1,7 @@
 """From texts to token ids: one definition of a prompt, of a finished text, and of what ends it.
 
-Training, scoring, judging, checking and sampling all encode their texts here, so that a reward model is asked about
-exactly the tokens that it was trained on. Chats are not encoded here: a chat template writes all special tokens itself.
+Training, scoring, judging, checking and sampling all encode their texts here, so that a reward model scores exactly the
+tokens that it was trained on. Chats are not encoded here: a chat template writes all special tokens itself.
 """
 
 from __future__ import annotations

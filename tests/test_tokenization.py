@@ -85,9 +85,9 @@ def continued(monkeypatch):
     """Every row of tokens that a base model is asked to continue, padding left out."""
     rows, decode = [], Sampler.decode
 
-    def recorded(self, padded, mask, processors):
-        rows.extend(row[keep.bool()].tolist() for row, keep in zip(padded, mask, strict=True))
-        return decode(self, padded, mask, processors)
+    def recorded(self, input_ids, attention_mask, processors):
+        rows.extend(row[keep.bool()].tolist() for row, keep in zip(input_ids, attention_mask, strict=True))
+        return decode(self, input_ids, attention_mask, processors)
 
     monkeypatch.setattr(Sampler, "decode", recorded)
     return rows
@@ -228,7 +228,9 @@ def test_prompts_of_the_base_model(tokenizer, prompt_ids, reward_model):
 def test_answers_end_with_the_token_that_closes_texts(name, tokenizer):
     """A base model has learnt to end texts with it."""
     end = TOKENIZERS[name][3][0]
-    assert set(Sampler(tiny_base_model(vocab_size=len(tokenizer)), tokenizer, max_new_tokens=2).ends) == {EOS, end}
+    model = tiny_base_model(vocab_size=len(tokenizer))
+    Sampler(model, tokenizer, max_new_tokens=2)
+    assert set(model.generation_config.eos_token_id) == {EOS, end}
     assert Detokenizer(tokenizer).is_end(end) and Detokenizer(tokenizer).is_end(EOS)
 
 

@@ -43,7 +43,7 @@ class RetokenizingScorer(CachedScorer):
     Args:
         reward_model: A model of kind "causal" with its tokenizer.
         tokenizer: The base model's tokenizer.
-        prompt_format: How prompt and answer are put for the reward model. None: one after the other, as the base model
+        prompt_format: Format of prompt and answer for the reward model. None: one after the other, as the base model
             wrote them, special tokens left out. "chat": by the reward model's chat template, the answer as the last,
             unfinished message; the turns of a prompt that the base model's chat template rendered are parsed first. A
             function of prompt and answer text: the whole text that it returns. Prompts are found by which rows continue
@@ -53,7 +53,7 @@ class RetokenizingScorer(CachedScorer):
 
     Raises:
         InvalidArgumentError: If an argument is out of its range, the reward model came without a tokenizer, or a chat
-            template is asked for and missing.
+            template is needed and missing.
         RewardModelError: If the model is not causal, or no strategy is exact on it.
     """
 

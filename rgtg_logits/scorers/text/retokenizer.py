@@ -125,7 +125,7 @@ class Retokenizer:
     Args:
         base_tokenizer: The base model's tokenizer.
         rm_tokenizer: The reward model's tokenizer. It begins texts as it does by default.
-        prompt_format: How prompt and answer are put for the reward model. None: the text as it is. A function: the text
+        prompt_format: Format of prompt and answer for the reward model. None: the text as it is. A function: the text
             that it returns for (prompt_text, answer_text). "chat": the reward model's chat template applied to the
             conversation in the prompt (see `chat.ChatPromptParser`) and the answer, left open; a candidate that ends
             the text closes the conversation as the template does. A chat template writes all special tokens itself, so
