@@ -226,7 +226,7 @@ def test_a_reward_that_is_not_finite(value):
     assert torch.equal(generate(processor), generate(PartialRewardLogitsProcessor(model, top_k=VOCAB_SIZE)))
 
 
-@pytest.mark.parametrize("arguments", [{}, {"path": "expand"}])
+@pytest.mark.parametrize("arguments", [{}, {"strategy": "expand"}])
 def test_two_objects_do_not_share_state(arguments):
     reward_model = RewardModel(tiny_reward_model())
     first, second = CausalScorer(reward_model, **arguments), CausalScorer(reward_model, **arguments)

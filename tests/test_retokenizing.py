@@ -87,7 +87,7 @@ def test_the_laws_on_every_pair_of_tokenizers(base, rm_tokenizer, adds_bos):
     check_scorer(RetokenizingScorer(model, tokenizer), WholeTexts(model, tokenizer), rounds=1)
 
 
-@pytest.mark.parametrize("options", [{"path": "expand"}, {"path": "recompute"}, {"max_tokens_per_forward": 5}])
+@pytest.mark.parametrize("options", [{"strategy": "expand"}, {"strategy": "recompute"}, {"max_tokens_per_forward": 5}])
 def test_the_laws_on_every_way(options):
     model, tokenizer = reward_model(), base_tokenizer()
     check_scorer(RetokenizingScorer(model, tokenizer, **options), WholeTexts(model, tokenizer), rounds=2)

@@ -45,7 +45,7 @@ class Step:
 
 
 class Strategy(ABC):
-    """A way of running the model, which owns the cache of the previous rows.
+    """Runs the model over steps, and owns the cache of the previous rows.
 
     Args:
         reward_model: The model.
