@@ -186,7 +186,7 @@ def test_a_policy_that_is_judged_in_the_coarser_type_of_two():
 @pytest.mark.parametrize("strategy", ["tree_attention", "expand", "recompute"])
 def test_every_strategy_of_a_language_model_is_explained(kind, strategy):
     models = pair(language_model(kind))
-    scorer = type(build_scorers(models).fast)(models.reward_model, strategy=strategy)
+    scorer = type(build_scorers(models).cached)(models.reward_model, strategy=strategy)
     finding = describe_strategy(scorer)
     assert (finding.status == "note") == bool(finding.advice) == (strategy == "recompute")
 

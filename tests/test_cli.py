@@ -115,10 +115,10 @@ def test_the_former_name_of_method_warns(tmp_path):
 
 
 def test_help_names_every_method():
-    from rgtg_logits.benchmark import ARMS
+    from rgtg_logits.benchmark import METHODS
 
     option = next(param for param in COMMANDS["benchmark"].params if param.name == "method")
-    assert set(ARMS) <= set(re.findall(r"\w+", option.help))
+    assert set(METHODS) <= set(re.findall(r"\w+", option.help))
 
 
 def test_check_ends_with_its_status(tmp_path):

@@ -78,13 +78,13 @@ def test_every_plain_layer_is_laid_out_and_the_model_stays_as_it_was(model_type)
     before, expected = copy.deepcopy(reward_model.model.state_dict()), states(reward_model)
     packed = reward_model.prepacked()
     plain = [one for one in reward_model.backbone.modules() if type(one) in (nn.Linear, Conv1D)]
-    assert len(plain) >= 8 and len(layers(packed._forward._reader)) == len(plain)
+    assert len(plain) >= 8 and len(layers(packed._forward._module)) == len(plain)
     assert torch.allclose(states(packed), expected, atol=1e-5)
     # The model given multiplies as it did, has no other weights, and shares all that it has.
     assert not layers(reward_model.model) and torch.equal(states(reward_model), expected)
     after = reward_model.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    shared = {id(parameter) for parameter in packed._forward._reader.parameters()}
+    shared = {id(parameter) for parameter in packed._forward._module.parameters()}
     assert shared == {id(parameter) for parameter in reward_model.backbone.parameters()}
 
 
@@ -173,7 +173,7 @@ def test_adapters():
     reward_model = RewardModel(peft.get_peft_model(tiny_reward_model(), config))
     scorer = CausalScorer(reward_model, prepack=True)
     check_scorer(scorer, ReferenceScorer(reward_model), rounds=2)
-    module = scorer._engine.reward_model._forward._reader
+    module = scorer._engine.reward_model._forward._module
     assert isinstance(module.layers[0].self_attn.q_proj.base_layer, _Prepacked)
 
 
@@ -219,5 +219,5 @@ def test_quantised_layers_are_run_as_they_are():
     quantization.quantize_(model.model, quantization.Int8WeightOnlyConfig(), filter_fn=others)
     reward_model = RewardModel(model)
     scorer = CausalScorer(reward_model, prepack=True)
-    assert len(layers(scorer._engine.reward_model._forward._reader)) == 1
+    assert len(layers(scorer._engine.reward_model._forward._module)) == 1
     check_scorer(scorer, ReferenceScorer(reward_model), rounds=1)

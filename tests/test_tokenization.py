@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rgtg_logits import PartialRewardLogitsProcessor, ReferenceScorer, RetokenizingScorer, RewardModel
 from rgtg_logits.check import ModelPair
-from rgtg_logits.check.pairs import prefix_accuracy
+from rgtg_logits.check.pairs import measure_prefix_accuracy
 from rgtg_logits.demo import run_demo
 from rgtg_logits.sampling import Sampler
 from rgtg_logits.sampling.judges import RewardModelJudge
@@ -193,7 +193,7 @@ def test_the_reward_of_a_finished_text(reward_model, finished_ids, read):
 
 
 def test_prefix_accuracy_of_a_check(reward_model, finished_ids, read):
-    prefix_accuracy(reward_model, [{"prompt": PROMPT, "chosen": ANSWER, "rejected": OTHER}])
+    measure_prefix_accuracy(reward_model, [{"prompt": PROMPT, "chosen": ANSWER, "rejected": OTHER}])
     assert read == [finished_ids(PROMPT + answer) for answer in (ANSWER, OTHER)]
 
 
@@ -263,13 +263,13 @@ def test_pairs_that_are_drawn(folders, prompt_ids, finished_ids, read, continued
 def test_answers_that_are_evaluated(folders, prompt_ids, finished_ids, read, continued):
     pytest.importorskip("matplotlib")
     pd = pytest.importorskip("pandas")
-    from rgtg_logits.evaluate import EvaluationSettings, Method, evaluate
+    from rgtg_logits.evaluate import EvaluationSettings, Method, run_evaluation
 
     settings = EvaluationSettings(
         base=str(folders / "base"), prompts=str(folders / "prompts.jsonl"), judges={"rm": str(folders / "rm")},
         methods=(Method(name="base"),), output=str(folders / "report"), max_new_tokens=4, seeds=2,
     )  # fmt: skip
-    evaluate(settings)
+    run_evaluation(settings)
     assert {tuple(row) for row in continued} == {tuple(prompt_ids(text)) for text in (PROMPT, "the")}
     records = pd.read_parquet(folders / "report" / "records.parquet")
     assert len(records) == 4

@@ -84,5 +84,5 @@ def test_nothing_to_measure(changes: dict[str, object], message: str) -> None:
 def test_old_names() -> None:
     with pytest.warns(FutureWarning, match="The method 'ours' is called 'partial_bt' now"):
         assert TrainingBenchmarkSettings(methods=("ours", "trl")).methods == ("partial_bt", "trl")
-    with pytest.warns(FutureWarning, match="--way is called --method now"):
+    with pytest.warns(FutureWarning, match="--way is now called --method"):
         CliRunner().invoke(cli.app, ["benchmark", "--train", "--rounds", "0", "--way", "trl"])

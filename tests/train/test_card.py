@@ -23,7 +23,7 @@ from rgtg_logits.card.words import PAPERS
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.objectives import OBJECTIVES
 from rgtg_logits.reward_model.config import KINDS
-from rgtg_logits.train.objectives import LOSSES, Weights
+from rgtg_logits.train.objectives import LOSSES, LossSettings
 
 ALL_KINDS = list(itertools.product(OBJECTIVES, KINDS))
 
@@ -95,7 +95,7 @@ def test_every_objective_has_a_loss_and_words() -> None:
         assert objective.name == name
         assert objective.rows == {"pairs": "pairs", "labels": "answers with a reward"}[objective.data]
         assert set(objective.kinds) <= set(KINDS)
-        assert all(hasattr(Weights(), setting) for setting in objective.settings)
+        assert all(hasattr(LossSettings(), setting) for setting in objective.settings)
         assert objective.strength in (None, *objective.settings)
         assert (objective.suggested_beta is None) == (objective.card.beta_reason is None)
         # The card cites the source that the table of objectives names.
