@@ -123,7 +123,9 @@ def _wins(reward_model: RewardModel, chosen: Sequence[int], rejected: Sequence[i
 
 def _tokens(reward_model: RewardModel, row: Mapping[str, Any], column: str) -> list[int]:
     """A text as in training: the prompt, the answer, and what closes it."""
-    tokenizer, answer, prompt = reward_model.tokenizer, row[column] or "", row.get("prompt") or ""
+    tokenizer = reward_model.tokenizer
+    answer = row[column] or ""
+    prompt = row.get("prompt") or ""
     if tokenizer is None:
         raise InvalidArgumentError(
             "Expected a reward model with a tokenizer, because pairs are text, but it has none. "

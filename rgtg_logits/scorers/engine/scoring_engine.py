@@ -281,7 +281,9 @@ class ScoringEngine:
         """Finds the token by itself, because in a shared forward its NaN reaches the other nodes of the tree."""
         recompute = STRATEGIES["recompute"](self.reward_model)
         candidates = active.candidates.to(step.padded_ids.device)
-        row, slot, reward = 0, 0, float("nan")
+        row = 0
+        slot = 0
+        reward = float("nan")
         for row in range(candidates.shape[0]):
             index = torch.tensor([row], device=candidates.device)
             alone = Step(CachePlan(None, 0), step.padded_ids[index], step.token_tree.select(index), extends=False)
