@@ -103,6 +103,7 @@ def test_the_table_has_every_architecture(table):
 
 
 @pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("part", range(PARTS))
 @needs_table
 def test_the_table_is_what_the_sweep_gives(tmp_path, part):
