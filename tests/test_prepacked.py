@@ -173,7 +173,7 @@ def test_adapters():
     reward_model = RewardModel(peft.get_peft_model(tiny_reward_model(), config))
     scorer = CausalScorer(reward_model, prepack=True)
     check_scorer(scorer, ReferenceScorer(reward_model), rounds=2)
-    module = scorer._engine.reward_model._forward._module
+    module = scorer._engine._strategy.reward_model._forward._module
     assert isinstance(module.layers[0].self_attn.q_proj.base_layer, _Prepacked)
 
 
@@ -219,5 +219,5 @@ def test_quantised_layers_are_run_as_they_are():
     quantization.quantize_(model.model, quantization.Int8WeightOnlyConfig(), filter_fn=others)
     reward_model = RewardModel(model)
     scorer = CausalScorer(reward_model, prepack=True)
-    assert len(layers(scorer._engine.reward_model._forward._module)) == 1
+    assert len(layers(scorer._engine._strategy.reward_model._forward._module)) == 1
     check_scorer(scorer, ReferenceScorer(reward_model), rounds=1)

@@ -14,6 +14,7 @@ from transformers import Cache, PreTrainedModel
 
 from rgtg_logits.errors import RewardModelError
 from rgtg_logits.reward_model.prepacked import prepacked
+from rgtg_logits.reward_model.state import Layers
 
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """Names of a forward's cache: since transformers 5.24, before it, and before it of recurrent models."""
@@ -40,8 +41,9 @@ class Forward:
         self.backbone = cast(PreTrainedModel, model.base_model)
         _check_embeddings(self.backbone)
         self._module = module
+        self._layers = Layers(module)
         self._call: Callable[..., Any] = module
-        self._parameters = signature(module.forward).parameters
+        self._parameters = frozenset(signature(module.forward).parameters)
         cache_names = [name for name in _CACHE_NAMES if name in self._parameters]
         self._cache_name = cache_names[0] if cache_names and "use_cache" in self._parameters else None
 
@@ -65,6 +67,7 @@ class Forward:
         """The same, with the weights of its linear layers prepacked; see the module `prepacked`."""
         twin = copy.copy(self)
         twin._module = prepacked(self._module)
+        twin._layers = Layers(twin._module)
         twin._call = twin._module
         return twin
 
@@ -98,7 +101,9 @@ class Forward:
         if position_ids is not None:
             arguments["position_ids"] = position_ids
         accepted = {name: value for name, value in arguments.items() if name in self._parameters}
-        return self._call(input_ids, **accepted)
+        module = self._layers.in_evaluation_mode()
+        call = self._call if module is self._module else module
+        return call(input_ids, **accepted)
 
     def _cache_of(self, output: Any) -> Cache | None:
         cache = getattr(output, self._cache_name) if self._cache_name else None

@@ -36,6 +36,7 @@ from rgtg_logits.reward_model.forward import (
 )
 from rgtg_logits.reward_model.loading import HUB_ARGUMENTS, check_decoder, check_labels, load_checkpoint
 from rgtg_logits.reward_model.saving import SavingMixin
+from rgtg_logits.reward_model.state import Layers
 from rgtg_logits.tokenization import encode_finished
 
 __all__ = ["RewardModel", "RewardModelConfig", "positions"]
@@ -46,8 +47,9 @@ class RewardModel(SavingMixin):
 
     Args:
         model: A transformers `…ForSequenceClassification` model with `num_labels=1` and a causal backbone, for the
-            kinds "vocabulary" and "log_ratio" a `…ForCausalLM` model, or one of them wrapped by PEFT. It is used as it
-            is (device, dtype, quantisation) and put into evaluation mode.
+            kinds "vocabulary" and "log_ratio" a `…ForCausalLM` model, or one of them wrapped by PEFT, `torch.compile`
+            or `DataParallel`. It is used as it is (device, dtype, quantisation). Rewards are those of evaluation mode,
+            and a model in training mode stays in it.
         tokenizer: Its tokenizer. Needed for texts; token ids are scored without one.
         config: How rewards are read, and how the model was trained; by default `model.config.rgtg`.
 
@@ -68,7 +70,9 @@ class RewardModel(SavingMixin):
         *,
         config: RewardModelConfig | None = None,
     ) -> None:
-        self.model = model.eval()
+        model = _unwrap_parallel(model)
+        self.model = model
+        self._layers = Layers(model)
         self.tokenizer = tokenizer
         inner = unwrap_adapter(model)
         if not isinstance(inner, PreTrainedModel):
@@ -219,6 +223,14 @@ class RewardModel(SavingMixin):
     def layer_types(self) -> list[str] | None:
         """Type of attention of each layer, where the config lists them."""
         return getattr(self.text_config, "layer_types", None)
+
+    def state(self) -> list[object]:
+        """Everything that rewards depend on besides the text: weights, active adapters, …; see `Layers.state`."""
+        return self._layers.state()
+
+    def in_evaluation_mode(self) -> nn.Module:
+        """The model, or in training mode a twin of it in evaluation mode; see `Layers.in_evaluation_mode`."""
+        return self._layers.in_evaluation_mode()
 
     @profiled("reward model")
     def hidden_states(
@@ -374,6 +386,17 @@ def positions(mask: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
     Models with learned positions would count columns, padding included, if they were not given positions.
     """
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def _unwrap_parallel(model: nn.Module) -> nn.Module:
+    """The module inside of `torch.compile`, `DataParallel` or `DistributedDataParallel`; or the module itself."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = cast(nn.Module, model._orig_mod)
+        else:
+            return model
 
 
 def unwrap_adapter(model: nn.Module) -> nn.Module:

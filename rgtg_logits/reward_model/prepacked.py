@@ -7,7 +7,6 @@ about half the time. The cost is a second copy of those weights.
 
 from __future__ import annotations
 
-import copy
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.reward_model.state import shallow_twins
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -41,10 +41,16 @@ def prepacked(module: Module) -> Module:
             f"Expected a reward model on the CPU for prepack=True, but some of it is on {', '.join(other_devices)}. "
             "Leave prepack out."
         )
-    twins: dict[nn.Module, nn.Module] = {}
+    twins = shallow_twins(module)
+    layers = []
     try:
-        twin = _twin(module, twins)
-        layers = [layer for layer in twins.values() if isinstance(layer, _Prepacked)]
+        for twin in twins.values():
+            twin.training = False
+            prepacked_class = _PREPACKED_CLASSES.get(type(twin))
+            if prepacked_class is not None and type(twin.weight) is nn.Parameter:
+                twin.__class__ = prepacked_class
+                layers.append(cast(_Prepacked, twin))
+                layers[-1].pack()
         if layers:
             layers[0](layers[0].weight.new_zeros(1, layers[0].packed_weight.shape[1]))
     except (RuntimeError, AttributeError) as error:
@@ -58,22 +64,7 @@ def prepacked(module: Module) -> Module:
             "Expected linear layers for prepack=True (torch's Linear or transformers' Conv1D, not quantised), but "
             f"{type(module).__name__} has none. Leave prepack out."
         )
-    return cast(Module, twin)
-
-
-def _twin(module: nn.Module, twins: dict[nn.Module, nn.Module]) -> nn.Module:
-    """A shallow copy of a tree of modules: other objects, the same parameters, buffers, hooks and settings."""
-    if module in twins:
-        return twins[module]
-    twin = copy.copy(module)
-    twins[module] = twin
-    children = {name: None if child is None else _twin(child, twins) for name, child in module._modules.items()}
-    twin.__dict__["_modules"] = children
-    prepacked_class = _PREPACKED_CLASSES.get(type(module))
-    if prepacked_class is not None and type(module.weight) is nn.Parameter:
-        twin.__class__ = prepacked_class
-        cast(_Prepacked, twin).pack()
-    return twin
+    return cast(Module, twins[module])
 
 
 class _Prepacked(nn.Module):

@@ -125,7 +125,7 @@ def check_head(reward_model: RewardModel, row: Int[Tensor, " length"]) -> None:
         RewardModelError: If the reward of the row is not what the model itself returns for it.
     """
     # Without padding, so that the model's output is that of the last token.
-    output = reward_model.model(input_ids=row[None]).logits[0, 0].float()
+    output = reward_model.in_evaluation_mode()(input_ids=row[None]).logits[0, 0].float()
     reward = reward_model.rewards(_uncached_states(reward_model, row)[-1])
     if not bool((output - reward).abs() <= _tolerance(reward_model.dtype) * (1 + output.abs())):
         raise RewardModelError(

@@ -79,11 +79,14 @@ class ScoringEngine:
         trees: bool = False,
     ) -> None:
         check_options(strategy, on_overflow, max_tokens_per_forward, compile, prepack)
-        self.reward_model = reward_model.prepacked() if prepack else reward_model
+        self.reward_model = reward_model
+        self._prepack = prepack
         self.strategy = choose_strategy(reward_model, trees=trees) if strategy == "auto" else strategy
         self.on_overflow = on_overflow
-        compiled = _compiled(reward_model, compile)
-        self._strategy: Strategy = STRATEGIES[self.strategy](self.reward_model, max_tokens_per_forward, compiled)
+        self._compiled = _compiled(reward_model, compile)
+        self._max_tokens = max_tokens_per_forward
+        self._strategy = self._make_strategy()
+        self._state = reward_model.state()
         # On a CPU a look at the rows is free, so that speculation could only lose.
         self._speculates = reward_model.device.type != "cpu" if speculate is None else speculate
         self._uniform_length = reward_model.uniform_length or sys.maxsize
@@ -93,6 +96,19 @@ class ScoringEngine:
         tokenizer_bos = getattr(reward_model.tokenizer, "bos_token_id", None)
         self.bos_token_id = reward_model.text_config.bos_token_id if tokenizer_bos is None else tokenizer_bos
         self._warned_of_overflow = False
+
+    def _make_strategy(self) -> Strategy:
+        reward_model = self.reward_model.prepacked() if self._prepack else self.reward_model
+        return STRATEGIES[self.strategy](reward_model, self._max_tokens, self._compiled)
+
+    def _follow_model(self) -> None:
+        """Forgets all rows if the model computes something else now: what is cached belongs to its former state."""
+        state = self.reward_model.state()
+        if state != self._state:
+            self.reset()
+            # Layers and adapters may have changed, of which a prepacked model has copies.
+            self._strategy = self._make_strategy()
+            self._state = state
 
     def reset(self) -> None:
         """Forgets all rows and frees the cache."""
@@ -120,6 +136,7 @@ class ScoringEngine:
             # The cache outlives the call, so the caller's inference mode and autocast must not affect it.
             device = request.padded_ids.device.type
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+                self._follow_model()
                 rewards = self._speculative_step(request)
                 return self._planned_step(request) if rewards is None else rewards
         except BaseException:

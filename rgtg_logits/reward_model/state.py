@@ -1,0 +1,110 @@
+"""The state of a model: what its rewards depend on besides the text, and how to read it in evaluation mode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from types import MethodType
+
+from torch import Tensor, nn
+
+from rgtg_logits.errors import RewardModelError
+
+_ADAPTER_SETTINGS = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
+"""Attributes of PEFT's layers that decide which adapters take part in a forward."""
+
+
+class Layers:
+    """The layers of a model, listed once, and anew when one was replaced, because the tree takes long to walk.
+
+    Args:
+        module: The model.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._list()
+
+    def _list(self) -> None:
+        self._layers = list(self._module.modules())
+        self._children = [layer._modules for layer in self._layers]
+        self._weights = [layer._parameters for layer in self._layers if layer._parameters]
+        self._adapters = [layer.__dict__ for layer in self._layers if "_active_adapter" in layer.__dict__]
+        self._structure = self._current_structure()
+
+    def _current_structure(self) -> list[nn.Module | None]:
+        return [child for children in self._children for child in children.values()]
+
+    def _refresh(self) -> None:
+        # Modules are compared by identity.
+        if self._current_structure() != self._structure:
+            self._list()
+
+    def state(self) -> list[object]:
+        """Everything that changes when the model begins to compute something else; equal lists mean equal rewards.
+
+        Each weight counts by its version counter, which every in-place operation increments (an optimizer step,
+        `load_state_dict`, a merge), and by its address, which changes with the tensor. The layers themselves, the
+        active adapters and the attention implementation count as well. A write through `Tensor.data` leaves no trace.
+        """
+        self._refresh()
+        weights = [weight for layer in self._weights for weight in layer.values() if weight is not None]
+        settings = [copy.copy(layer.get(name)) for layer in self._adapters for name in _ADAPTER_SETTINGS]
+        attention = getattr(getattr(self._module, "config", None), "_attn_implementation", None)
+        return [attention, *self._structure, *_versions(weights), *_addresses(weights), *settings]
+
+    def in_evaluation_mode(self) -> nn.Module:
+        """The model itself if it is in evaluation mode, or else a twin in evaluation mode on the same weights.
+
+        A model that is being trained keeps its mode, also for other threads: nothing is switched over and back.
+
+        Raises:
+            RewardModelError: If a layer in training mode has a forward of its own that is tied to the layer.
+        """
+        self._refresh()
+        if any(layer.training for layer in self._layers):
+            return _evaluation_twin(self._module)
+        return self._module
+
+
+def _versions(weights: Sequence[Tensor]) -> list[int]:
+    try:
+        return [weight._version for weight in weights]
+    except RuntimeError:
+        # Weights made in inference mode have no version counter, and no in-place change outside of that mode.
+        return [0 if weight.is_inference() else weight._version for weight in weights]
+
+
+def _addresses(weights: Sequence[Tensor]) -> list[int]:
+    try:
+        return [weight.data_ptr() for weight in weights]
+    except RuntimeError:
+        # Tensor subclasses, as of quantised weights, have no storage of their own.
+        return [id(weight) for weight in weights]
+
+
+def _evaluation_twin(module: nn.Module) -> nn.Module:
+    twins = shallow_twins(module)
+    for layer, twin in twins.items():
+        twin.training = False
+        # A compiled call would run the layer and not its twin.
+        twin.__dict__["_compiled_call_impl"] = None
+        forward = layer.__dict__.get("forward")
+        if isinstance(forward, MethodType) and forward.__self__ is layer:
+            twin.__dict__["forward"] = MethodType(forward.__func__, twin)
+        elif forward is not None:
+            raise RewardModelError(
+                f"Expected a reward model in evaluation mode, because the forward of its {type(layer).__name__} was "
+                "replaced (by accelerate's hooks or a compiler) and cannot be run in another mode than the layer's, "
+                "but it is in training mode. Call model.eval() first."
+            )
+    return twins[module]
+
+
+def shallow_twins(module: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Shallow copies of a tree of modules, by module: other objects with the same parameters, buffers and hooks."""
+    twins = {layer: copy.copy(layer) for layer in module.modules()}
+    for layer, twin in twins.items():
+        children = {name: None if child is None else twins[child] for name, child in layer._modules.items()}
+        twin.__dict__["_modules"] = children
+    return twins
