@@ -1,7 +1,8 @@
 """Rewards belong to the model as it is at each call: its weights, adapters and layers, in evaluation mode."""
 
 import copy
-from functools import partial
+import threading
+from functools import wraps
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, ReferenceSco
 from rgtg_logits.errors import RewardModelError
 from rgtg_logits.reward_model import RewardModelConfig
 from rgtg_logits.scorers import make_scorer
-from rgtg_logits.testing import tiny_reward_model, tiny_vocabulary_model
+from rgtg_logits.testing import tiny_base_model, tiny_reward_model, tiny_vocabulary_model
 
 ROWS = torch.tensor([[7, 3, 9, 11, 4], [5, 8, 20, 13, 2]])
 CANDIDATES = torch.tensor([[10, 20, 30], [21, 31, 41]])
@@ -140,7 +141,13 @@ def test_a_model_that_goes_back_to_training_changes_nothing():
 
 def test_a_forward_that_cannot_leave_training_mode_is_an_error():
     model = tiny_reward_model("gpt2", **DROPOUT)
-    model.transformer.forward = partial(model.transformer.forward)
+    forward = model.transformer.forward
+
+    @wraps(forward)
+    def replaced(*arguments, **options):
+        return forward(*arguments, **options)
+
+    model.transformer.forward = replaced
     scorer = CausalScorer(RewardModel(model))
     model.train()
     with pytest.raises(
@@ -165,3 +172,58 @@ def test_wrappers_of_torch_are_taken_off(wrap):
     processor = PartialRewardLogitsProcessor(wrap(model))
     assert processor.scorer.reward_model.model is model
     torch.testing.assert_close(rewards(processor.scorer), by_hand(model), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "gemma2", "gpt_neo", "llama"])
+def test_making_processors_changes_nothing_for_other_threads(model_type):
+    base = tiny_base_model(model_type)
+    model = tiny_reward_model(model_type)
+    # One backbone for both, as in a program that guides a model by a head of its own.
+    setattr(model, model.base_model_prefix, base.base_model)
+    model.config = base.config
+    model.config.num_labels = 1
+    settings = model.config.to_dict()
+    prompt = torch.arange(3, 33)[None]
+    errors, strategies, texts = [], set(), []
+
+    def generate():
+        return base.generate(prompt, max_new_tokens=12, do_sample=False, pad_token_id=0, eos_token_id=None)[0].tolist()
+
+    def make():
+        try:
+            for _ in range(4):
+                strategies.add(CausalScorer(RewardModel(model)).strategy)
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+
+    quiet = generate()
+    makers = [threading.Thread(target=make) for _ in range(4)]
+    generators = [threading.Thread(target=lambda: texts.extend(generate() for _ in range(3))) for _ in range(4)]
+    for thread in (*makers, *generators):
+        thread.start()
+    for thread in (*makers, *generators):
+        thread.join()
+    assert not errors and len(strategies) == 1 and texts == [quiet] * 12
+    assert model.config.to_dict() == settings
+    assert strategies == {CausalScorer(RewardModel(tiny_reward_model(model_type))).strategy}
+
+
+def test_a_second_scorer_costs_no_forward():
+    model = tiny_reward_model("mistral")
+    CausalScorer(RewardModel(model))
+    forwards = []
+    model.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    CausalScorer(RewardModel(model))
+    PartialRewardLogitsProcessor(model)
+    assert not forwards
+
+
+def test_hooks_of_accelerate_are_tied_to_the_twin():
+    accelerate = pytest.importorskip("accelerate", exc_type=ImportError)
+    model = tiny_reward_model("gpt2", **DROPOUT)
+    right = by_hand(model)
+    for layer in model.modules():
+        accelerate.hooks.add_hook_to_module(layer, accelerate.hooks.ModelHook())
+    model.train()
+    torch.testing.assert_close(rewards(CausalScorer(RewardModel(model))), right, atol=1e-4, rtol=1e-4)
+    assert all(layer.training for layer in model.modules())

@@ -36,7 +36,7 @@ from rgtg_logits.reward_model.forward import (
 )
 from rgtg_logits.reward_model.loading import HUB_ARGUMENTS, check_decoder, check_labels, load_checkpoint
 from rgtg_logits.reward_model.saving import SavingMixin
-from rgtg_logits.reward_model.state import Layers
+from rgtg_logits.reward_model.state import Layers, with_own_config
 from rgtg_logits.tokenization import encode_finished
 
 __all__ = ["RewardModel", "RewardModelConfig", "positions"]
@@ -227,6 +227,10 @@ class RewardModel(SavingMixin):
     def state(self) -> list[object]:
         """Everything that rewards depend on besides the text: weights, active adapters, …; see `Layers.state`."""
         return self._layers.state()
+
+    def with_own_config(self) -> RewardModel:
+        """The same model, on the same weights, with a copy of the config, of which a change reaches nobody else."""
+        return RewardModel(with_own_config(self.model), self.tokenizer, config=self.config)
 
     def in_evaluation_mode(self) -> nn.Module:
         """The model, or in training mode a twin of it in evaluation mode; see `Layers.in_evaluation_mode`."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from types import MethodType
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,6 +14,9 @@ from rgtg_logits.errors import RewardModelError
 
 _ADAPTER_SETTINGS = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
 """Attributes of PEFT's layers that decide which adapters take part in a forward."""
+
+_FORWARDS = ("forward", "_old_forward")
+"""Attributes in which a layer's forward is replaced, by accelerate's hooks among others."""
 
 
 class Layers:
@@ -87,18 +92,25 @@ def _evaluation_twin(module: nn.Module) -> nn.Module:
     twins = shallow_twins(module)
     for layer, twin in twins.items():
         twin.training = False
-        # A compiled call would run the layer and not its twin.
-        twin.__dict__["_compiled_call_impl"] = None
-        forward = layer.__dict__.get("forward")
-        if isinstance(forward, MethodType) and forward.__self__ is layer:
-            twin.__dict__["forward"] = MethodType(forward.__func__, twin)
-        elif forward is not None:
+        if twin.__dict__.get("forward", twin) is layer.__dict__.get("forward", layer):
             raise RewardModelError(
                 f"Expected a reward model in evaluation mode, because the forward of its {type(layer).__name__} was "
-                "replaced (by accelerate's hooks or a compiler) and cannot be run in another mode than the layer's, "
-                "but it is in training mode. Call model.eval() first."
+                "replaced by a function that cannot be run in another mode than the layer's, but it is in training "
+                "mode. Call model.eval() first."
             )
     return twins[module]
+
+
+def with_own_config(model: nn.Module) -> nn.Module:
+    """A twin of a model on the same weights, whose config can be changed without changing the model's."""
+    twins = shallow_twins(model)
+    copied: dict[int, Any] = {}
+    for layer, twin in twins.items():
+        config = layer.__dict__.get("config")
+        if config is not None:
+            # One memo for all, so that a config within another one stays the same object as in the layers that hold it.
+            twin.__dict__["config"] = copy.deepcopy(config, copied)
+    return twins[model]
 
 
 def shallow_twins(module: nn.Module) -> dict[nn.Module, nn.Module]:
@@ -107,4 +119,18 @@ def shallow_twins(module: nn.Module) -> dict[nn.Module, nn.Module]:
     for layer, twin in twins.items():
         children = {name: None if child is None else twins[child] for name, child in layer._modules.items()}
         twin.__dict__["_modules"] = children
+        # A compiled call would run the layer and not its twin.
+        twin.__dict__["_compiled_call_impl"] = None
+        for name in _FORWARDS:
+            if name in layer.__dict__:
+                twin.__dict__[name] = _rebound(layer.__dict__[name], layer, twin)
     return twins
+
+
+def _rebound(function: Any, layer: nn.Module, twin: nn.Module) -> Any:
+    """A function that is tied to a layer, tied to its twin instead; the function itself if it is tied otherwise."""
+    if isinstance(function, MethodType) and function.__self__ is layer:
+        return MethodType(function.__func__, twin)
+    if isinstance(function, partial) and function.args and function.args[0] is layer:
+        return partial(function.func, twin, *function.args[1:], **function.keywords)
+    return function

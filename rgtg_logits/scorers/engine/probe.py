@@ -12,10 +12,12 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from threading import RLock
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from rgtg_logits.errors import RewardModelError, RGTGError
 from rgtg_logits.padding import PADDING
@@ -34,6 +36,9 @@ LARGEST_WINDOW = 1024
 NUM_CANDIDATES = 3
 UNSUITABLE = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NameError)
 """Exceptions that a model may raise when a strategy does not suit it."""
+_CHOSEN: WeakKeyDictionary[nn.Module, dict[object, str]] = WeakKeyDictionary()
+"""Strategies that were chosen, so that a second scorer of a model costs no forward."""
+_LOCK = RLock()
 _WINDOW_SETTING = re.compile(r"window|chunk|index_topk")
 _OTHER_SETTING = re.compile(r"layer|feed_forward")
 
@@ -49,6 +54,25 @@ def choose_strategy(reward_model: RewardModel, *, trees: bool = False) -> str:
     Raises:
         RewardModelError: If the model is not causal, or no strategy is exact.
     """
+    with _LOCK:
+        # By what the model is built of, because an exact strategy stays exact when weights change.
+        key = (_kinds(reward_model), reward_model.kind, trees)
+        known = _CHOSEN.setdefault(reward_model.model, {})
+        if key not in known:
+            # Windows are shrunk on a view, because other threads may be using the model and its config.
+            known[key] = _choose(reward_model.with_own_config(), trees)
+        return known[key]
+
+
+def _kinds(reward_model: RewardModel) -> tuple[object, ...]:
+    """What decides, besides the weights, how a model computes."""
+    layers = tuple(type(layer) for layer in reward_model.model.modules())
+    settings = tuple(_window_settings(reward_model).items())
+    attention = getattr(reward_model.text_config, "_attn_implementation", None)
+    return layers, settings, attention, reward_model.dtype, reward_model.device
+
+
+def _choose(reward_model: RewardModel, trees: bool) -> str:
     rows = _probe_rows(reward_model, ROW_LENGTH)
     _check_model(reward_model, rows[0])
     # The config only orders the strategies; whether one is exact is measured.
