@@ -1,6 +1,7 @@
 """Rewards belong to the model as it is at each call: its weights, adapters and layers, in evaluation mode."""
 
 import copy
+import pickle
 import threading
 from functools import wraps
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, ReferenceScorer, RewardModel
+from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, ReferenceScorer, RewardModel, WeightedScorer
 from rgtg_logits.errors import RewardModelError
 from rgtg_logits.reward_model import RewardModelConfig
 from rgtg_logits.scorers import make_scorer
@@ -227,3 +228,21 @@ def test_hooks_of_accelerate_are_tied_to_the_twin():
     model.train()
     torch.testing.assert_close(rewards(CausalScorer(RewardModel(model))), right, atol=1e-4, rtol=1e-4)
     assert all(layer.training for layer in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["causal", "vocabulary", "log_ratio"])
+@pytest.mark.parametrize("prepack", [False, True])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda scorer: pickle.loads(pickle.dumps(scorer))])
+def test_copies_of_scorers_work_and_leave_the_cache_behind(copied, prepack, kind):
+    model = tiny_reward_model() if kind == "causal" else tiny_vocabulary_model()
+    reward_model = RewardModel(model, config=RewardModelConfig(kind=kind))
+    scorer = make_scorer(reward_model, on_overflow="error", max_tokens_per_forward=None, compile=False, prepack=prepack)
+    scorer = WeightedScorer([scorer], [1.0])
+    right = rewards(scorer)
+    twin = copied(scorer)
+    (inner,) = twin._scorers
+    assert inner.cache_bytes() == 0 and scorer._scorers[0].cache_bytes() > 0
+    torch.testing.assert_close(rewards(twin), right, atol=2e-4, rtol=1e-4)
+    optimizer_step(inner.reward_model.model)
+    torch.testing.assert_close(rewards(twin), rewards(ReferenceScorer(inner.reward_model)), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(rewards(scorer), right, atol=2e-4, rtol=1e-4)

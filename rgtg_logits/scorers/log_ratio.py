@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from threading import RLock
-
 from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import Unpack
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.locks import ObjectLock
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.engine import EngineOptions, old_path
@@ -51,7 +50,7 @@ class LogRatioScorer(Scorer):
         self.reference = reference
         self.vocab_size = min(scorer.vocab_size or 0 for scorer in self._scorers)
         self.pad_token_id = policy.pad_token_id
-        self._lock = RLock()
+        self._lock = ObjectLock()
 
     @property
     def strategy(self) -> str:

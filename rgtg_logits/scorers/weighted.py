@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError, NonFiniteRewardError
+from rgtg_logits.locks import ObjectLock
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.make import make_scorer
@@ -70,7 +70,7 @@ class WeightedScorer(Scorer):
             self._weights.append(weight)
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
         self._prompt_memory = PromptMemory()
-        self._lock = threading.RLock()
+        self._lock = ObjectLock()
         vocab_sizes = [scorer.vocab_size for scorer in self._scorers if scorer.vocab_size is not None]
         self.vocab_size = min(vocab_sizes, default=None)
         self.pad_token_id = _pad_token(self._scorers, tokenizer)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from threading import RLock
 
 from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import Unpack
 
+from rgtg_logits.locks import ObjectLock
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.engine.deprecated import current_options, old_path
@@ -28,7 +28,7 @@ class CachedScorer(Scorer):
         self.vocab_size = reward_model.vocab_size
         self.pad_token_id = reward_model.pad_token_id
         self._engine = ScoringEngine(reward_model, trees=trees, **current_options(options))
-        self._lock = RLock()
+        self._lock = ObjectLock()
 
     @property
     def strategy(self) -> str:

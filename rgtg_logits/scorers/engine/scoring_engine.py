@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -83,10 +84,10 @@ class ScoringEngine:
         self._prepack = prepack
         self.strategy = choose_strategy(reward_model, trees=trees) if strategy == "auto" else strategy
         self.on_overflow = on_overflow
-        self._compiled = _compiled(reward_model, compile)
+        self._compile = compile
         self._max_tokens = max_tokens_per_forward
         self._strategy = self._make_strategy()
-        self._state = reward_model.state()
+        self._state: list[object] | None = reward_model.state()
         # On a CPU a look at the rows is free, so that speculation could only lose.
         self._speculates = reward_model.device.type != "cpu" if speculate is None else speculate
         self._uniform_length = reward_model.uniform_length or sys.maxsize
@@ -97,9 +98,18 @@ class ScoringEngine:
         self.bos_token_id = reward_model.text_config.bos_token_id if tokenizer_bos is None else tokenizer_bos
         self._warned_of_overflow = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy starts with an empty cache, and compiles and prepacks anew, because neither can be copied.
+        return {**self.__dict__, "_tracker": PrefixTracker(), "_previous": None, "_strategy": None, "_state": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._strategy = self._make_strategy()
+
     def _make_strategy(self) -> Strategy:
         reward_model = self.reward_model.prepacked() if self._prepack else self.reward_model
-        return STRATEGIES[self.strategy](reward_model, self._max_tokens, self._compiled)
+        compiled = _compiled(self.reward_model, self._compile)
+        return STRATEGIES[self.strategy](reward_model, self._max_tokens, compiled)
 
     def _follow_model(self) -> None:
         """Forgets all rows if the model computes something else now: what is cached belongs to its former state."""
