@@ -68,6 +68,8 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             to mean the same in both.
         prompt_format: Format in which the reward model expects prompt and answer, which makes it read text: "chat" for
             its chat template, or a function of both texts; see `RetokenizingScorer`.
+        eos_token_id: Tokens that end the base model's text besides its tokenizer's own, as in generation configs, for a
+            reward model that reads text: their rewards are those of the finished text.
         on_overflow: Treatment of a text that is longer than the reward model can read: "error" (before the first token
             if the prompt is too long already), or "truncate_left" to let it read the end alone.
         max_tokens_per_forward: Largest number of tokens (rows × columns) that the reward model reads in one forward, to
@@ -109,6 +111,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         rest: str = "drop",
         tokenizer: PreTrainedTokenizerBase | None = None,
         prompt_format: str | Callable[[str, str], str] | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         on_overflow: str = "error",
         max_tokens_per_forward: int | None = None,
         compile: bool | CompileConfig = False,
@@ -121,7 +124,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         self.rule = CandidateRule(top_k=top_k, top_p=top_p, min_p=min_p)
         self.rest = _checked_rest(rest)
         self.scorer = make_scorer(
-            reward_model, tokenizer, prompt_format=prompt_format, on_overflow=on_overflow,
+            reward_model, tokenizer, prompt_format=prompt_format, eos_token_id=eos_token_id, on_overflow=on_overflow,
             max_tokens_per_forward=max_tokens_per_forward, compile=compile, prepack=prepack,
         )  # fmt: skip
         self.trace = trace

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +16,7 @@ from rgtg_logits.scorers.causal import CausalScorer
 from rgtg_logits.scorers.engine import EngineOptions
 from rgtg_logits.scorers.log_ratio import LogRatioScorer
 from rgtg_logits.scorers.retokenizing import RetokenizingScorer
+from rgtg_logits.scorers.text import checked_eos_token_ids
 from rgtg_logits.scorers.vocabulary import VocabularyScorer
 from rgtg_logits.tokenization import differing_tokens
 
@@ -28,16 +29,19 @@ def make_scorer(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     prompt_format: str | Callable[[str, str], str] | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
     **options: Unpack[EngineOptions],
 ) -> Scorer:
     """Makes the scorer for a reward model and a base model's tokenizer; see `PartialRewardLogitsProcessor`."""
     if isinstance(source, Scorer):
-        if prompt_format is not None or options != _DEFAULTS:
+        if prompt_format is not None or eos_token_id is not None or options != _DEFAULTS:
             raise InvalidArgumentError(
-                "Expected prompt_format, on_overflow, max_tokens_per_forward, compile and prepack to be left out for a "
-                "Scorer, which has its own. Pass them to the scorer."
+                "Expected prompt_format, eos_token_id, on_overflow, max_tokens_per_forward, compile and prepack to be "
+                "left out for a Scorer, which has its own. Pass them to the scorer."
             )
         return source
+    # Checked for every kind, and before anything is loaded.
+    ends = checked_eos_token_ids(eos_token_id)
     if isinstance(source, (str, os.PathLike)):
         source = RewardModel.from_pretrained(source)
     elif isinstance(source, torch.nn.Module):
@@ -51,7 +55,9 @@ def make_scorer(
     if source.kind == "causal":
         if prompt_format is None and not differing:
             return CausalScorer(source, **options)
-        return RetokenizingScorer(source, _checked_tokenizer(tokenizer), prompt_format=prompt_format, **options)
+        return RetokenizingScorer(
+            source, _checked_tokenizer(tokenizer), prompt_format=prompt_format, eos_token_id=ends, **options
+        )
     if differing or prompt_format is not None:
         raise VocabularyError(
             f"Expected the base model and a reward model of kind {source.kind!r} to share a vocabulary, because it "

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
-from rgtg_logits.scorers.text import Detokenizer, Retokenizer
+from rgtg_logits.scorers.text import Detokenizer, Retokenizer, checked_eos_token_ids
 from rgtg_logits.tokenization import encode_finished, encode_prompt
 
 
@@ -29,10 +29,11 @@ class ReferenceScorer(Scorer):
         prompt_format: Format of prompt and answer for the reward model; see `RetokenizingScorer`.
         prompts: The base model's tokens of every prompt that rows begin with, where `prompt_format` has to distinguish
             prompt and answer.
+        eos_token_id: Tokens that end the base model's text; see `RetokenizingScorer`.
 
     Raises:
         InvalidArgumentError: If a model that has to read text has no tokenizer, scores its own next tokens, or lacks
-            the chat template that `prompt_format` needs.
+            the chat template that `prompt_format` needs, or if `eos_token_id` is no token id.
     """
 
     def __init__(
@@ -42,15 +43,17 @@ class ReferenceScorer(Scorer):
         *,
         prompt_format: str | Callable[[str, str], str] | None = None,
         prompts: Sequence[Sequence[int]] = (),
+        eos_token_id: int | Sequence[int] | None = None,
     ) -> None:
         self.reward_model = reward_model
         self.vocab_size = reward_model.vocab_size if tokenizer is None else len(tokenizer)
         self.pad_token_id = reward_model.pad_token_id if tokenizer is None else tokenizer.pad_token_id
         self._reader: _TextReader | None = None
+        ends = checked_eos_token_ids(eos_token_id)
         if tokenizer is not None and prompt_format is None:
-            self._reader = _TextReader(reward_model, tokenizer)
+            self._reader = _TextReader(reward_model, tokenizer, ends)
         elif tokenizer is not None:
-            self._reader = _FormattedTextReader(reward_model, tokenizer, prompt_format, prompts)
+            self._reader = _FormattedTextReader(reward_model, tokenizer, ends, prompt_format, prompts)
 
     @torch.no_grad()
     def score(
@@ -78,7 +81,7 @@ class ReferenceScorer(Scorer):
 class _TextReader:
     """Text in a reward model's own tokens, tokenised as a whole each time."""
 
-    def __init__(self, reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> None:
         rm_tokenizer = reward_model.tokenizer
         if rm_tokenizer is None or reward_model.kind != "causal":
             missing = "no tokenizer" if rm_tokenizer is None else f"the kind {reward_model.kind!r}"
@@ -86,7 +89,7 @@ class _TextReader:
                 "Expected a reward model of kind 'causal' with its tokenizer, because it has to read text, but it has "
                 f"{missing}. Leave tokenizer out, or pass RewardModel(model, tokenizer)."
             )
-        self._detokenizer = Detokenizer(tokenizer, incremental=False)
+        self._detokenizer = Detokenizer(tokenizer, ends, incremental=False)
         self._rm_tokenizer = rm_tokenizer
         self._anchor = _anchor_token(reward_model, rm_tokenizer)
 
@@ -106,11 +109,14 @@ class _FormattedTextReader(_TextReader):
         self,
         reward_model: RewardModel,
         tokenizer: PreTrainedTokenizerBase,
+        ends: Sequence[int],
         prompt_format: str | Callable[[str, str], str] | None,
         prompts: Sequence[Sequence[int]],
     ) -> None:
-        super().__init__(reward_model, tokenizer)
-        self._retokenizer = Retokenizer(tokenizer, self._rm_tokenizer, prompt_format, incremental=False)
+        super().__init__(reward_model, tokenizer, ends)
+        self._retokenizer = Retokenizer(
+            tokenizer, self._rm_tokenizer, prompt_format, eos_token_ids=ends, incremental=False
+        )
         self._prompts = sorted(map(list, prompts), key=len, reverse=True)
 
     def tokens(self, prefix: list[int], candidate: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,7 @@ from rgtg_logits.scorers.engine import (
     empty_row_error,
     num_dropped_tokens,
 )
-from rgtg_logits.scorers.text import EncodedRow, PromptMemory, Retokenizer
+from rgtg_logits.scorers.text import EncodedRow, PromptMemory, Retokenizer, checked_eos_token_ids
 from rgtg_logits.tokenization import common_prefix_length
 
 SLACK = 64
@@ -48,6 +48,8 @@ class RetokenizingScorer(CachedScorer):
             unfinished message; the turns of a prompt that the base model's chat template rendered are parsed first. A
             function of prompt and answer text: the whole text that it returns. Prompts are found by which rows continue
             which: a row that continues no earlier one is a prompt; see `PromptMemory`.
+        eos_token_id: Tokens that end the base model's text besides its tokenizer's own, as in generation configs. The
+            special token that its chat template writes directly behind an assistant's message is among them anyway.
         options: How to run the reward model; see `EngineOptions`. With on_overflow="truncate_left" there is room for a
             candidate of 64 tokens or a quarter of the context, whichever is less.
 
@@ -63,6 +65,7 @@ class RetokenizingScorer(CachedScorer):
         tokenizer: PreTrainedTokenizerBase,
         *,
         prompt_format: str | Callable[[str, str], str] | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         **options: Unpack[EngineOptions],
     ) -> None:
         if reward_model.tokenizer is None:
@@ -70,7 +73,8 @@ class RetokenizingScorer(CachedScorer):
                 "Expected a reward model with its tokenizer, because it has to read text, but it came without one. "
                 "Pass RewardModel(model, tokenizer) or load it with RewardModel.from_pretrained."
             )
-        self._retokenizer = Retokenizer(tokenizer, reward_model.tokenizer, prompt_format)
+        ends = checked_eos_token_ids(eos_token_id)
+        self._retokenizer = Retokenizer(tokenizer, reward_model.tokenizer, prompt_format, eos_token_ids=ends)
         super().__init__(reward_model, trees=True, **options)
         # Texts are truncated here, by the row alone; the engine would go by the longest candidate.
         self._truncates = self._engine.on_overflow == "truncate_left"

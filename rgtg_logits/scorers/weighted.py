@@ -17,7 +17,7 @@ from rgtg_logits.locks import ObjectLock
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.make import make_scorer
-from rgtg_logits.scorers.text import Detokenizer, PromptMemory
+from rgtg_logits.scorers.text import Detokenizer, PromptMemory, checked_eos_token_ids
 
 RewardFunction = Callable[[list[str], list[str]], Sequence[float] | Tensor]
 """Gives the rewards of (prompts, responses), one number for each pair, higher is better."""
@@ -39,6 +39,7 @@ class WeightedScorer(Scorer):
         weights: Factor of each reward: 0 leaves a reward out of the sum, a negative one reverses it. Rewards of
             different models have different units, so the weights need not sum to 1.
         tokenizer: The base model's tokenizer; needed by functions, and by reward models with another vocabulary.
+        eos_token_id: Tokens that end the base model's text; see `RetokenizingScorer`. A `Scorer` has its own.
 
     Raises:
         InvalidArgumentError: If there is nothing to sum, weights are missing or not finite, an entry is none of the
@@ -61,14 +62,17 @@ class WeightedScorer(Scorer):
         weights: Sequence[float],
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
     ) -> None:
         _check(scorers, weights, tokenizer)
+        ends = checked_eos_token_ids(eos_token_id)
         self._sources: list[Scorer | RewardFunction] = []
         self._weights: list[float] = []
         for source, weight in _distinct(scorers, weights):
-            self._sources.append(make_scorer(source, tokenizer) if isinstance(source, _MODELS) else source)
+            is_model = isinstance(source, _MODELS)
+            self._sources.append(make_scorer(source, tokenizer, eos_token_id=ends) if is_model else source)
             self._weights.append(weight)
-        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
+        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, ends)
         self._prompt_memory = PromptMemory()
         self._lock = ObjectLock()
         vocab_sizes = [scorer.vocab_size for scorer in self._scorers if scorer.vocab_size is not None]

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.scorers.text.chat import ChatFormat
+from rgtg_logits.scorers.text.ends import end_of_turn_tokens
 from rgtg_logits.scorers.text.incremental import REPLACEMENT, IncrementalDetokenizer, IncrementalTokenizer
 from rgtg_logits.tokenization import common_prefix_length, text_boundaries
 
@@ -45,7 +46,8 @@ class Detokenizer:
 
     Args:
         tokenizer: The base model's tokenizer.
-        eos_token_ids: Tokens that end a text besides those of its tokenizer, as generation configs list them.
+        eos_token_ids: Tokens that end a text, as generation configs list them, besides those of its tokenizer and the
+            one by which its chat template ends an assistant's turn.
         incremental: Whether to decode incrementally where that is proven to be the same; see `incremental`.
     """
 
@@ -56,6 +58,7 @@ class Detokenizer:
         # Models may know more ids than their tokenizer. Its length is not the limit, because its ids may leave gaps.
         self._vocab_size = max(tokenizer.get_vocab().values()) + 1
         self._eos_token_ids = {*eos_token_ids, *text_boundaries(tokenizer).ending_tokens}
+        self._eos_token_ids |= end_of_turn_tokens(tokenizer)
 
     def is_end(self, token: int) -> bool:
         """Whether a token ends the text."""
@@ -130,7 +133,7 @@ class Retokenizer:
             conversation in the prompt (see `chat.ChatPromptParser`) and the answer, left open; a candidate that ends
             the text closes the conversation as the template does. A chat template writes all special tokens itself, so
             none is added to it.
-        eos_token_ids: Tokens that end the base model's text besides those of its tokenizer.
+        eos_token_ids: Tokens that end the base model's text besides those of its tokenizer; see `Detokenizer`.
         incremental: Whether to remember the tokens of segments of text where it is proven that they are the same in the
             whole text; see `incremental`.
 
