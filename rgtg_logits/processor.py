@@ -25,6 +25,7 @@ from rgtg_logits.guidance import (
     scatter_to_vocabulary,
     truncate,
 )
+from rgtg_logits.inputs import plain_number
 from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel
@@ -129,7 +130,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         self.attention_mask = attention_mask
         self._prompt: _Prompt | None = None
         self._lock = RLock()
-        self.pad_token_id = pad_token_id
+        self.pad_token_id = _checked_pad_token(pad_token_id)
         if self.pad_token_id is None:
             self.pad_token_id = getattr(tokenizer, "pad_token_id", None)
         if self.pad_token_id is None:
@@ -308,9 +309,20 @@ def _checked_rest(rest: str) -> str:
 
 
 def _checked_beta(beta: float) -> float:
-    if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta >= 0):
+    number = plain_number(beta)
+    if number is None or not (math.isfinite(number) and number >= 0):
         raise InvalidArgumentError(
             f"Expected beta to be a finite guidance strength of 0 or more, but got {beta!r}. "
             "Use 0 for no guidance; to lower a reward, change its sign in the reward model."
         )
-    return float(beta)
+    return float(number)
+
+
+def _checked_pad_token(pad_token_id: int | None) -> int | None:
+    number = plain_number(pad_token_id)
+    if pad_token_id is not None and not isinstance(number, int):
+        raise InvalidArgumentError(
+            f"Expected pad_token_id to be the id of a token, a whole number, but got {pad_token_id!r}. "
+            "Pass tokenizer.pad_token_id of the base model, or leave it out."
+        )
+    return number if isinstance(number, int) else None

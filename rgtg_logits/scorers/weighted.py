@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError, NonFiniteRewardError
+from rgtg_logits.inputs import plain_number
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.make import make_scorer
@@ -37,7 +38,7 @@ class WeightedScorer(Scorer):
         scorers: Reward models, Hub ids, folders, scorers, and functions on text `(prompts: list[str], responses:
             list[str]) -> rewards`. A reward model gets the scorer that the processor would give it.
         weights: Factor of each reward: 0 leaves a reward out of the sum, a negative one reverses it. Rewards of
-            different models have different units, so the weights need not sum to 1.
+            different models have different units, so the weights need not sum to 1. An array or a tensor will do.
         tokenizer: The base model's tokenizer; needed by functions, and by reward models with another vocabulary.
 
     Raises:
@@ -58,14 +59,15 @@ class WeightedScorer(Scorer):
     def __init__(
         self,
         scorers: Sequence[Any],
-        weights: Sequence[float],
+        weights: Sequence[float] | Tensor,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        _check(scorers, weights, tokenizer)
+        _check(scorers, tokenizer)
+        factors = _plain_weights(weights, len(scorers))
         self._sources: list[Scorer | RewardFunction] = []
         self._weights: list[float] = []
-        for source, weight in _distinct(scorers, weights):
+        for source, weight in _distinct(scorers, factors):
             self._sources.append(make_scorer(source, tokenizer) if isinstance(source, _MODELS) else source)
             self._weights.append(weight)
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
@@ -197,17 +199,33 @@ def checked_rewards(returned: object, expected: int, name: str) -> Float[Tensor,
     return rewards
 
 
-def _check(scorers: Sequence[Any], weights: Sequence[float], tokenizer: PreTrainedTokenizerBase | None) -> None:
-    if not scorers or len(scorers) != len(weights):
+def _plain_weights(weights: Iterable[Any], expected: int) -> list[float]:
+    """The weights as plain numbers, one for each scorer; they may come as an array or a tensor."""
+    try:
+        given = list(weights)
+    except TypeError as error:
+        # A number, or an array without an axis.
         raise InvalidArgumentError(
-            f"Expected one weight for each scorer, and at least one scorer, but got {len(scorers)} scorers and "
-            f"{len(weights)} weights. Use 1.0 for a reward that counts as it is."
+            f"Expected a list of weights, one for each scorer, but got {weights!r}. Use 1.0 for a reward that counts "
+            "as it is."
+        ) from error
+    if not expected or len(given) != expected:
+        raise InvalidArgumentError(
+            f"Expected one weight for each scorer, and at least one scorer, but got {expected} scorers and "
+            f"{len(given)} weights. Use 1.0 for a reward that counts as it is."
         )
-    for weight in weights:
-        if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
+    factors = []
+    for weight in given:
+        number = plain_number(weight)
+        if number is None or not math.isfinite(number):
             raise InvalidArgumentError(
                 f"Expected weights to be finite numbers, but got {weight!r}. Use 0 to leave a reward out."
             )
+        factors.append(float(number))
+    return factors
+
+
+def _check(scorers: Sequence[Any], tokenizer: PreTrainedTokenizerBase | None) -> None:
     for source in scorers:
         if isinstance(source, (Scorer, *_MODELS)):
             continue

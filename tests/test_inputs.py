@@ -1,0 +1,71 @@
+"""Values that users pass in forms of other libraries: numbers, rows and tokenizers."""
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import config
+
+from rgtg_logits import PartialRewardLogitsProcessor, RewardModel
+from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.scorers import WeightedScorer
+from rgtg_logits.testing import VOCAB_SIZE, tiny_reward_model
+
+ROWS = torch.tensor([[7, 3, 9], [5, 8, 2]])
+
+
+@pytest.fixture(autouse=True)
+def _unchecked():
+    """Users run without the type checker of the test run, which would refuse these values first."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+FORMS = [np.float64, np.float32, np.array, torch.tensor]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_numbers_of_other_libraries(form):
+    """They become plain numbers, and guide as these do."""
+    count = np.int64 if form in (np.float64, np.float32) else form
+    model = tiny_reward_model()
+    plain = PartialRewardLogitsProcessor(model, beta=1.5, top_k=5, top_p=0.75, min_p=0.125, pad_token_id=0)
+    other = PartialRewardLogitsProcessor(
+        model, beta=form(1.5), top_k=count(5), top_p=form(0.75), min_p=form(0.125), pad_token_id=count(0)
+    )
+    for value in (other.beta, other.rule.top_p, other.rule.min_p):
+        assert type(value) is float
+    assert (type(other.rule.top_k), type(other.pad_token_id)) == (int, int)
+    assert (other.beta, other.rule, other.pad_token_id) == (plain.beta, plain.rule, plain.pad_token_id)
+    scores = torch.randn(2, VOCAB_SIZE)
+    assert torch.equal(plain(ROWS, scores), other(ROWS, scores))
+
+
+@pytest.mark.parametrize("name", ["beta", "top_k", "top_p", "min_p", "pad_token_id"])
+@pytest.mark.parametrize("value", [True, np.True_, torch.tensor(True), "1", torch.ones(2), 1j])
+def test_what_is_no_number(name, value):
+    with pytest.raises(InvalidArgumentError, match=f"Expected {name} to be"):
+        PartialRewardLogitsProcessor(tiny_reward_model(), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["top_k", "pad_token_id"])
+@pytest.mark.parametrize("value", [5.0, np.float64(5), torch.tensor(5.0)])
+def test_counts_and_ids_are_whole(name, value):
+    with pytest.raises(InvalidArgumentError, match=f"Expected {name} to be"):
+        PartialRewardLogitsProcessor(tiny_reward_model(), **{name: value})
+
+
+@pytest.mark.parametrize("form", [np.array, torch.tensor, lambda values: np.array(values, dtype=np.float32), tuple])
+def test_weights_of_other_libraries(form):
+    models = [RewardModel(tiny_reward_model(seed=seed)) for seed in (1, 5)]
+    candidates = torch.tensor([[4, 6], [10, 11]])
+    step = (ROWS, torch.ones_like(ROWS), candidates)
+    first, second = (WeightedScorer([model], [1.0]).score(*step) for model in models)
+    mixed = WeightedScorer(models, form([1.0, -0.5])).score(*step)
+    assert torch.allclose(mixed, first - 0.5 * second, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [[True], np.array([True]), np.ones((1, 1)), torch.ones(1, 1), 1.0, np.array(1.0)])
+def test_what_are_no_weights(weights):
+    with pytest.raises(InvalidArgumentError, match="Expected .*weights"):
+        WeightedScorer([RewardModel(tiny_reward_model())], weights)
