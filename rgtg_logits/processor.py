@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import RLock
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,7 +26,7 @@ from rgtg_logits.guidance import (
     scatter_to_vocabulary,
     truncate,
 )
-from rgtg_logits.inputs import plain_number
+from rgtg_logits.inputs import check_step, plain_number, plain_tokenizer
 from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel
@@ -64,9 +65,9 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             their reward were the mean of the candidates'. With "keep" the policy stays closer to the base model at the
             same reward, the more so the less probability the candidates hold; with few candidates of a model that is
             unsure, much of a text is then left unguided.
-        tokenizer: The base model's tokenizer. Its vocabulary is compared with the reward model's: if a token has
-            another id there, or none, the reward model reads text (`RetokenizingScorer`). Left out, token ids are taken
-            to mean the same in both.
+        tokenizer: The base model's tokenizer, or a multimodal processor that has one. Its vocabulary is compared with
+            the reward model's: if a token has another id there, or none, the reward model reads text
+            (`RetokenizingScorer`). Left out, token ids are taken to mean the same in both.
         prompt_format: Format in which the reward model expects prompt and answer, which makes it read text: "chat" for
             its chat template, or a function of both texts; see `RetokenizingScorer`.
         on_overflow: Treatment of a text that is longer than the reward model can read: "error" (before the first token
@@ -121,6 +122,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         self.beta = _checked_beta(beta)
         self.rule = CandidateRule(top_k=top_k, top_p=top_p, min_p=min_p)
         self.rest = _checked_rest(rest)
+        tokenizer = plain_tokenizer(tokenizer)
         self.scorer = make_scorer(
             reward_model, tokenizer, prompt_format=prompt_format, on_overflow=on_overflow,
             max_tokens_per_forward=max_tokens_per_forward, compile=compile, prepack=prepack,
@@ -143,7 +145,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
 
         Args:
             input_ids: Prefixes, left padding included.
-            scores: The base model's logits or log-probabilities; not edited.
+            scores: The base model's logits or log-probabilities; not edited. There may be no rows.
 
         Returns:
             Log-probabilities renormalised over the candidates, -inf elsewhere; a new tensor. Rows whose scores are all
@@ -151,11 +153,15 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             decoding, which learns from such scores which tokens are forbidden, keeps its drafts.
 
         Raises:
+            InvalidArgumentError: If one of both has another shape or type.
             PaddingError: If padding cannot be distinguished from text.
             VocabularyError: If the reward model does not have a candidate.
             ContextLengthError: If a prefix is longer than the reward model can read.
             NonFiniteRewardError: If a reward is NaN or infinite.
         """
+        check_step(input_ids, scores)
+        if len(scores) == 0:
+            return scores.clone()
         with self._lock:
             rows, mask = self._rows(input_ids)
             candidates = self.rule.select(scores)
@@ -173,6 +179,14 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
                 after = gather_candidates(candidates, log_probs)
                 self.trace.record(rows, candidates.ids, before, rewards, after)
             return log_probs if unguided is None else torch.where(unguided, scores.log_softmax(-1), log_probs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A lock belongs to the threads of one process, so a copy gets its own.
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = RLock()
 
     def _rewards(self, rows: Tensor, mask: Tensor, candidates: Candidates) -> Float[Tensor, "batch k"] | None:
         """The candidates' rewards; None where they would change nothing."""
@@ -240,6 +254,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             )
         # A shallow copy, which shares scorer, cache, lock and trace.
         processor = copy.copy(self)
+        processor._lock = self._lock
         processor._prompt = _Prompt(prompt, mask, start)
         return processor
 

@@ -1,5 +1,8 @@
 """Values that users pass in forms of other libraries: numbers, rows and tokenizers."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,8 @@ from jaxtyping import config
 
 from rgtg_logits import PartialRewardLogitsProcessor, RewardModel
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.scorers import WeightedScorer
-from rgtg_logits.testing import VOCAB_SIZE, tiny_reward_model
+from rgtg_logits.scorers import Scorer, WeightedScorer
+from rgtg_logits.testing import VOCAB_SIZE, tiny_reward_model, tiny_tokenizer
 
 ROWS = torch.tensor([[7, 3, 9], [5, 8, 2]])
 
@@ -69,3 +72,85 @@ def test_weights_of_other_libraries(form):
 def test_what_are_no_weights(weights):
     with pytest.raises(InvalidArgumentError, match="Expected .*weights"):
         WeightedScorer([RewardModel(tiny_reward_model())], weights)
+
+
+SCORES = torch.zeros(2, VOCAB_SIZE)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        (ROWS[0], SCORES[0]),
+        (ROWS, SCORES[:, None]),
+        (ROWS, SCORES[:1]),
+        (ROWS.tolist(), SCORES),
+        (ROWS.numpy(), SCORES.numpy()),
+        (ROWS.float(), SCORES),
+        (ROWS, SCORES.long()),
+        (ROWS, SCORES[:, :0]),
+    ],
+)
+def test_steps_of_another_form(step):
+    processor = PartialRewardLogitsProcessor(tiny_reward_model())
+    with pytest.raises(InvalidArgumentError, match=r"shape \[batch, length\] and scores .* \[batch, vocab\], but got"):
+        processor(*step)
+
+
+def test_a_step_of_no_rows():
+    processor = PartialRewardLogitsProcessor(tiny_reward_model())
+    assert processor(ROWS[:0], SCORES[:0]).shape == (0, VOCAB_SIZE)
+    assert processor.for_prompt(ROWS)(ROWS[:0], SCORES[:0]).shape == (0, VOCAB_SIZE)
+
+
+class Multimodal:
+    """As an AutoProcessor of a vision-language model."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __call__(self, *arguments):
+        raise NotImplementedError
+
+    decode = __call__
+
+
+def test_the_tokenizer_of_a_multimodal_processor():
+    tokenizer = tiny_tokenizer(kind="gpt2")
+    model = RewardModel(tiny_reward_model(vocab_size=len(tokenizer)), tokenizer)
+    scores = torch.randn(2, len(tokenizer))
+    plain, inner = (
+        PartialRewardLogitsProcessor(model, tokenizer=given) for given in (tokenizer, Multimodal(tokenizer))
+    )
+    assert inner.tokenizer is tokenizer
+    assert torch.equal(
+        plain.for_prompt("A film")(ROWS[:1], scores[:1]), inner.for_prompt("A film")(ROWS[:1], scores[:1])
+    )
+    scorer = WeightedScorer([lambda prompts, responses: [1.0] * len(prompts)], [2], tokenizer=Multimodal(tokenizer))
+    assert torch.equal(scorer.score(ROWS, torch.ones_like(ROWS), ROWS), torch.full((2, 3), 2.0))
+
+
+@pytest.mark.parametrize("value", ["gpt2", 3, Multimodal(None)])
+def test_what_is_no_tokenizer(value):
+    with pytest.raises(InvalidArgumentError, match=r"Expected tokenizer to be the base model's tokenizer.* but got"):
+        PartialRewardLogitsProcessor(tiny_reward_model(), tokenizer=value)
+    with pytest.raises(InvalidArgumentError, match=r"Expected tokenizer to be the base model's tokenizer.* but got"):
+        WeightedScorer([RewardModel(tiny_reward_model())], [1.0], tokenizer=value)
+
+
+class ById(Scorer):
+    """Rewards that need no model, and no lock."""
+
+    def score(self, rows, attention_mask, candidates):
+        return candidates / 10
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda processor: pickle.loads(pickle.dumps(processor))])
+def test_copies(copied):
+    processor = PartialRewardLogitsProcessor(ById(), pad_token_id=0)
+    prompts = processor.for_prompt(ROWS)
+    assert prompts._lock is processor._lock
+    scores = torch.randn(2, VOCAB_SIZE)
+    for original in (processor, prompts):
+        twin = copied(original)
+        assert twin._lock is not original._lock
+        assert torch.equal(twin(ROWS, scores), original(ROWS, scores))

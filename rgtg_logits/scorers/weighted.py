@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError, NonFiniteRewardError
-from rgtg_logits.inputs import plain_number
+from rgtg_logits.inputs import plain_number, plain_tokenizer
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
 from rgtg_logits.scorers.make import make_scorer
@@ -63,6 +63,7 @@ class WeightedScorer(Scorer):
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
+        tokenizer = plain_tokenizer(tokenizer)
         _check(scorers, tokenizer)
         factors = _plain_weights(weights, len(scorers))
         self._sources: list[Scorer | RewardFunction] = []
