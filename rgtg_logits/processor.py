@@ -262,6 +262,11 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         """The rows that the reward model reads, and their mask."""
         if self._prompt is not None:
             rows, prompt_mask = self._prompt.followed_by(input_ids)
+            if rows.shape[1] == 0:
+                raise PaddingError(
+                    "Expected a token for the reward model to read, but the prompts given to for_prompt have none. "
+                    "Pass start=0 to let it read the decoder's start token, or a prompt of one token, such as bos."
+                )
             return rows, infer_attention_mask(rows, self.pad_token_id, prompt_mask)
         if input_ids.shape[1] == 0:
             raise PaddingError(
@@ -310,8 +315,8 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase | None, texts: list[str]) -> tu
     rows = [encode_prompt(tokenizer, text) for text in texts]
     width = max(len(row) for row in rows)
     # Any token may stand in the place of padding, because the mask excludes it.
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
-    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], dtype=torch.long)
+    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
 
 
 def _checked_rest(rest: str) -> str:
