@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.inputs import plain_number
 from rgtg_logits.profiling import profiled
 
 
@@ -59,21 +60,27 @@ class CandidateRule:
     min_p: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1:
+        top_k = plain_number(self.top_k)
+        if not isinstance(top_k, int) or top_k < 1:
             raise InvalidArgumentError(
                 f"Expected top_k to be a whole number of candidates, 1 or more, but got {self.top_k!r}. "
                 "Typical values are 10 to 50."
             )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
+        top_p = plain_number(self.top_p)
+        if self.top_p is not None and not (top_p is not None and 0 < top_p <= 1):
             raise InvalidArgumentError(
                 f"Expected top_p to be a share of probability in (0, 1], but got {self.top_p!r}. "
                 "Leave it out to use top_k alone."
             )
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
+        min_p = plain_number(self.min_p)
+        if self.min_p is not None and not (min_p is not None and 0 <= min_p <= 1):
             raise InvalidArgumentError(
                 f"Expected min_p to be a fraction of the best token's probability in [0, 1], but got {self.min_p!r}. "
                 "Leave it out to use top_k alone."
             )
+        for name, value in (("top_k", top_k), ("top_p", top_p), ("min_p", min_p)):
+            # A frozen dataclass allows no other way.
+            object.__setattr__(self, name, value)
 
     @profiled("candidates")
     def select(self, scores: Float[Tensor, "batch vocab"]) -> Candidates:

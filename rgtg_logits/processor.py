@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from threading import RLock
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +24,8 @@ from rgtg_logits.guidance import (
     scatter_to_vocabulary,
     truncate,
 )
+from rgtg_logits.inputs import check_step, plain_number, plain_tokenizer
+from rgtg_logits.locks import ObjectLock
 from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel
@@ -63,9 +64,9 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             their reward were the mean of the candidates'. With "keep" the policy stays closer to the base model at the
             same reward, the more so the less probability the candidates hold; with few candidates of a model that is
             unsure, much of a text is then left unguided.
-        tokenizer: The base model's tokenizer. Its vocabulary is compared with the reward model's: if a token has
-            another id there, or none, the reward model reads text (`RetokenizingScorer`). Left out, token ids are taken
-            to mean the same in both.
+        tokenizer: The base model's tokenizer, or a multimodal processor that has one. Its vocabulary is compared with
+            the reward model's: if a token has another id there, or none, the reward model reads text
+            (`RetokenizingScorer`). Left out, token ids are taken to mean the same in both.
         prompt_format: Format in which the reward model expects prompt and answer, which makes it read text: "chat" for
             its chat template, or a function of both texts; see `RetokenizingScorer`.
         eos_token_id: Tokens that end the base model's text besides its tokenizer's own, as in generation configs, for a
@@ -123,6 +124,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         self.beta = _checked_beta(beta)
         self.rule = CandidateRule(top_k=top_k, top_p=top_p, min_p=min_p)
         self.rest = _checked_rest(rest)
+        tokenizer = plain_tokenizer(tokenizer)
         self.scorer = make_scorer(
             reward_model, tokenizer, prompt_format=prompt_format, eos_token_id=eos_token_id, on_overflow=on_overflow,
             max_tokens_per_forward=max_tokens_per_forward, compile=compile, prepack=prepack,
@@ -131,8 +133,8 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         self.tokenizer = tokenizer
         self.attention_mask = attention_mask
         self._prompt: _Prompt | None = None
-        self._lock = RLock()
-        self.pad_token_id = pad_token_id
+        self._lock = ObjectLock()
+        self.pad_token_id = _checked_pad_token(pad_token_id)
         if self.pad_token_id is None:
             self.pad_token_id = getattr(tokenizer, "pad_token_id", None)
         if self.pad_token_id is None:
@@ -145,7 +147,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
 
         Args:
             input_ids: Prefixes, left padding included.
-            scores: The base model's logits or log-probabilities; not edited.
+            scores: The base model's logits or log-probabilities; not edited. There may be no rows.
 
         Returns:
             Log-probabilities renormalised over the candidates, -inf elsewhere; a new tensor. Rows whose scores are all
@@ -153,11 +155,15 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             decoding, which learns from such scores which tokens are forbidden, keeps its drafts.
 
         Raises:
+            InvalidArgumentError: If one of both has another shape or type.
             PaddingError: If padding cannot be distinguished from text.
             VocabularyError: If the reward model does not have a candidate.
             ContextLengthError: If a prefix is longer than the reward model can read.
             NonFiniteRewardError: If a reward is NaN or infinite.
         """
+        check_step(input_ids, scores)
+        if len(scores) == 0:
+            return scores.clone()
         with self._lock:
             rows, mask = self._rows(input_ids)
             candidates = self.rule.select(scores)
@@ -249,6 +255,11 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         """The rows that the reward model reads, and their mask."""
         if self._prompt is not None:
             rows, prompt_mask = self._prompt.followed_by(input_ids)
+            if rows.shape[1] == 0:
+                raise PaddingError(
+                    "Expected a token for the reward model to read, but the prompts given to for_prompt have none. "
+                    "Pass start=0 to let it read the decoder's start token, or a prompt of one token, such as bos."
+                )
             return rows, infer_attention_mask(rows, self.pad_token_id, prompt_mask)
         if input_ids.shape[1] == 0:
             raise PaddingError(
@@ -297,8 +308,8 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase | None, texts: list[str]) -> tu
     rows = [encode_prompt(tokenizer, text) for text in texts]
     width = max(len(row) for row in rows)
     # Any token may stand in the place of padding, because the mask excludes it.
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
-    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], dtype=torch.long)
+    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
 
 
 def _checked_rest(rest: str) -> str:
@@ -311,9 +322,20 @@ def _checked_rest(rest: str) -> str:
 
 
 def _checked_beta(beta: float) -> float:
-    if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta >= 0):
+    number = plain_number(beta)
+    if number is None or not (math.isfinite(number) and number >= 0):
         raise InvalidArgumentError(
             f"Expected beta to be a finite guidance strength of 0 or more, but got {beta!r}. "
             "Use 0 for no guidance; to lower a reward, change its sign in the reward model."
         )
-    return float(beta)
+    return float(number)
+
+
+def _checked_pad_token(pad_token_id: int | None) -> int | None:
+    number = plain_number(pad_token_id)
+    if pad_token_id is not None and not isinstance(number, int):
+        raise InvalidArgumentError(
+            f"Expected pad_token_id to be the id of a token, a whole number, but got {pad_token_id!r}. "
+            "Pass tokenizer.pad_token_id of the base model, or leave it out."
+        )
+    return number if isinstance(number, int) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError, NonFiniteRewardError
+from rgtg_logits.inputs import plain_number, plain_tokenizer
 from rgtg_logits.locks import ObjectLock
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
@@ -37,7 +38,7 @@ class WeightedScorer(Scorer):
         scorers: Reward models, Hub ids, folders, scorers, and functions on text `(prompts: list[str], responses:
             list[str]) -> rewards`. A reward model gets the scorer that the processor would give it.
         weights: Factor of each reward: 0 leaves a reward out of the sum, a negative one reverses it. Rewards of
-            different models have different units, so the weights need not sum to 1.
+            different models have different units, so the weights need not sum to 1. An array or a tensor will do.
         tokenizer: The base model's tokenizer; needed by functions, and by reward models with another vocabulary.
         eos_token_id: Tokens that end the base model's text; see `RetokenizingScorer`. A `Scorer` has its own.
 
@@ -59,16 +60,18 @@ class WeightedScorer(Scorer):
     def __init__(
         self,
         scorers: Sequence[Any],
-        weights: Sequence[float],
+        weights: Sequence[float] | Tensor,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         eos_token_id: int | Sequence[int] | None = None,
     ) -> None:
-        _check(scorers, weights, tokenizer)
+        tokenizer = plain_tokenizer(tokenizer)
+        _check(scorers, tokenizer)
+        factors = _plain_weights(weights, len(scorers))
         ends = checked_eos_token_ids(eos_token_id)
         self._sources: list[Scorer | RewardFunction] = []
         self._weights: list[float] = []
-        for source, weight in _distinct(scorers, weights):
+        for source, weight in _distinct(scorers, factors):
             is_model = isinstance(source, _MODELS)
             self._sources.append(make_scorer(source, tokenizer, eos_token_id=ends) if is_model else source)
             self._weights.append(weight)
@@ -201,17 +204,33 @@ def checked_rewards(returned: object, expected: int, name: str) -> Float[Tensor,
     return rewards
 
 
-def _check(scorers: Sequence[Any], weights: Sequence[float], tokenizer: PreTrainedTokenizerBase | None) -> None:
-    if not scorers or len(scorers) != len(weights):
+def _plain_weights(weights: Iterable[Any], expected: int) -> list[float]:
+    """The weights as plain numbers, one for each scorer; they may come as an array or a tensor."""
+    try:
+        given = list(weights)
+    except TypeError as error:
+        # A number, or an array without an axis.
         raise InvalidArgumentError(
-            f"Expected one weight for each scorer, and at least one scorer, but got {len(scorers)} scorers and "
-            f"{len(weights)} weights. Use 1.0 for a reward that counts as it is."
+            f"Expected a list of weights, one for each scorer, but got {weights!r}. Use 1.0 for a reward that counts "
+            "as it is."
+        ) from error
+    if not expected or len(given) != expected:
+        raise InvalidArgumentError(
+            f"Expected one weight for each scorer, and at least one scorer, but got {expected} scorers and "
+            f"{len(given)} weights. Use 1.0 for a reward that counts as it is."
         )
-    for weight in weights:
-        if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
+    factors = []
+    for weight in given:
+        number = plain_number(weight)
+        if number is None or not math.isfinite(number):
             raise InvalidArgumentError(
                 f"Expected weights to be finite numbers, but got {weight!r}. Use 0 to leave a reward out."
             )
+        factors.append(float(number))
+    return factors
+
+
+def _check(scorers: Sequence[Any], tokenizer: PreTrainedTokenizerBase | None) -> None:
     for source in scorers:
         if isinstance(source, (Scorer, *_MODELS)):
             continue
