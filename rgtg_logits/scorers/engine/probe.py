@@ -65,7 +65,7 @@ def choose_strategy(reward_model: RewardModel, *, trees: bool = False) -> str:
 
 
 def _kinds(reward_model: RewardModel) -> tuple[object, ...]:
-    """What decides, besides the weights, how a model computes."""
+    """Everything but the weights that decides how a model computes."""
     layers = tuple(type(layer) for layer in reward_model.model.modules())
     settings = tuple(_window_settings(reward_model).items())
     attention = getattr(reward_model.text_config, "_attn_implementation", None)
