@@ -20,7 +20,7 @@ CONFIGS = {
 @pytest.mark.parametrize("max_next", [False, True])
 def test_rewards_and_gradients_are_those_of_the_logits(name, max_next):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name])
+    model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
     layer = model.get_output_embeddings()
     layer.weight.data *= 10  # So that a cap would show.
     sizes = []
