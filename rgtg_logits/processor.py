@@ -155,7 +155,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             decoding, which learns from such scores which tokens are forbidden, keeps its drafts.
 
         Raises:
-            InvalidArgumentError: If one of both has another shape or type.
+            InvalidArgumentError: If `input_ids` or `scores` have another shape or type.
             PaddingError: If padding cannot be distinguished from text.
             VocabularyError: If the reward model does not have a candidate.
             ContextLengthError: If a prefix is longer than the reward model can read.
