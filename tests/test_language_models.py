@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from rgtg_logits import RewardModel, RewardModelConfig
 from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardModelError
-from rgtg_logits.reward_model.model import positions
+from rgtg_logits.reward_model import positions
 from rgtg_logits.testing import (
     TINY,
     VOCAB_SIZE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any, cast
 
@@ -71,6 +71,25 @@ class Forward:
         twin._call = twin._module
         return twin
 
+    def on(self, twins: Mapping[nn.Module, nn.Module]) -> Forward:
+        """The same kind of forward on copies of the model's layers; not compiled.
+
+        Args:
+            twins: A copy of each layer, by layer.
+        """
+        twin = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, nn.Module) and name != "_call":
+                setattr(twin, name, twins[value])
+        twin._layers = Layers(twin._module)
+        twin._call = twin._module
+        return twin
+
+    @property
+    def modules(self) -> tuple[nn.Module, nn.Module]:
+        """The whole model, and the module that is run, which is a part of it unless it is prepacked."""
+        return self.model, self._module
+
     def states(
         self,
         input_ids: Int[Tensor, "batch new"],
@@ -79,15 +98,22 @@ class Forward:
         cache: Cache | None,
         *,
         use_cache: bool,
-        last: int | None,
+        last: int | Int[Tensor, " kept"] | None,
     ) -> tuple[Float[Tensor, "batch kept width"], Cache | None]:
         """Runs the model once over the new tokens; see `RewardModel.hidden_states`."""
-        # Backbones, and some language models, do not take logits_to_keep: they return all states.
+        num_new = input_ids.shape[1]
+        keep: int | Tensor = 0 if last is None else last
+        if isinstance(keep, Tensor) and len(keep) == num_new:
+            # All states, in an order that afterwards nobody could tell from the tokens' own.
+            keep = 0
         output = self._run(
-            input_ids, position_ids, cache, attention_mask=attention_mask, use_cache=use_cache, logits_to_keep=last or 0
+            input_ids, position_ids, cache, attention_mask=attention_mask, use_cache=use_cache, logits_to_keep=keep
         )
         states = getattr(output, self._output)
-        if last is not None:
+        # Backbones, and some language models, do not take logits_to_keep: they return all states.
+        if isinstance(last, Tensor) and states.shape[1] == num_new:
+            states = states[:, last.to(states.device)]
+        elif isinstance(last, int):
             states = states[:, -last:]
         new_cache = self._cache_of(output) if use_cache else None
         return states.to(self.device), new_cache

@@ -15,13 +15,14 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
 from rgtg_logits.profiling import profiled
@@ -31,18 +32,16 @@ from rgtg_logits.reward_model.forward import (
     ClassifierForward,
     Forward,
     LanguageModelForward,
-    token_scores,
     uniform_length,
 )
 from rgtg_logits.reward_model.loading import HUB_ARGUMENTS, check_decoder, check_labels, load_checkpoint
 from rgtg_logits.reward_model.saving import SavingMixin
-from rgtg_logits.reward_model.state import Layers, with_own_config
-from rgtg_logits.tokenization import encode_finished
+from rgtg_logits.reward_model.scoring import ScoringMixin
+from rgtg_logits.reward_model.state import Layers, set_attention, twins_with_own_config
+from rgtg_logits.reward_model.unwrapping import unwrap_adapter, unwrap_parallel
 
-__all__ = ["RewardModel", "RewardModelConfig", "positions"]
 
-
-class RewardModel(SavingMixin):
+class RewardModel(SavingMixin, ScoringMixin):
     """A scalar reward for every prefix of a text, read from a causal sequence classifier or from a language model.
 
     Args:
@@ -70,7 +69,7 @@ class RewardModel(SavingMixin):
         *,
         config: RewardModelConfig | None = None,
     ) -> None:
-        model = _unwrap_parallel(model)
+        model = unwrap_parallel(model)
         self.model = model
         self._layers = Layers(model)
         self.tokenizer = tokenizer
@@ -229,8 +228,44 @@ class RewardModel(SavingMixin):
         return self._layers.state()
 
     def with_own_config(self) -> RewardModel:
-        """The same model, on the same weights, with a copy of the config, of which a change reaches nobody else."""
-        return RewardModel(with_own_config(self.model), self.tokenizer, config=self.config)
+        """The same model, on the same weights, with a copy of the config, of which a change reaches nobody else.
+
+        The forward stays of its kind, but is not compiled.
+        """
+        return self._on(twins_with_own_config(self.model, *self._forward.modules))
+
+    def with_attention(self, name: str) -> RewardModel:
+        """The same model, on the same weights, in evaluation mode and with another implementation of attention.
+
+        A view with a config of its own: the model and its config are not changed. It follows changes of the weights,
+        but not those of the layers, the active adapters or the mode; make it anew when `state()` changes.
+
+        Args:
+            name: A name in transformers' `AttentionInterface`, or "eager".
+
+        Raises:
+            InvalidArgumentError: If no attention of this name is registered.
+            RewardModelError: If a layer has a forward of its own, which reads the layer's own config.
+        """
+        if name != "eager" and name not in ALL_ATTENTION_FUNCTIONS:
+            raise InvalidArgumentError(
+                f"Expected the name of an attention of transformers, but got {name!r}. Register it with "
+                "transformers.AttentionInterface.register first."
+            )
+        twins = twins_with_own_config(self.model, *self._forward.modules)
+        set_attention(twins, name)
+        return self._on(twins)
+
+    def _on(self, twins: Mapping[nn.Module, nn.Module]) -> RewardModel:
+        """The same reading of rewards on copies of all layers."""
+        twin = copy.copy(self)
+        twin.model = twins[self.model]
+        twin._layers = Layers(twin.model)
+        twin._inner = cast(PreTrainedModel, twins[self._inner])
+        twin.text_config = twin._inner.config.get_text_config()
+        twin._forward = self._forward.on(twins)
+        twin.backbone = twin._forward.backbone
+        return twin
 
     def in_evaluation_mode(self) -> nn.Module:
         """The model, or in training mode a twin of it in evaluation mode; see `Layers.in_evaluation_mode`."""
@@ -245,7 +280,7 @@ class RewardModel(SavingMixin):
         cache: Cache | None = None,
         *,
         use_cache: bool = False,
-        last: int | None = None,
+        last: int | Int[Tensor, " kept"] | None = None,
     ) -> tuple[Float[Tensor, "batch kept width"], Cache | None]:
         """Runs the model once over new tokens.
 
@@ -256,7 +291,7 @@ class RewardModel(SavingMixin):
             position_ids: Position of each new token in its text; left to the model if None.
             cache: Keys and values of the tokens before.
             use_cache: Whether to return a cache.
-            last: Return the states of the last so many tokens only; None for all.
+            last: Return the states of the last so many new tokens only, or of those at these indices; None for all.
 
         Returns:
             The state of each token, and the cache. Of the kind "causal", a state is the last hidden state, from which
@@ -314,106 +349,3 @@ class RewardModel(SavingMixin):
             RewardModelError: If the model has no scalar head.
         """
         return self._classifier.rewards(hidden)
-
-    @torch.no_grad()
-    def score_tokens(
-        self, input_ids: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"] | None = None
-    ) -> Float[Tensor, "batch length"]:
-        """The reward of every prefix of every row, in one forward.
-
-        "causal": the head on each token's state. "vocabulary": the logit of each token given the tokens before it.
-        "log_ratio": the sum of the log-probabilities of the tokens so far, without any reference model. With the last
-        two, the first token of a text has nothing before it and gets 0.
-
-        Args:
-            input_ids: Token ids, padded on either side.
-            attention_mask: 1 for text, 0 for padding; all text by default.
-
-        Returns:
-            Rewards in the model's own unit; entry (b, t) is the reward of row b up to and including token t. 0 at
-            padding.
-        """
-        input_ids = input_ids.to(self.device)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
-        states, _ = self.hidden_states(input_ids, mask, positions(mask))
-        if self.kind == "causal":
-            return self.rewards(states).masked_fill(mask == 0, 0.0)
-        scores = token_scores(states, input_ids, mask, log_softmax=self.kind == "log_ratio")
-        return scores if self.kind == "vocabulary" else scores.cumsum(-1).masked_fill(mask == 0, 0.0)
-
-    def score(
-        self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int = 16
-    ) -> Float[Tensor, " batch"]:
-        """The rewards of finished texts.
-
-        Each text is prompt + response, tokenised in one go and closed with one end of text, as in training (see
-        `tokenization.encode_finished`); its reward is the last one of `score_tokens`. With "log_ratio" that sums over
-        the prompt too, so it compares responses to one prompt.
-
-        Raises:
-            InvalidArgumentError: If the lists differ in length, or the model came without a tokenizer.
-        """
-        if self.tokenizer is None:
-            raise InvalidArgumentError(
-                "Expected a reward model with a tokenizer, because score() reads text, but it has none. "
-                "Pass tokenizer= to RewardModel, or use score_tokens()."
-            )
-        if len(prompts) != len(responses):
-            raise InvalidArgumentError(
-                f"Expected one response for each prompt, but got {len(prompts)} prompts and {len(responses)} responses."
-            )
-        rows = [
-            encode_finished(self.tokenizer, prompt + response)
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        return self.score_rows(rows, batch_size=batch_size)
-
-    def score_rows(self, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> Float[Tensor, " batch"]:
-        """The reward of each whole row of token ids, which need not be of the same length; on the CPU."""
-        scores = [self._score_batch(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
-        return torch.cat(scores) if scores else torch.empty(0)
-
-    def _score_batch(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, " batch"]:
-        # Padded on the right, so that no architecture sees padding before text.
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
-        input_ids = torch.zeros_like(mask)
-        for row, ids in enumerate(rows):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-        rewards = self.score_tokens(input_ids, mask).cpu()
-        return rewards.gather(1, lengths[:, None] - 1)[:, 0]
-
-
-def positions(mask: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
-    """The position of each token in its own text; padding on the left is not counted.
-
-    Models with learned positions would count columns, padding included, if they were not given positions.
-    """
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def _unwrap_parallel(model: nn.Module) -> nn.Module:
-    """The module inside of `torch.compile`, `DataParallel` or `DistributedDataParallel`; or the module itself."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif "_orig_mod" in model._modules:
-            model = cast(nn.Module, model._orig_mod)
-        else:
-            return model
-
-
-def unwrap_adapter(model: nn.Module) -> nn.Module:
-    """The transformers model inside a PEFT wrapper, with the adapter in its layers; or the model itself.
-
-    Raises:
-        RewardModelError: If the adapter is one of prompt learning, outside the model's layers.
-    """
-    if isinstance(model, PreTrainedModel) or not hasattr(model, "get_base_model"):
-        return model
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise RewardModelError(
-            "Expected an adapter inside the model's layers, such as LoRA, but got one of learned prompts, which it "
-            "puts before every text. Train a LoRA adapter."
-        )
-    return cast(Any, model).get_base_model()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from rgtg_logits.errors import RewardModelError
 
@@ -92,7 +93,7 @@ def _evaluation_twin(module: nn.Module) -> nn.Module:
     twins = shallow_twins(module)
     for layer, twin in twins.items():
         twin.training = False
-        if twin.__dict__.get("forward", twin) is layer.__dict__.get("forward", layer):
+        if _is_tied(layer, twin):
             raise RewardModelError(
                 f"Expected a reward model in evaluation mode, because the forward of its {type(layer).__name__} was "
                 "replaced by a function that cannot be run in another mode than the layer's, but it is in training "
@@ -101,21 +102,47 @@ def _evaluation_twin(module: nn.Module) -> nn.Module:
     return twins[module]
 
 
-def with_own_config(model: nn.Module) -> nn.Module:
-    """A twin of a model on the same weights, whose config can be changed without changing the model's."""
-    twins = shallow_twins(model)
+def _is_tied(layer: nn.Module, twin: nn.Module) -> bool:
+    """Whether a layer's forward was replaced by a function that its twin cannot run on itself."""
+    return "forward" in layer.__dict__ and twin.__dict__["forward"] is layer.__dict__["forward"]
+
+
+def twins_with_own_config(*modules: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Shallow copies of all layers of models, by layer, whose configs can be changed without changing the models'."""
+    twins = shallow_twins(*modules)
     copied: dict[int, Any] = {}
     for layer, twin in twins.items():
-        config = layer.__dict__.get("config")
-        if config is not None:
-            # One memo for all, so that a config within another one stays the same object as in the layers that hold it.
-            twin.__dict__["config"] = copy.deepcopy(config, copied)
-    return twins[model]
+        for name, value in layer.__dict__.items():
+            if isinstance(value, PretrainedConfig):
+                # One memo for all, so that a config within another one stays the same object as in the layers that
+                # hold it.
+                twin.__dict__[name] = copy.deepcopy(value, copied)
+    return twins
 
 
-def shallow_twins(module: nn.Module) -> dict[nn.Module, nn.Module]:
-    """Shallow copies of a tree of modules, by module: other objects with the same parameters, buffers and hooks."""
-    twins = {layer: copy.copy(layer) for layer in module.modules()}
+def set_attention(twins: Mapping[nn.Module, nn.Module], name: str) -> None:
+    """Switches copies with their own configs to another attention, in evaluation mode.
+
+    Raises:
+        RewardModelError: If a layer has a forward of its own that is tied to the layer and not to its copy.
+    """
+    for layer, twin in twins.items():
+        twin.training = False
+        if _is_tied(layer, twin):
+            raise RewardModelError(
+                f"Expected a reward model whose layers run with another attention, but the forward of its "
+                f"{type(layer).__name__} was replaced by a function that reads the layer's own config. Use the model "
+                "with its own attention."
+            )
+        for value in twin.__dict__.values():
+            if isinstance(value, PretrainedConfig):
+                # Reaches the configs inside of it too.
+                value._attn_implementation = name
+
+
+def shallow_twins(*modules: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Shallow copies of trees of modules, by module: other objects with the same parameters, buffers and hooks."""
+    twins = {layer: copy.copy(layer) for module in modules for layer in module.modules()}
     for layer, twin in twins.items():
         children = {name: None if child is None else twins[child] for name, child in layer._modules.items()}
         twin.__dict__["_modules"] = children
