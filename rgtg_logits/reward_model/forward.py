@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any, cast
@@ -18,6 +19,9 @@ from rgtg_logits.reward_model.state import Layers
 
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """Names of a forward's cache: since transformers 5.24, before it, and before it of recurrent models."""
+
+_PRECISIONS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+"""Types of weights that are multiplied by numbers of the same type."""
 
 
 class Forward:
@@ -129,7 +133,17 @@ class Forward:
         accepted = {name: value for name, value in arguments.items() if name in self._parameters}
         module = self._layers.in_evaluation_mode()
         call = self._call if module is self._module else module
-        return call(input_ids, **accepted)
+        try:
+            return call(input_ids, **accepted)
+        except RuntimeError as error:
+            dtypes = weight_dtypes(module)
+            if len(dtypes) < 2 or "dtype" not in str(error):
+                raise
+            names = " and ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise RewardModelError(
+                f"Expected layers that take each other's output, but the weights of the reward model are in {names}: "
+                f"{error}. Convert them to one type (model.to(torch.bfloat16)), or generate under torch.autocast."
+            ) from error
 
     def _cache_of(self, output: Any) -> Cache | None:
         cache = getattr(output, self._cache_name) if self._cache_name else None
@@ -158,10 +172,16 @@ class ClassifierForward(BackboneForward):
 
     def rewards(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape"]:
         """The head's output for states; see `RewardModel.rewards`."""
-        weight = next(self.head.parameters())
+        weight = _active_weight(self.head)
         # A model that is spread over devices ends on another device than it starts on.
         hidden = hidden if weight.is_meta else hidden.to(weight.device)
-        return self.head(hidden).squeeze(-1).float().to(self.device)
+        return self.head(_cast(hidden, weight)).squeeze(-1).float().to(self.device)
+
+    def cast_states(self, head: nn.Module) -> None:
+        """Lets a twin of the head take states of another precision, as `rewards` does."""
+        # Another dict, because a twin shares the layer's own.
+        head._forward_pre_hooks = OrderedDict(head._forward_pre_hooks)
+        head.register_forward_pre_hook(lambda _, inputs: (_cast(inputs[0], _active_weight(head)), *inputs[1:]))
 
 
 class LanguageModelForward(Forward):
@@ -267,6 +287,26 @@ def at_tokens(
     """
     has_both = (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
     return nn.functional.pad(scores.masked_fill(~has_both, 0.0), (1, 0))
+
+
+def weight_dtypes(module: nn.Module) -> list[torch.dtype]:
+    """The types of numbers that a module's weights have, besides those of quantised weights."""
+    return sorted({weight.dtype for weight in module.parameters()} & _PRECISIONS, key=str)
+
+
+def _active_weight(head: nn.Module) -> Tensor:
+    """The weight that a head multiplies by; of several heads in a PEFT wrapper, that of the active one."""
+    heads = getattr(head, "modules_to_save", None)
+    if isinstance(heads, nn.ModuleDict) and not getattr(head, "disable_adapters", False):
+        active = [name for name in getattr(head, "active_adapters", ()) if name in heads]
+        if active:
+            head = heads[active[0]]
+    return next(head.parameters())
+
+
+def _cast(hidden: Tensor, weight: Tensor) -> Tensor:
+    """States in the precision of a weight; as they are if the weight is quantised."""
+    return hidden.to(weight.dtype) if weight.dtype in _PRECISIONS else hidden
 
 
 def _head(model: PreTrainedModel) -> nn.Module:

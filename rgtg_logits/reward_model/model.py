@@ -33,11 +33,12 @@ from rgtg_logits.reward_model.forward import (
     Forward,
     LanguageModelForward,
     uniform_length,
+    weight_dtypes,
 )
 from rgtg_logits.reward_model.loading import HUB_ARGUMENTS, check_decoder, check_labels, load_checkpoint
 from rgtg_logits.reward_model.saving import SavingMixin
 from rgtg_logits.reward_model.scoring import ScoringMixin
-from rgtg_logits.reward_model.state import Layers, set_attention, twins_with_own_config
+from rgtg_logits.reward_model.state import Layers, evaluation_twins, set_attention, twins_with_own_config
 from rgtg_logits.reward_model.unwrapping import unwrap_adapter, unwrap_parallel
 
 
@@ -268,7 +269,14 @@ class RewardModel(SavingMixin, ScoringMixin):
         return twin
 
     def in_evaluation_mode(self) -> nn.Module:
-        """The model, or in training mode a twin of it in evaluation mode; see `Layers.in_evaluation_mode`."""
+        """The model, or in training mode a twin of it in evaluation mode; see `Layers.in_evaluation_mode`.
+
+        A head in another precision than the backbone takes the backbone's states.
+        """
+        if self.kind == "causal" and len(weight_dtypes(self.model)) > 1:
+            twins = evaluation_twins(self.model)
+            self._classifier.cast_states(twins[self.head])
+            return twins[self.model]
         return self._layers.in_evaluation_mode()
 
     @profiled("reward model")

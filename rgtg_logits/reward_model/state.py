@@ -69,7 +69,7 @@ class Layers:
         """
         self._refresh()
         if any(layer.training for layer in self._layers):
-            return _evaluation_twin(self._module)
+            return evaluation_twins(self._module)[self._module]
         return self._module
 
 
@@ -89,17 +89,22 @@ def _addresses(weights: Sequence[Tensor]) -> list[int]:
         return [id(weight) for weight in weights]
 
 
-def _evaluation_twin(module: nn.Module) -> nn.Module:
+def evaluation_twins(module: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Shallow copies of all layers of a model, by layer, in evaluation mode.
+
+    Raises:
+        RewardModelError: If a layer in training mode has a forward of its own that is tied to the layer.
+    """
     twins = shallow_twins(module)
     for layer, twin in twins.items():
         twin.training = False
-        if _is_tied(layer, twin):
+        if layer.training and _is_tied(layer, twin):
             raise RewardModelError(
                 f"Expected a reward model in evaluation mode, because the forward of its {type(layer).__name__} was "
                 "replaced by a function that cannot be run in another mode than the layer's, but it is in training "
                 "mode. Call model.eval() first."
             )
-    return twins[module]
+    return twins
 
 
 def _is_tied(layer: nn.Module, twin: nn.Module) -> bool:
