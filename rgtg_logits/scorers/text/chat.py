@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.scorers.text.incremental import special_tokens
+from rgtg_logits.scorers.text.remembered import Remembered
 
 Messages = list[dict[str, str]]
 
@@ -69,7 +69,7 @@ class ChatPromptParser:
         self._markers: list[str] = []
         if tokenizer.chat_template is not None:
             self._markers = self._learn_markers()
-        self.parse = lru_cache(maxsize=1024)(self._parse)
+        self.parse = Remembered(self._parse, 1024)
         """Cached, because every step is about the same prompts."""
 
     def _parse(self, prompt: tuple[int, ...]) -> Conversation:

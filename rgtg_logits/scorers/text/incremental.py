@@ -57,11 +57,11 @@ from __future__ import annotations
 
 import json
 import re
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from rgtg_logits.scorers.text.remembered import Remembered
 from rgtg_logits.tokenization import text_boundaries
 
 REPLACEMENT = "\ufffd"
@@ -141,7 +141,7 @@ class IncrementalTokenizer:
         pattern = _cut_pattern(_specification(tokenizer)) if incremental else None
         self.incremental = pattern is not None
         self._cut = re.compile(pattern or "(?!)")
-        self._segment = lru_cache(maxsize=_MAX_SEGMENTS)(self._uncached_segment)
+        self._segment = Remembered(self._uncached_segment, _MAX_SEGMENTS)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The tokens of each text. Texts with a common beginning are cheapest side by side, the shortest first."""
@@ -207,7 +207,7 @@ class IncrementalDetokenizer:
         self._anchor = self._tokenizer(_ANCHOR, add_special_tokens=False, verbose=False)["input_ids"]
         self.incremental = incremental and _is_additive(specification) and self.decode(self._anchor) == _ANCHOR
         self._has_byte_tokens = specification is not None and "ByteFallback" in json.dumps(specification["decoder"])
-        self._segment = lru_cache(maxsize=_MAX_SEGMENTS)(self._uncached_segment)
+        self._segment = Remembered(self._uncached_segment, _MAX_SEGMENTS)
 
     def head(self, row: list[int]) -> tuple[str, int]:
         """The text of the leading tokens of a row that can be kept, and how many they are; perhaps none."""
