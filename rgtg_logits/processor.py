@@ -166,6 +166,9 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             return scores.clone()
         with self._lock:
             rows, mask = self._rows(input_ids)
+            if self.scorer.known_tokens is not None:
+                self.scorer.known_tokens.check_text(rows, mask)
+                scores = self.scorer.known_tokens.mask(scores)
             candidates = self.rule.select(scores)
             unguided = self._unguided_rows(scores, candidates)
             # A look is free on a CPU; for an accelerator the host would have to wait.

@@ -110,6 +110,65 @@ def differing_tokens(base_tokenizer: PreTrainedTokenizerBase, rm_tokenizer: PreT
     return sum(rm_vocabulary.get(token) != index for token, index in base_tokenizer.get_vocab().items())
 
 
+@dataclass(frozen=True)
+class SharedVocabulary:
+    """A base model's tokens beside a reward model's.
+
+    Attributes:
+        differing: Number of tokens of the base model that have another id in the reward model's vocabulary, or none.
+        unshared: Ids of special tokens that only the base model has and no text needs, such as an added [PAD].
+        needed: The first token, by id, that the reward model lacks and text needs; None if there is none.
+    """
+
+    differing: int
+    unshared: frozenset[int]
+    needed: str | None
+
+    @property
+    def shares_ids(self) -> bool:
+        """Whether the ids of all tokens that text needs mean the same to both models."""
+        return self.needed is None
+
+
+def shared_vocabulary(
+    base_tokenizer: PreTrainedTokenizerBase,
+    rm_tokenizer: PreTrainedTokenizerBase | None,
+    eos_token_ids: Sequence[int] = (),
+) -> SharedVocabulary:
+    """Compares the tokens of a base model with those of a reward model.
+
+    A special token that only the base model has is needed if it starts or ends texts, or if the chat template names it,
+    because prompts and answers then hold it. A token that carries text is always needed.
+
+    Args:
+        base_tokenizer: The base model's tokenizer.
+        rm_tokenizer: The reward model's; None if the reward model has the base model's tokens.
+        eos_token_ids: Tokens that end the base model's text besides its tokenizer's own.
+    """
+    if rm_tokenizer is None:
+        return SharedVocabulary(0, frozenset(), None)
+    rm_vocabulary = rm_tokenizer.get_vocab()
+    vocabulary = base_tokenizer.get_vocab()
+    differing = [token for token, index in vocabulary.items() if rm_vocabulary.get(token) != index]
+    in_use = {*eos_token_ids, *_tokens_around_texts(base_tokenizer)} if differing else set()
+    template = str(base_tokenizer.chat_template or "")
+    specials = {index for index, token in base_tokenizer.added_tokens_decoder.items() if token.special}
+    unshared = set()
+    needed = []
+    for token in differing:
+        index = vocabulary[token]
+        if token in rm_vocabulary or index not in specials or index in in_use or token in template:
+            needed.append((index, token))
+        else:
+            unshared.add(index)
+    return SharedVocabulary(len(differing), frozenset(unshared), min(needed)[1] if needed else None)
+
+
+def _tokens_around_texts(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
+    boundaries = text_boundaries(tokenizer)
+    return {*boundaries.before, *boundaries.after, tokenizer.bos_token_id, tokenizer.eos_token_id}
+
+
 def _encode_open(tokenizer: PreTrainedTokenizerBase, text: str, boundaries: TextBoundaries) -> list[int]:
     ids = list(tokenizer(text, verbose=False)["input_ids"])
     return ids[: len(ids) - len(boundaries.after)]

@@ -14,6 +14,8 @@ from rgtg_logits import CausalScorer, ReferenceScorer, RewardModel, RewardModelC
 from rgtg_logits.check import CheckReport, CheckSettings, Finding, ModelPair, check_models
 from rgtg_logits.check.cost import describe_strategy, measure_cost
 from rgtg_logits.check.exactness import tolerance
+from rgtg_logits.check.generation import check_generation
+from rgtg_logits.check.tokens import check_padding, check_vocabulary
 from rgtg_logits.check.uncached import ReshapedScorer
 from rgtg_logits.cli import app, main
 from rgtg_logits.errors import InvalidArgumentError
@@ -61,7 +63,7 @@ def test_a_right_pair():
     findings = check_models(pair(), QUICK)
     assert statuses(findings, "ok") == {finding.name for finding in findings}
     assert [topic for topic in dict.fromkeys(finding.topic for finding in findings)] == [
-        "models", "tokens", "context", "exactness", "guidance", "cost",
+        "models", "tokens", "context", "generate", "exactness", "guidance", "cost",
     ]  # fmt: skip
     rewards = named(findings, "cached = uncached").figures
     assert 0 < rewards["worst"] < rewards["tolerance"] < 1e-3 * rewards["spread"]
@@ -173,13 +175,13 @@ def test_an_encoder():
 
 def test_embeddings_that_do_not_hold_the_vocabulary():
     reader = RewardModel(tiny_reward_model(vocab_size=290), tiny_tokenizer())
-    finding = pair(reader).check_vocabulary()
+    finding = check_vocabulary(pair(reader))
     assert finding.status == "fail" and "reads ids below 290 only" in finding.value
 
 
 def test_padding_rows():
     models = pair(rows=SIZE + 4)
-    finding = models.check_vocabulary()
+    finding = check_vocabulary(models)
     assert finding.status == "note" and "4 padding rows" in finding.value
     findings = measure_cost(models, CausalScorer(models.reward_model), PROMPTS, top_k=3, seed=0)
     # Random models draw padding rows, which random prompts do not hold.
@@ -222,7 +224,7 @@ def tokenizer_with(**changes):
     ],
 )
 def test_pad_tokens(changes, status, value):
-    finding = pair(tokenizer=tokenizer_with(**changes)).check_padding()[0]
+    finding = check_padding(pair(tokenizer=tokenizer_with(**changes)))[0]
     assert finding.status == status and value in finding.value and bool(finding.advice) == (status == "note")
 
 
@@ -233,7 +235,7 @@ def test_no_pad_token_at_all():
 
 
 def test_padding_on_the_wrong_side():
-    assert "padding_side = 'left'" in pair(tokenizer=tokenizer_with(padding_side="right")).check_padding()[1].advice
+    assert "padding_side = 'left'" in check_padding(pair(tokenizer=tokenizer_with(padding_side="right")))[1].advice
 
 
 @pytest.mark.parametrize(("objective", "word"), [(None, "not stated"), ("full_bt", "untrained"), ("other", "other")])
@@ -314,16 +316,52 @@ def run(folders, name, *options):
     return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "100"})
 
 
+@pytest.mark.parametrize(
+    ("changes", "found", "advice"),
+    [
+        ({"temperature": 0.5}, "temperature 0.5 divides beta", "Pass temperature=1.0 to generate"),
+        ({"top_k": 4}, "top_k 4 cuts the guided", "Pass top_k=0"),
+        (
+            {"temperature": 0.6, "top_p": 0.9, "top_k": 3},
+            "top_k 3, top_p 0.9 cut the",
+            "temperature=1.0, top_k=0, top_p",
+        ),
+        ({"min_p": 0.1}, "min_p 0.1 cuts", "min_p=0.0"),
+        ({"top_k": 5, "top_p": 1.0, "temperature": 1.0, "repetition_penalty": 1.0}, None, ""),
+        ({"top_k": 0}, None, ""),
+    ],
+)
+def test_a_generation_config_that_changes_guided_draws(changes, found, advice):
+    models = pair()
+    models.base.generation_config.update(**changes)
+    finding = check_generation(models, top_k=5)[0]
+    assert (finding.status == "note") == (found is not None)
+    assert (found or "leaves guided draws") in finding.value and advice in finding.advice
+
+
+def test_the_cut_that_generate_makes_where_nobody_sets_one():
+    # The default of 50 cuts only behind more candidates.
+    assert [check_generation(pair(), top_k=top_k)[0].status for top_k in (50, 51)] == ["ok", "note"]
+
+
+def test_paged_generation_is_never_guided():
+    models = pair()
+    finding = check_generation(models, top_k=5)[1]
+    assert finding.status == "ok" and "call no processor" in finding.value
+    models.base.generation_config.cache_implementation = "paged"
+    assert check_generation(models, top_k=5)[1].status == "fail"
+
+
 def test_status_0_a_table_and_a_file(folders, tmp_path):
     result = run(folders, "right", "--output", tmp_path / "new" / "report.json", "--beta", 2)
     assert result.exit_code == 0, result.output
     for words in ("LlamaForSequenceClassification", "tree_attention: one forward per token", "beta 2 moves", "× plain"):
         assert words in result.stdout
-    assert "Nothing failed: 15 checks, 0 with a note." in result.stdout
+    assert "Nothing failed: 17 checks, 0 with a note." in result.stdout
     report = json.loads((tmp_path / "new" / "report.json").read_text())
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.json"]
     assert report["passed"] and report["settings"]["beta"] == 2 and report["machine"]["torch"] == torch.__version__
-    assert {finding["status"] for finding in report["findings"]} == {"ok"} and len(report["findings"]) == 15
+    assert {finding["status"] for finding in report["findings"]} == {"ok"} and len(report["findings"]) == 17
 
 
 @pytest.mark.parametrize(("name", "line"), [("short", "context: prompt + new"), ("logits", "tokens: vocabulary")])

@@ -8,6 +8,7 @@ from rgtg_logits import LogRatioScorer, ReferenceScorer, RetokenizingScorer, Rew
 from rgtg_logits.check import ModelPair, check_models
 from rgtg_logits.check.cost import describe_strategy
 from rgtg_logits.check.run import build_scorers
+from rgtg_logits.check.tokens import check_ends, check_padding, check_vocabulary
 from rgtg_logits.check.uncached import RelativeScorer, ReshapedScorer
 from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.scorers.text.retokenizer import EncodedRow
@@ -55,6 +56,34 @@ def test_half_precision_of_another_tokenizer():
     reader = reward_model(tokenizer=other_tokenizer())
     reader.model.to(torch.bfloat16)
     assert statuses(check_models(pair(reader), QUICK), "fail") == set()
+
+
+def test_the_ends_of_the_generation_config_are_passed_on():
+    models = pair(reward_model(tokenizer=other_tokenizer()))
+    (word,) = models.tokenizer("the", add_special_tokens=False)["input_ids"][:1]
+    assert check_ends(models) == []
+    models.base.generation_config.eos_token_id = [models.tokenizer.eos_token_id, word]
+    (finding,) = check_ends(models)
+    assert finding.status == "note" and "Pass eos_token_id=model.generation_config" in finding.advice
+    scorers = build_scorers(models)
+    rows, mask, candidates = torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long), torch.tensor([[word, 9]])
+    rewards = [each.score(rows, mask, candidates) for each in (scorers.cached, scorers.reference, scorers.reshaped)]
+    told = ReferenceScorer(models.reward_model, models.tokenizer, eos_token_id=word).score(rows, mask, candidates)
+    untold = ReferenceScorer(models.reward_model, models.tokenizer).score(rows, mask, candidates)
+    assert (told - untold).abs().max() > 1e-3
+    for each in rewards:
+        torch.testing.assert_close(each, told, atol=1e-4, rtol=1e-4)
+
+
+def test_an_added_pad_token_is_no_candidate_and_ids_are_shared():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[EXTRA]"})
+    base = tiny_base_model(vocab_size=SIZE + 1)
+    models = ModelPair(base, tokenizer, reward_model())
+    finding = check_vocabulary(models)
+    assert not models.reads_text and finding.status == "note"
+    assert "1 of the base model's own ([EXTRA])" in finding.value and "no candidates" in finding.advice
+    assert statuses(check_models(models, QUICK), "fail") == set()
 
 
 class _ByParts:
@@ -120,7 +149,7 @@ def test_the_context_is_counted_in_the_reward_models_tokens():
 
 def test_embeddings_that_do_not_hold_the_reward_models_own_tokens():
     tokenizer = tiny_tokenizer(kind="llama2", vocab_size=340)
-    finding = pair(reward_model(tokenizer=tokenizer)).check_vocabulary()
+    finding = check_vocabulary(pair(reward_model(tokenizer=tokenizer)))
     assert len(tokenizer) > SIZE and finding.status == "fail" and f"reads ids below {SIZE} only" in finding.value
 
 
@@ -129,13 +158,13 @@ def test_a_pad_token_of_other_tokens_does_not_count():
     bare.pad_token = None
     models = pair(reward_model(tokenizer=other_tokenizer()), bare)
     assert models.reward_model.pad_token_id is not None and models.pad_token_id is None
-    assert "the base model's tokenizer names no pad token" in models.check_padding()[0].value
+    assert "the base model's tokenizer names no pad token" in check_padding(models)[0].value
 
 
 def test_more_tokens_of_the_reward_model_change_nothing():
     models = pair(reward_model(tokenizer=tiny_tokenizer()))
     models.reward_model.tokenizer.add_tokens(["<|extra|>"])
-    assert not models.reads_text and models.check_vocabulary().status == "ok"
+    assert not models.reads_text and check_vocabulary(models).status == "ok"
 
 
 # Reward models that score their own next tokens

@@ -89,6 +89,7 @@ class Recorder(Scorer):
         self.scorer = scorer
         self.vocab_size = scorer.vocab_size
         self.pad_token_id = scorer.pad_token_id
+        self.known_tokens = scorer.known_tokens
         self.requests: list[RecordedRequest] = []
 
     def score(

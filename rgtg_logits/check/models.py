@@ -14,8 +14,8 @@ from rgtg_logits.check.findings import Finding
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.objectives import OBJECTIVES
 from rgtg_logits.reward_model import RewardModel, RewardModelConfig
-from rgtg_logits.scorers import Retokenizer
-from rgtg_logits.tokenization import differing_tokens, encode_prompt
+from rgtg_logits.scorers import Retokenizer, checked_eos_token_ids
+from rgtg_logits.tokenization import SharedVocabulary, encode_prompt, shared_vocabulary
 
 LANGUAGE_MODELS = {
     "vocabulary": "its logits are the rewards of next tokens",
@@ -63,18 +63,26 @@ class ModelPair:
                 "Expected a reward model with its tokenizer, because it is to read chats, but it came without one. "
                 "Save the tokenizer with the model."
             )
-        return Retokenizer(self.tokenizer, self.reward_model.tokenizer, self.prompt_format)
+        return Retokenizer(
+            self.tokenizer, self.reward_model.tokenizer, self.prompt_format, eos_token_ids=self.eos_token_ids
+        )
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end the base model's text, by its generation config."""
+        return checked_eos_token_ids(getattr(self.base.generation_config, "eos_token_id", None))
 
     @cached_property
-    def differing_tokens(self) -> int:
-        """How many tokens of the base model have another id among the reward model's, or none."""
-        rm_tokenizer = self.reward_model.tokenizer
-        return 0 if rm_tokenizer is None else differing_tokens(self.tokenizer, rm_tokenizer)
+    def shared_vocabulary(self) -> SharedVocabulary:
+        """The base model's tokens beside the reward model's."""
+        return shared_vocabulary(self.tokenizer, self.reward_model.tokenizer, self.eos_token_ids)
 
     @property
     def reads_text(self) -> bool:
         """Whether the reward model reads text, because its tokens or its prompt format differ from the base model's."""
-        return self.reward_model.kind == "causal" and (self.differing_tokens > 0 or self.prompt_format is not None)
+        return self.reward_model.kind == "causal" and (
+            not self.shared_vocabulary.shares_ids or self.prompt_format is not None
+        )
 
     @property
     def pad_token_id(self) -> int | None:
@@ -85,7 +93,7 @@ class ModelPair:
         return pad_token_id
 
     @property
-    def _rm_vocabulary(self) -> dict[str, int]:
+    def rm_vocabulary(self) -> dict[str, int]:
         """The reward model's tokens; without a tokenizer of its own, the base model's."""
         rm_tokenizer = self.reward_model.tokenizer
         return self.tokenizer.get_vocab() if rm_tokenizer is None else rm_tokenizer.get_vocab()
@@ -149,101 +157,13 @@ class ModelPair:
         text += f"; {objective}" if objective else ""
         return Finding("models", "kind, objective", "note" if advice else "ok", text, advice)
 
-    def check_vocabulary(self) -> Finding:
-        """Whether token ids mean the same to both models, or the reward model reads text."""
-        vocabulary = self.tokenizer.get_vocab()
-        rm_vocabulary = self._rm_vocabulary
-        differing = self.differing_tokens
-        base_rows = self.base.config.get_text_config().vocab_size
-        readable = self._readable
-        figures = {
-            "base_tokens": len(vocabulary), "reward_model_tokens": len(rm_vocabulary), "differing_tokens": differing,
-        }  # fmt: skip
-        same = f"the same {len(vocabulary)} tokens"
-        different = (
-            f"different: {differing} of {len(vocabulary)} tokens of the base model have another id, or none, among the "
-            f"reward model's {len(rm_vocabulary)}"
-        )
-        if differing and not self.reads_text:
-            return Finding(
-                "tokens", "vocabulary", "fail",
-                f"{different}, and a model of kind {self.reward_model.kind} scores its own next tokens",
-                "Use a reward model trained from this base model's family.", figures,
-            )  # fmt: skip
-        largest = max((rm_vocabulary if differing else vocabulary).values())
-        if largest >= readable:
-            relation = f"{different}, which it reads as text" if differing else same
-            return Finding(
-                "tokens", "vocabulary", "fail",
-                f"{relation}, but the reward model reads ids below {readable} only and some are above",
-                "Resize its embeddings to the tokenizer and train it again.", figures,
-            )  # fmt: skip
-        if self.prompt_format is not None:
-            return Finding(
-                "tokens", "vocabulary", "note",
-                f"{different if differing else same}. It reads chats (RetokenizingScorer), "
-                "for top_k tokenisations per token",
-                f"Pass tokenizer= and prompt_format={self.prompt_format!r} to the processor.", figures,
-            )  # fmt: skip
-        if differing:
-            return Finding(
-                "tokens", "vocabulary", "note",
-                f"{different}. It reads text (RetokenizingScorer), for top_k tokenisations per token",
-                "Pass tokenizer= to the processor, which takes ids to mean the same in both otherwise. If it was "
-                "trained on chats, check again with --prompt-format chat.", figures,
-            )  # fmt: skip
-        if base_rows > readable:
-            return Finding(
-                "tokens", "vocabulary", "note",
-                f"{same}; the base model has {base_rows - readable} padding rows that the reward model "
-                f"lacks (ids from {readable})",
-                "An error only if one of those, which stand for no token, is among the candidates.", figures,
-            )  # fmt: skip
-        return Finding("tokens", "vocabulary", "ok", same, figures=figures)
-
     @property
-    def _readable(self) -> int:
+    def readable(self) -> int:
         """Number of token ids that the reward model can read, and score if it scores next tokens."""
         vocab_size = self.reward_model.vocab_size
         if self.reward_model.kind == "causal":
             return vocab_size
         return min(vocab_size, self.reward_model.num_next_tokens)
-
-    def check_padding(self) -> list[Finding]:
-        """Whether padding can be told from text."""
-        pad = self.pad_token_id
-        tokenizer = self.tokenizer
-        if pad is None:
-            unknown = "the base model's tokenizer names no" if self.reads_text else "neither tokenizer names a"
-            return [
-                Finding(
-                    "tokens", "padding", "note", f"{unknown} pad token: batches of prompts of different "
-                    "lengths would be refused, single prompts work",
-                    "Set tokenizer.pad_token (the end-of-text token will do) and pass tokenizer= to the processor.",
-                )
-            ]  # fmt: skip
-        value = f"token {pad}, {tokenizer.convert_ids_to_tokens(pad)!r}"
-        status = "ok"
-        advice = ""
-        if tokenizer.pad_token_id is None:
-            status = "note"
-            advice = "Set tokenizer.pad_token to the same token, with which rows have to be padded."
-            value += ", named by the reward model only"
-        if pad == tokenizer.eos_token_id:
-            value += ", also the end-of-text token"
-        if pad == tokenizer.bos_token_id:
-            status = "note"
-            advice = "Pass the prompts' attention_mask= to the processor if prompts begin with it."
-            value += ", which also opens texts"
-        findings = [Finding("tokens", "padding", status, value, advice)]
-        if tokenizer.padding_side != "left":
-            findings.append(
-                Finding(
-                    "tokens", "padding side", "note", f"{tokenizer.padding_side}, where generate needs left",
-                    "Set tokenizer.padding_side = 'left'.",
-                )
-            )  # fmt: skip
-        return findings
 
     def check_context(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Finding:
         """Whether prompts and continuations fit into both contexts."""

@@ -24,8 +24,10 @@ from rgtg_logits.check.exactness import (
     record_generation,
 )
 from rgtg_logits.check.findings import CheckReport, Finding
+from rgtg_logits.check.generation import check_generation
 from rgtg_logits.check.models import ModelPair
 from rgtg_logits.check.pairs import measure_prefix_accuracy, read_pairs
+from rgtg_logits.check.tokens import check_ends, check_padding, check_vocabulary
 from rgtg_logits.check.uncached import RelativeScorer, ReshapedScorer
 from rgtg_logits.errors import InvalidArgumentError, RGTGError, VocabularyError
 from rgtg_logits.instruments import machine
@@ -158,8 +160,9 @@ def check_models(
     prompts = [pair.encode(prompt) for prompt in settings.prompts]
     if not all(prompts):
         raise InvalidArgumentError("Expected prompts of one token or more, but one has none. Pass longer texts.")
-    findings = [*pair.describe(), pair.check_vocabulary(), *pair.check_padding()]
+    findings = [*pair.describe(), check_vocabulary(pair), *check_padding(pair), *check_ends(pair)]
     findings.append(pair.check_context(prompts, settings.max_new_tokens))
+    findings += check_generation(pair, settings.top_k)
     if rows:
         report_step(f"scoring prefixes of {len(rows)} pairs")
         findings += _catching_errors("pairs", "prefix accuracy", lambda: [_prefix_accuracy(pair, rows)])
@@ -193,12 +196,18 @@ def build_scorers(
         VocabularyError: If the reward model does not share the base model's tokens, and cannot read text.
         RewardModelError: If it cannot give rewards of prefixes.
     """
-    cached = scorer or make_scorer(pair.reward_model, pair.tokenizer, prompt_format=pair.prompt_format)
+    ends = pair.eos_token_ids
+    with warnings.catch_warnings():
+        # The finding on the vocabulary says the same.
+        warnings.filterwarnings("ignore", message="The reward model reads text")
+        cached = scorer or make_scorer(
+            pair.reward_model, pair.tokenizer, prompt_format=pair.prompt_format, eos_token_id=ends
+        )
     models = [pair.reward_model]
     if isinstance(cached, LogRatioScorer) and cached.reference is not None:
         models.append(cached.reference)
     tokenizer = pair.tokenizer if pair.reads_text else None
-    options: dict[str, Any] = {"prompt_format": pair.prompt_format, "prompts": prompts}
+    options: dict[str, Any] = {"prompt_format": pair.prompt_format, "prompts": prompts, "eos_token_id": ends}
     references = [ReferenceScorer(model, tokenizer, **options) for model in models]
     reshaped = [ReshapedScorer(model, tokenizer, **options) for model in models]
     # Of two models, the coarser type sets the size of rounding.

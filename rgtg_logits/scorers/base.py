@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rgtg_logits.scorers.known_tokens import KnownTokens
+
 
 class Scorer(ABC):
     """Gives the reward of a prefix followed by one more token.
@@ -23,10 +25,12 @@ class Scorer(ABC):
     Attributes:
         vocab_size: Number of token ids that can be scored; None if any can.
         pad_token_id: The token that pads rows; None if unknown.
+        known_tokens: Tokens that may be candidates; None if all below `vocab_size` may.
     """
 
     vocab_size: int | None = None
     pad_token_id: int | None = None
+    known_tokens: KnownTokens | None = None
 
     @abstractmethod
     def score(

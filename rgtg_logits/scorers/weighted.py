@@ -17,6 +17,7 @@ from rgtg_logits.inputs import plain_number, plain_tokenizer
 from rgtg_logits.locks import ObjectLock
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.base import Scorer
+from rgtg_logits.scorers.known_tokens import KnownTokens
 from rgtg_logits.scorers.make import make_scorer
 from rgtg_logits.scorers.text import Detokenizer, PromptMemory, checked_eos_token_ids
 
@@ -80,6 +81,7 @@ class WeightedScorer(Scorer):
         self._lock = ObjectLock()
         vocab_sizes = [scorer.vocab_size for scorer in self._scorers if scorer.vocab_size is not None]
         self.vocab_size = min(vocab_sizes, default=None)
+        self.known_tokens = KnownTokens.of_all(scorer.known_tokens for scorer in self._scorers)
         self.pad_token_id = _pad_token(self._scorers, tokenizer)
 
     @property
