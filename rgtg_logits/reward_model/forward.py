@@ -221,23 +221,8 @@ def _check_embeddings(backbone: PreTrainedModel) -> None:
         )
 
 
-def uniform_length(config: Any) -> int | None:
-    """Length up to which rotary embeddings do not depend on the length; see `RewardModel.uniform_length`."""
-    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    # The settings are one dict, or hold one for each type of layer.
-    ropes = [settings, *(value for value in settings.values() if isinstance(value, dict))]
-    lengths = []
-    for rope in ropes:
-        rope_type = rope.get("rope_type") or rope.get("type")
-        if rope_type in ("longrope", "su", "dynamic"):
-            original = rope.get("original_max_position_embeddings")
-            original = original or getattr(config, "original_max_position_embeddings", None)
-            lengths.append(original or config.max_position_embeddings)
-    return min(lengths, default=None)
-
-
 def token_scores(
-    logits: Float[Tensor, "batch length vocab"],
+    logits: Float[Tensor, "batch read vocab"],
     input_ids: Int[Tensor, "batch length"],
     mask: Int[Tensor, "batch length"],
     *,
@@ -246,7 +231,7 @@ def token_scores(
     """The logit, or log-probability, of each token given the tokens before it, in float32.
 
     Args:
-        logits: Logits of the next token at each token.
+        logits: Logits of the next token at each token; those of the last column are not needed.
         input_ids: The tokens.
         mask: 1 for text, 0 for padding on either side.
         log_softmax: Whether to turn logits into log-probabilities.
@@ -254,7 +239,7 @@ def token_scores(
     Returns:
         One number for each token; 0 at padding and at the first token, which has nothing before it.
     """
-    previous_logits = logits[:, :-1]
+    previous_logits = logits[:, : input_ids.shape[1] - 1]
     # First gathered, then float32, because all logits in float32 may take more memory than the model.
     scores = previous_logits.gather(-1, input_ids[:, 1:, None])[..., 0].float()
     if log_softmax:

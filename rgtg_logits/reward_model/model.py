@@ -32,10 +32,10 @@ from rgtg_logits.reward_model.forward import (
     ClassifierForward,
     Forward,
     LanguageModelForward,
-    uniform_length,
     weight_dtypes,
 )
 from rgtg_logits.reward_model.loading import HUB_ARGUMENTS, check_decoder, check_labels, load_checkpoint
+from rgtg_logits.reward_model.rotations import context_length, uniform_length
 from rgtg_logits.reward_model.saving import SavingMixin
 from rgtg_logits.reward_model.scoring import ScoringMixin
 from rgtg_logits.reward_model.state import Layers, evaluation_twins, set_attention, twins_with_own_config
@@ -203,7 +203,7 @@ class RewardModel(SavingMixin, ScoringMixin):
     @property
     def max_length(self) -> int | None:
         """The model's context in tokens; None if its config sets no limit."""
-        return getattr(self.text_config, "max_position_embeddings", None)
+        return context_length(self.text_config)
 
     @property
     def uniform_length(self) -> int | None:

@@ -31,7 +31,8 @@ class ScoringMixin:
 
         "causal": the head on each token's state. "vocabulary": the logit of each token given the tokens before it.
         "log_ratio": the sum of the log-probabilities of the tokens so far, without any reference model. With the last
-        two, the first token of a text has nothing before it and gets 0.
+        two, the first token of a text has nothing before it and gets 0. In a text longer than `uniform_length`, its
+        prefixes are read as the whole text is, which is exact for the whole alone.
 
         Args:
             input_ids: Token ids, padded on either side.
@@ -44,7 +45,29 @@ class ScoringMixin:
         model = cast("RewardModel", self)
         input_ids = input_ids.to(model.device)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(model.device)
+        uniform = model.uniform_length
+        if uniform is not None and int(mask.sum(-1).max()) > uniform:
+            return self._score_each(input_ids, mask)
         states, _ = model.hidden_states(input_ids, mask, positions(mask))
+        return self._token_rewards(states, input_ids, mask)
+
+    def _score_each(self, input_ids: Tensor, mask: Tensor) -> Float[Tensor, "batch length"]:
+        """`score_tokens` of each row by itself, because the longest would decide how all are rotated."""
+        model = cast("RewardModel", self)
+        # The last token of a text is scored by what comes before it, which is read as it was without that token.
+        end = None if model.kind == "causal" else -1
+        rewards = torch.zeros(input_ids.shape, device=model.device)
+        for row, row_mask in enumerate(mask.bool()):
+            ids = input_ids[row, row_mask][None]
+            ones = torch.ones_like(ids)
+            if ids[:, :end].numel():
+                states, _ = model.hidden_states(ids[:, :end], ones[:, :end], positions(ones[:, :end]))
+                rewards[row, row_mask] = self._token_rewards(states, ids, ones)[0]
+        return rewards
+
+    def _token_rewards(self, states: Tensor, input_ids: Tensor, mask: Tensor) -> Float[Tensor, "batch length"]:
+        """The reward of each token from the states; of logits, those of the last column are not needed."""
+        model = cast("RewardModel", self)
         if model.kind == "causal":
             return model.rewards(states).masked_fill(mask == 0, 0.0)
         scores = token_scores(states, input_ids, mask, log_softmax=model.kind == "log_ratio")

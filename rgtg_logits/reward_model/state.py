@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from rgtg_logits.errors import RewardModelError
+from rgtg_logits.reward_model.rotations import forget_length, remember_length
 
 _ADAPTER_SETTINGS = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
 """Attributes of PEFT's layers that decide which adapters take part in a forward."""
@@ -36,6 +37,7 @@ class Layers:
         self._children = [layer._modules for layer in self._layers]
         self._weights = [layer._parameters for layer in self._layers if layer._parameters]
         self._adapters = [layer.__dict__ for layer in self._layers if "_active_adapter" in layer.__dict__]
+        self._remembers_length = any(remember_length(layer) for layer in self._layers)
         self._structure = self._current_structure()
 
     def _current_structure(self) -> list[nn.Module | None]:
@@ -62,13 +64,14 @@ class Layers:
     def in_evaluation_mode(self) -> nn.Module:
         """The model itself if it is in evaluation mode, or else a twin in evaluation mode on the same weights.
 
-        A model that is being trained keeps its mode, also for other threads: nothing is switched over and back.
+        A model that is being trained keeps its mode, also for other threads: nothing is switched over and back. A model
+        that remembers the longest text it has read gets a twin each time, which has read none.
 
         Raises:
             RewardModelError: If a layer in training mode has a forward of its own that is tied to the layer.
         """
         self._refresh()
-        if any(layer.training for layer in self._layers):
+        if self._remembers_length or any(layer.training for layer in self._layers):
             return evaluation_twins(self._module)[self._module]
         return self._module
 
@@ -98,6 +101,8 @@ def evaluation_twins(module: nn.Module) -> dict[nn.Module, nn.Module]:
     twins = shallow_twins(module)
     for layer, twin in twins.items():
         twin.training = False
+        if remember_length(layer):
+            forget_length(twin)
         if layer.training and _is_tied(layer, twin):
             raise RewardModelError(
                 f"Expected a reward model in evaluation mode, because the forward of its {type(layer).__name__} was "
