@@ -193,6 +193,9 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             # The reward of a single candidate changes nothing.
             self.scorer.observe(rows, mask)
             return None
+        if self.rest == "keep":
+            # Texts may go on with tokens that are no candidates.
+            self.scorer.observe(rows, mask)
         return self.scorer.score(rows, mask, candidates.ids)
 
     @profiled("policy")

@@ -96,6 +96,65 @@ def test_the_ambiguous_case_is_taken_for_a_continuation():
     assert memory.prompt_lengths([[5, 8, 9, 4, 6]]) == [5]
 
 
+def test_an_answer_goes_on_with_a_token_that_it_was_offered():
+    memory = PromptMemory()
+    assert memory.prompt_lengths([[5, 8]], [[9, 4]]) == [2]
+    assert memory.prompt_lengths([[5, 8, 7]], [[1, 2]]) == [3], "7 was not offered"
+    assert memory.prompt_lengths([[5, 8, 9]], [[1, 2]]) == [2]
+    assert memory.prompt_lengths([[5, 8, 9, 3]], [[1, 2]]) == [4]
+    # Shown again, it may go on by the tokens of both times, and by any token once it was shown without candidates.
+    memory.prompt_lengths([[5, 8]], [[3]])
+    assert memory.prompt_lengths([[5, 8, 4], [5, 8, 3], [5, 8, 6]], [[1]] * 3) == [2, 2, 3]
+    memory.prompt_lengths([[5, 8]])
+    memory.prompt_lengths([[5, 8]], [[3]])
+    assert memory.prompt_lengths([[5, 8, 2]], [[1]]) == [2]
+
+
+def test_what_cannot_be_a_prompt_is_a_draft_of_an_answer():
+    def is_prompt(row):
+        return row[-1] != 7
+
+    memory = PromptMemory()
+    assert memory.prompt_lengths([[5, 8]], [[9]], is_prompt) == [2]
+    assert memory.prompt_lengths([[5, 8, 7], [5, 8, 6], [3, 7]], [[1]] * 3, is_prompt) == [2, 3, 2]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_random_requests_that_grow_token_by_token_and_come_in_any_order(data):
+    """Requests begin with whatever was shown before, and may be decided as soon as an offered token decides."""
+    tokens = st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True)
+    memory, offered, prompts, running = PromptMemory(), {}, set(), []
+
+    def show(requests):
+        offers = [data.draw(tokens) for _ in requests]
+        assert memory.prompt_lengths([row for row, _ in requests], offers) == [length for _, length in requests]
+        for (row, _), more in zip(requests, offers, strict=True):
+            offered.setdefault(tuple(row), set()).update(more)
+
+    for _ in range(data.draw(st.integers(1, 25))):
+        if running and data.draw(st.booleans()):
+            chosen = data.draw(st.lists(st.sampled_from(range(len(running))), min_size=1, max_size=3, unique=True))
+            grown = {}
+            for index in chosen:
+                row, length = running[index]
+                longer = [*row, data.draw(st.sampled_from(sorted(offered[tuple(row)])))]
+                if tuple(longer) not in prompts:
+                    grown[index] = (longer, length)
+            show(list(grown.values()))
+            for index, request in grown.items():
+                running[index] = request
+        else:
+            start = data.draw(st.sampled_from([(), *sorted(offered)]))
+            prompt = (*start, *data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=2)))
+            is_answer = prompt in offered and prompt not in prompts
+            if is_answer or prompt[-1] in offered.get(prompt[:-1], ()):
+                continue
+            prompts.add(prompt)
+            running.append(([*prompt], len(prompt)))
+            show(running[-1:])
+
+
 def test_tokens_are_not_confused_with_others_that_have_the_same_bytes():
     memory = PromptMemory()
     assert memory.prompt_lengths([[1]]) == [1]

@@ -53,8 +53,9 @@ class Scorer(ABC):
         """
 
     def observe(self, rows: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]) -> None:
-        """Shows rows that need no rewards, because each has only one candidate.
+        """Shows rows that need no rewards, because each has only one candidate, or that go on by other tokens as well.
 
-        For scorers that distinguish prompt and answer by which rows continue which. By default nothing happens.
+        For scorers that distinguish prompt and answer by which rows continue which: any token may follow these rows,
+        whatever candidates they are scored with. By default nothing happens.
         """
         return None

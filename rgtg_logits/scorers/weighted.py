@@ -128,7 +128,8 @@ class WeightedScorer(Scorer):
         if self._detokenizer is None or len(self._scorers) == len(self._sources):
             return pairs
         prefixes = _unfinished_rows(rows, attention_mask)
-        prompt_lengths = self._prompt_memory.prompt_lengths(list(prefixes.values()))
+        offered = [candidates[row].tolist() for row in prefixes]
+        prompt_lengths = self._prompt_memory.prompt_lengths(list(prefixes.values()), offered)
         for (row, prefix), length in zip(prefixes.items(), prompt_lengths, strict=True):
             prompt = self._detokenizer.decode(prefix[:length])
             _, texts = self._detokenizer.decode_candidates(prefix, candidates[row].tolist())

@@ -234,6 +234,14 @@ class ChatFormat:
         self._parser = ChatPromptParser(base_tokenizer)
         self._renderer = ChatRenderer(rm_tokenizer)
 
+    def reads(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt holds a conversation that can be rendered."""
+        try:
+            self.format(prompt, "", finished=False)
+        except InvalidArgumentError:
+            return False
+        return True
+
     def format(self, prompt: Sequence[int], generated: str, *, finished: bool) -> str:
         """The text that the reward model reads.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -179,6 +179,10 @@ class Retokenizer:
         for prefix, *with_candidates in drafts:
             rows.append(EncodedRow(encoded[prefix], [encoded[draft] for draft in with_candidates]))
         return rows
+
+    def can_be_prompt(self, prompt: Sequence[int]) -> bool:
+        """Whether the base model's tokens of a row can be read as a prompt: not so, if a chat is garbled."""
+        return self._chat is None or self._chat.reads(prompt)
 
     def _drafts(self, prompt: list[int], answer: list[int], candidates: list[int]) -> list[_Draft]:
         """The texts of one row: of the row alone, and with each candidate."""
