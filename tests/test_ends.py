@@ -46,6 +46,8 @@ def rewards_of_candidates(scorer, prompt, answer, candidates):
     """The rewards behind an answer that was generated token by token, so that the prompt is known."""
     for length in range(len(answer) + 1):
         rows = torch.tensor([[*prompt, *answer[:length]]])
+        # Any token may follow, whichever are scored.
+        scorer.observe(rows, torch.ones_like(rows))
         rewards = scorer.score(rows, torch.ones_like(rows), torch.tensor([candidates]))
     return rewards[0]
 
