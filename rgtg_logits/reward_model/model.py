@@ -12,17 +12,14 @@ has the dict in `rgtg.json` beside its weights.
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
 from rgtg_logits.profiling import profiled
@@ -38,11 +35,12 @@ from rgtg_logits.reward_model.loading import HUB_ARGUMENTS, check_decoder, check
 from rgtg_logits.reward_model.rotations import context_length, uniform_length
 from rgtg_logits.reward_model.saving import SavingMixin
 from rgtg_logits.reward_model.scoring import ScoringMixin
-from rgtg_logits.reward_model.state import Layers, evaluation_twins, set_attention, twins_with_own_config
+from rgtg_logits.reward_model.state import Layers, evaluation_twins
 from rgtg_logits.reward_model.unwrapping import unwrap_adapter, unwrap_parallel
+from rgtg_logits.reward_model.views import ViewsMixin
 
 
-class RewardModel(SavingMixin, ScoringMixin):
+class RewardModel(SavingMixin, ScoringMixin, ViewsMixin):
     """A scalar reward for every prefix of a text, read from a causal sequence classifier or from a language model.
 
     Args:
@@ -228,46 +226,6 @@ class RewardModel(SavingMixin, ScoringMixin):
         """Everything that rewards depend on besides the text: weights, active adapters, …; see `Layers.state`."""
         return self._layers.state()
 
-    def with_own_config(self) -> RewardModel:
-        """The same model, on the same weights, with a copy of the config, of which a change reaches nobody else.
-
-        The forward stays of its kind, but is not compiled.
-        """
-        return self._on(twins_with_own_config(self.model, *self._forward.modules))
-
-    def with_attention(self, name: str) -> RewardModel:
-        """The same model, on the same weights, in evaluation mode and with another implementation of attention.
-
-        A view with a config of its own: the model and its config are not changed. It follows changes of the weights,
-        but not those of the layers, the active adapters or the mode; make it anew when `state()` changes.
-
-        Args:
-            name: A name in transformers' `AttentionInterface`, or "eager".
-
-        Raises:
-            InvalidArgumentError: If no attention of this name is registered.
-            RewardModelError: If a layer has a forward of its own, which reads the layer's own config.
-        """
-        if name != "eager" and name not in ALL_ATTENTION_FUNCTIONS:
-            raise InvalidArgumentError(
-                f"Expected the name of an attention of transformers, but got {name!r}. Register it with "
-                "transformers.AttentionInterface.register first."
-            )
-        twins = twins_with_own_config(self.model, *self._forward.modules)
-        set_attention(twins, name)
-        return self._on(twins)
-
-    def _on(self, twins: Mapping[nn.Module, nn.Module]) -> RewardModel:
-        """The same reading of rewards on copies of all layers."""
-        twin = copy.copy(self)
-        twin.model = twins[self.model]
-        twin._layers = Layers(twin.model)
-        twin._inner = cast(PreTrainedModel, twins[self._inner])
-        twin.text_config = twin._inner.config.get_text_config()
-        twin._forward = self._forward.on(twins)
-        twin.backbone = twin._forward.backbone
-        return twin
-
     def in_evaluation_mode(self) -> nn.Module:
         """The model, or in training mode a twin of it in evaluation mode; see `Layers.in_evaluation_mode`.
 
@@ -307,26 +265,6 @@ class RewardModel(SavingMixin, ScoringMixin):
             as the model's own forward returns them.
         """
         return self._forward.states(input_ids, attention_mask, position_ids, cache, use_cache=use_cache, last=last)
-
-    def compiled(self, **options: Any) -> RewardModel:
-        """The same model, on the same weights, with a forward compiled by `torch.compile(…, **options)`."""
-        return self._with_forward(self._forward.compiled(**options))
-
-    def prepacked(self) -> RewardModel:
-        """The same model, with a second copy of its linear layers' weights, laid out for the processor's instructions.
-
-        For inference without gradients. The copy follows changes of the weights, except those that are written through
-        `.data`, which leave no trace.
-
-        Raises:
-            InvalidArgumentError: If it is not on the CPU, or torch or the processor cannot do it.
-        """
-        return self._with_forward(self._forward.prepacked())
-
-    def _with_forward(self, forward: Forward) -> RewardModel:
-        twin = copy.copy(self)
-        twin._forward = forward
-        return twin
 
     @torch.no_grad()
     def split_output_layer(self) -> tuple[RewardModel, nn.Linear] | None:
