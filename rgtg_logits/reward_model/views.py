@@ -37,7 +37,8 @@ class ViewsMixin:
         """The same model, on the same weights, in evaluation mode and with another implementation of attention.
 
         A view with a config of its own: the model and its config are not changed. It follows changes of the weights,
-        but not those of the layers, the active adapters or the mode; make it anew when `state()` changes.
+        but not those of the layers, the active adapters or the mode; make it anew when `state()` changes. Nobody checks
+        that an architecture computes the same with this attention; some do not (capped scores, ALiBi), so compare.
 
         Args:
             name: A name in transformers' `AttentionInterface`, or "eager".
