@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rgtg_logits.decoding_step import GuidedStep, guided_step
     from rgtg_logits.errors import RGTGError
     from rgtg_logits.processor import PartialRewardLogitsProcessor
     from rgtg_logits.reward_model import RewardModel, RewardModelConfig
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CausalScorer",
+    "GuidedStep",
     "LogRatioScorer",
     "PartialRewardLogitsProcessor",
     "RGTGError",
@@ -34,10 +36,12 @@ __all__ = [
     "VocabularyScorer",
     "WeightedScorer",
     "__version__",
+    "guided_step",
 ]
 
 _MODULES = {
     "CausalScorer": "scorers",
+    "GuidedStep": "decoding_step",
     "LogRatioScorer": "scorers",
     "PartialRewardLogitsProcessor": "processor",
     "RGTGError": "errors",
@@ -49,6 +53,7 @@ _MODULES = {
     "Trace": "trace",
     "VocabularyScorer": "scorers",
     "WeightedScorer": "scorers",
+    "guided_step": "decoding_step",
 }
 """The module of each public name. It is imported when the name is first used (PEP 562), because torch and transformers
 take seconds to import, which `rgtg --help` does not need."""

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CompileConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from rgtg_logits.candidates import CandidateRule, Candidates
+from rgtg_logits.candidates import CandidateRule, is_lookup_probe
+from rgtg_logits.columns import Column
+from rgtg_logits.decoding_step import chosen_candidates, take_step
 from rgtg_logits.errors import InvalidArgumentError, PaddingError
-from rgtg_logits.guidance import (
-    RESTS,
-    gather_candidates,
-    guide,
-    guide_with_tail,
-    normalise,
-    scatter_to_vocabulary,
-    truncate,
-)
+from rgtg_logits.guidance import GuidanceSettings
+from rgtg_logits.hidden_prompt import HiddenPrompt, tokenize_prompts
 from rgtg_logits.inputs import check_step, plain_number, plain_tokenizer
 from rgtg_logits.locks import ObjectLock
 from rgtg_logits.padding import infer_attention_mask
-from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers import Scorer, make_scorer
-from rgtg_logits.tokenization import encode_prompt
 from rgtg_logits.trace import Trace
+
+_UNCHANGED: Any = object()
+"""Stands for a setting that `with_settings` leaves as it is."""
 
 
 class PartialRewardLogitsProcessor(LogitsProcessor):
@@ -52,7 +47,9 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         beta: Guidance strength in nats per unit of reward. 0 is the base model truncated to the candidates, and costs
             no reward model call; 1 to 4 is typical for rewards with a spread of about one; with larger values the
             reward decides and the base model fades. It is 1/β of KL-regularised RLHF. `generate` applies its
-            temperature T afterwards, which makes it beta / T.
+            temperature T afterwards, which makes it beta / T. This and the next four are one for all rows, or a list or
+            tensor with an entry for each row of `generate` or for each prompt, whose beams and return sequences then
+            share it. In a batch, rows of strength 0 cost nothing.
         top_k: Number of candidates; see `CandidateRule`. `generate` in sampling mode applies its own `top_k=50`
             afterwards, which changes nothing as long as it is not smaller. Beam sampling draws 2 · `num_beams`
             different tokens in its first step: give it as many candidates, because it fills up with impossible ones, as
@@ -105,11 +102,11 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         self,
         reward_model: str | os.PathLike[str] | RewardModel | PreTrainedModel | Scorer,
         *,
-        beta: float = 1.0,
-        top_k: int = 20,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        rest: str = "drop",
+        beta: float | Column = 1.0,
+        top_k: int | Column = 20,
+        top_p: float | Column | None = None,
+        min_p: float | Column | None = None,
+        rest: str | Sequence[str] = "drop",
         tokenizer: PreTrainedTokenizerBase | None = None,
         prompt_format: str | Callable[[str, str], str] | None = None,
         eos_token_id: int | Sequence[int] | None = None,
@@ -121,9 +118,8 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         attention_mask: Int[Tensor, "prompts length"] | None = None,
         trace: Trace | None = None,
     ) -> None:
-        self.beta = _checked_beta(beta)
-        self.rule = CandidateRule(top_k=top_k, top_p=top_p, min_p=min_p)
-        self.rest = _checked_rest(rest)
+        rule = CandidateRule(top_k=top_k, top_p=top_p, min_p=min_p)
+        self.settings = GuidanceSettings(beta=beta, rule=rule, rest=rest)
         tokenizer = plain_tokenizer(tokenizer)
         self.scorer = make_scorer(
             reward_model, tokenizer, prompt_format=prompt_format, eos_token_id=eos_token_id, on_overflow=on_overflow,
@@ -132,7 +128,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         self.trace = trace
         self.tokenizer = tokenizer
         self.attention_mask = attention_mask
-        self._prompt: _Prompt | None = None
+        self._prompt: HiddenPrompt | None = None
         self._lock = ObjectLock()
         self.pad_token_id = _checked_pad_token(pad_token_id)
         if self.pad_token_id is None:
@@ -150,12 +146,13 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             scores: The base model's logits or log-probabilities; not edited. There may be no rows.
 
         Returns:
-            Log-probabilities renormalised over the candidates, -inf elsewhere; a new tensor. Rows whose scores are all
-            equal have no best candidates: they are returned unguided, as log-probabilities, so that prompt lookup
-            decoding, which learns from such scores which tokens are forbidden, keeps its drafts.
+            Log-probabilities renormalised over the candidates, -inf elsewhere; a new tensor. A single row in which more
+            tokens than can be candidates score 1, and no other is possible, is returned unguided: prompt lookup
+            decoding learns from such scores which tokens are forbidden, and so keeps its drafts.
 
         Raises:
-            InvalidArgumentError: If `input_ids` or `scores` have another shape or type.
+            InvalidArgumentError: If `input_ids` or `scores` have another shape or type, or the rows are no multiple of
+                the entries of a setting.
             PaddingError: If padding cannot be distinguished from text.
             VocabularyError: If the reward model does not have a candidate.
             ContextLengthError: If a prefix is longer than the reward model can read.
@@ -166,55 +163,85 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             return scores.clone()
         with self._lock:
             rows, mask = self._rows(input_ids)
-            if self.scorer.known_tokens is not None:
-                self.scorer.known_tokens.check_text(rows, mask)
-                scores = self.scorer.known_tokens.mask(scores)
-            candidates = self.rule.select(scores)
-            unguided = self._unguided_rows(scores, candidates)
-            # A look is free on a CPU; for an accelerator the host would have to wait.
-            if scores.device.type == "cpu":
-                if unguided is not None and unguided.all():
-                    return scores.log_softmax(-1)
-                candidates = candidates.without_unused_slots()
-            rewards = self._rewards(rows, mask, candidates)
-            log_probs = self._log_probs(scores, candidates, rewards)
+            settings = self.settings.for_rows(len(scores))
+            candidates = chosen_candidates(scores, settings)
+            probe = is_lookup_probe(scores, candidates)
+            if probe is not None and scores.device.type == "cpu":
+                return scores.log_softmax(-1)
+            step = take_step(scores, settings, candidates, self._rewards_of(rows, mask))
             if self.trace is not None:
-                base = log_probs if rewards is None else self._log_probs(scores, candidates, None)
-                before = gather_candidates(candidates, base)
-                after = gather_candidates(candidates, log_probs)
-                self.trace.record(rows, candidates.ids, before, rewards, after)
-            return log_probs if unguided is None else torch.where(unguided, scores.log_softmax(-1), log_probs)
+                before, after = step.before_and_after()
+                self.trace.record(rows, candidates.ids, before, step.rewards, after)
+            return step.log_probs if probe is None else torch.where(probe, scores.log_softmax(-1), step.log_probs)
 
-    def _rewards(self, rows: Tensor, mask: Tensor, candidates: Candidates) -> Float[Tensor, "batch k"] | None:
-        """The candidates' rewards; None where they would change nothing."""
-        if self.beta == 0:
-            return None
-        if candidates.ids.shape[1] == 1:
-            # The reward of a single candidate changes nothing.
-            self.scorer.observe(rows, mask)
-            return None
-        if self.rest == "keep":
-            # Texts may go on with tokens that are no candidates.
-            self.scorer.observe(rows, mask)
-        return self.scorer.score(rows, mask, candidates.ids)
+    def _rewards_of(self, rows: Tensor, mask: Tensor) -> Callable[[Tensor, Tensor | None], Tensor | None]:
+        """Gives rewards of candidates of the rows; see `RewardsOf`."""
 
-    @profiled("policy")
-    def _log_probs(
-        self, scores: Float[Tensor, "batch vocab"], candidates: Candidates, rewards: Float[Tensor, "batch k"] | None
-    ) -> Float[Tensor, "batch vocab"]:
-        """Log-probabilities of all tokens; without rewards, those of the base model."""
-        if self.rest == "keep":
-            if rewards is None:
-                return normalise(scores)
-            return guide_with_tail(candidates, rewards, self.beta, scores)
-        guided = truncate(candidates) if rewards is None else guide(candidates, rewards, self.beta)
-        return scatter_to_vocabulary(candidates, guided, like=scores)
+        def rewards(candidates: Tensor, asked: Tensor | None) -> Tensor | None:
+            places = slice(None) if asked is None else asked.to(rows.device, non_blocking=True)
+            if candidates.shape[1] == 1:
+                # The reward of a single candidate changes nothing.
+                self.scorer.observe(rows[places], mask[places])
+                return None
+            return self.scorer.score(rows[places], mask[places], candidates)
 
-    def _unguided_rows(self, scores: Tensor, candidates: Candidates) -> Bool[Tensor, "batch 1"] | None:
-        """Rows without best candidates; None if a look, which is free on a CPU, shows that there are none."""
-        if scores.device.type == "cpu" and candidates.is_tied is not None and not candidates.is_tied.any():
-            return None
-        return self.rule.has_no_best(scores)
+        return rewards
+
+    @property
+    def beta(self) -> float | Tensor:
+        """The guidance strength: a number, or a column with one for each row or prompt."""
+        return self.settings.beta
+
+    @property
+    def rule(self) -> CandidateRule:
+        """The choice of candidates."""
+        return self.settings.rule
+
+    @property
+    def rest(self) -> str | Sequence[str]:
+        """Treatment of the tail of the distribution: "drop" or "keep", or a tuple of one for each row or prompt."""
+        return self.settings.rest
+
+    def with_settings(
+        self,
+        *,
+        beta: float | Column = _UNCHANGED,
+        top_k: int | Column = _UNCHANGED,
+        top_p: float | Column | None = _UNCHANGED,
+        min_p: float | Column | None = _UNCHANGED,
+        rest: str | Sequence[str] = _UNCHANGED,
+    ) -> PartialRewardLogitsProcessor:
+        """Returns this processor with other settings; it shares reward model, cache and trace, and costs nothing.
+
+        This is the way for a server in which each request has its own settings: one object is made, and each request
+        gets its own processor from it. Settings that are left out stay as they are.
+
+        Args:
+            beta: As in the constructor, as are the others.
+            top_k: The same.
+            top_p: The same; None lifts the restriction.
+            min_p: The same; None lifts the restriction.
+            rest: The same.
+
+        Raises:
+            InvalidArgumentError: If a value is out of its range.
+
+        Example:
+            ```python
+            strong = processor.with_settings(beta=4.0)
+            each = processor.with_settings(beta=torch.tensor([0.0, 1.0, 4.0]))  # for batches of three prompts
+            ```
+        """
+        rule = self.rule
+        filters = {"top_k": (top_k, rule.top_k), "top_p": (top_p, rule.top_p), "min_p": (min_p, rule.min_p)}
+        changed: dict[str, Any] = {name: old if new is _UNCHANGED else new for name, (new, old) in filters.items()}
+        processor = copy.copy(self)
+        processor.settings = GuidanceSettings(
+            beta=self.beta if beta is _UNCHANGED else beta,
+            rule=CandidateRule(**changed),
+            rest=self.rest if rest is _UNCHANGED else rest,
+        )
+        return processor
 
     def for_prompt(
         self,
@@ -245,7 +272,9 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             ```
         """
         if not isinstance(prompt, Tensor):
-            prompt, attention_mask = _tokenize(self.tokenizer, [prompt] if isinstance(prompt, str) else list(prompt))
+            prompt, attention_mask = tokenize_prompts(
+                self.tokenizer, [prompt] if isinstance(prompt, str) else list(prompt)
+            )
         mask = torch.ones_like(prompt) if attention_mask is None else attention_mask
         if mask.shape != prompt.shape:
             raise InvalidArgumentError(
@@ -254,7 +283,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             )
         # A shallow copy, which shares scorer, cache, lock and trace.
         processor = copy.copy(self)
-        processor._prompt = _Prompt(prompt, mask, start)
+        processor._prompt = HiddenPrompt(prompt, mask, start)
         return processor
 
     def _rows(self, input_ids: Int[Tensor, "batch passed"]) -> tuple[Int[Tensor, "batch length"], Tensor]:
@@ -273,68 +302,6 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
                 "inputs_embeds alone. Pass processor.for_prompt(input_ids, attention_mask) as the logits processor."
             )
         return input_ids, infer_attention_mask(input_ids, self.pad_token_id, self.attention_mask)
-
-
-@dataclass
-class _Prompt:
-    """Prompts that are not part of the rows.
-
-    Attributes:
-        ids: Their token ids.
-        mask: 1 for text, 0 for padding.
-        start: Number of leading columns of the rows that are not part of the answer; None before the first call.
-    """
-
-    ids: Int[Tensor, "prompts length"]
-    mask: Int[Tensor, "prompts length"]
-    start: int | None
-
-    def followed_by(self, rows: Int[Tensor, "batch passed"]) -> tuple[Int[Tensor, "batch length"], Tensor]:
-        """Returns prompt and answer of every row, and the prompts' mask."""
-        if self.start is None:
-            self.start = rows.shape[1]
-        prompts = self.ids.shape[0]
-        if rows.shape[0] % prompts or rows.shape[1] < self.start:
-            raise PaddingError(
-                f"Expected rows that answer the {prompts} prompts given to for_prompt and start with {self.start} "
-                f"tokens of the decoder, but got {rows.shape[0]} rows of {rows.shape[1]} tokens. Call for_prompt again "
-                "for other prompts."
-            )
-        repeated = self.ids.to(rows.device).repeat_interleave(rows.shape[0] // prompts, dim=0)
-        return torch.cat([repeated, rows[:, self.start :]], dim=1), self.mask
-
-
-def _tokenize(tokenizer: PreTrainedTokenizerBase | None, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Token ids of texts, padded on the left, and their attention mask."""
-    if tokenizer is None:
-        raise InvalidArgumentError(
-            "Expected token ids as the prompt, because the processor was made without a tokenizer, but got text. "
-            "Pass tokenizer= to PartialRewardLogitsProcessor, or the ids to for_prompt."
-        )
-    rows = [encode_prompt(tokenizer, text) for text in texts]
-    width = max(len(row) for row in rows)
-    # Any token may stand in the place of padding, because the mask excludes it.
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], dtype=torch.long)
-    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
-
-
-def _checked_rest(rest: str) -> str:
-    if rest not in RESTS:
-        raise InvalidArgumentError(
-            f"Expected rest to be one of {', '.join(RESTS)}, but got {rest!r}. Use 'drop' to draw from the candidates "
-            "alone, 'keep' to leave the other tokens possible."
-        )
-    return rest
-
-
-def _checked_beta(beta: float) -> float:
-    number = plain_number(beta)
-    if number is None or not (math.isfinite(number) and number >= 0):
-        raise InvalidArgumentError(
-            f"Expected beta to be a finite guidance strength of 0 or more, but got {beta!r}. "
-            "Use 0 for no guidance; to lower a reward, change its sign in the reward model."
-        )
-    return float(number)
 
 
 def _checked_pad_token(pad_token_id: int | None) -> int | None:

@@ -25,7 +25,6 @@ def test_top_k_larger_than_the_vocabulary_keeps_all():
     candidates = CandidateRule(top_k=50).select(torch.tensor([[0.0, 5.0, 1.0], [2.0, 2.0, 2.0]]))
     assert candidates.ids.tolist() == [[0, 1, 2], [0, 1, 2]]
     assert candidates.scores.tolist() == [[0.0, 5.0, 1.0], [2.0, 2.0, 2.0]]
-    assert candidates.is_tied.tolist() == [False, True]
     # Where one is left out, the others come first.
     assert kept(CandidateRule(top_k=50).select(torch.tensor([[0.0, -INF, 1.0]]))) == [2, 0]
 

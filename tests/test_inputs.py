@@ -45,7 +45,9 @@ def test_numbers_of_other_libraries(form):
 
 
 @pytest.mark.parametrize("name", ["beta", "top_k", "top_p", "min_p", "pad_token_id"])
-@pytest.mark.parametrize("value", [True, np.True_, torch.tensor(True), "1", torch.ones(2), 1j])
+@pytest.mark.parametrize(
+    "value", [True, np.True_, torch.tensor(True), "1", torch.ones(2, 2), torch.ones(0), [], [True], 1j]
+)
 def test_what_is_no_number(name, value):
     with pytest.raises(InvalidArgumentError, match=f"Expected {name} to be"):
         PartialRewardLogitsProcessor(tiny_reward_model(), **{name: value})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -51,6 +53,29 @@ class Scorer(ABC):
             Finite rewards of prefix + candidate, higher is better, in the scorer's own unit; fixed up to a constant
             per row.
         """
+
+    def score_sequences(
+        self, prefixes: Sequence[Sequence[int] | Int[Tensor, " length"]], candidates: Int[Tensor, "batch k"]
+    ) -> Float[Tensor, "batch k"]:
+        """Scores every candidate of every prefix, where prefixes are sequences of their own and not padded.
+
+        By default they are padded on the left, which changes nothing (law 4), and passed to `score`.
+
+        Args:
+            prefixes: Token ids of each prefix; at least one.
+            candidates: Next tokens to score.
+
+        Returns:
+            As `score`.
+        """
+        width = max(map(len, prefixes), default=0)
+        # Any token may stand in the place of padding, because the mask excludes it.
+        rows = torch.zeros(len(prefixes), width, dtype=torch.long)
+        mask = torch.zeros_like(rows)
+        for row, prefix in enumerate(prefixes):
+            rows[row, width - len(prefix) :] = torch.as_tensor(prefix)
+            mask[row, width - len(prefix) :] = 1
+        return self.score(rows.to(candidates.device), mask.to(candidates.device), candidates)
 
     def observe(self, rows: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"]) -> None:
         """Shows rows that need no rewards, because each has only one candidate, or that go on by other tokens as well.
