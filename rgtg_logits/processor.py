@@ -18,9 +18,10 @@ from rgtg_logits.decoding_step import chosen_candidates, take_step
 from rgtg_logits.errors import InvalidArgumentError, PaddingError
 from rgtg_logits.guidance import GuidanceSettings
 from rgtg_logits.hidden_prompt import HiddenPrompt, tokenize_prompts
-from rgtg_logits.inputs import check_step, plain_number, plain_tokenizer
+from rgtg_logits.inputs import check_step, plain_tokenizer
 from rgtg_logits.locks import ObjectLock
-from rgtg_logits.padding import infer_attention_mask
+from rgtg_logits.pad_token import find_pad_token
+from rgtg_logits.padding import PaddingReader, TextMask
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers import Scorer, make_scorer
 from rgtg_logits.trace import Trace
@@ -75,7 +76,11 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         compile: Whether to compile the reward model's step (on a GPU, a recorded graph); see `EngineOptions`.
         prepack: Whether a reward model on a CPU keeps a second copy of its weights, laid out for the processor's matrix
             instructions, which makes its step faster; see `EngineOptions`.
-        pad_token_id: The token that pads rows on the left; by default the tokenizer's, or else the reward model's.
+        pad_token_id: The token that pads rows, in front of prompts and behind finished texts; it is believed. By
+            default the tokenizer's, or else the reward model's: if it neither begins nor ends texts, a leading run of
+            it is padding. If it does, or is unknown (-1 too), a single row is text, and so are rows that all begin
+            alike; others are refused. A finished row is left out only once it is proven to have finished, which this
+            argument makes faster where texts end in the token that pads.
         attention_mask: The prompt's mask, for prompts in which the pad token also leads the text (pad == bos). A
             processor that has one is for those prompts only.
         trace: Record of each step's candidates, rewards and probabilities, to be filled.
@@ -130,11 +135,9 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         self.attention_mask = attention_mask
         self._prompt: HiddenPrompt | None = None
         self._lock = ObjectLock()
-        self.pad_token_id = _checked_pad_token(pad_token_id)
-        if self.pad_token_id is None:
-            self.pad_token_id = getattr(tokenizer, "pad_token_id", None)
-        if self.pad_token_id is None:
-            self.pad_token_id = self.scorer.pad_token_id
+        pad_token = find_pad_token(pad_token_id, tokenizer, self.scorer, eos_token_id)
+        self.pad_token_id = pad_token.id
+        self._padding = PaddingReader(pad_token)
 
     def __call__(
         self, input_ids: Int[Tensor, "batch length"], scores: Float[Tensor, "batch vocab"]
@@ -162,13 +165,20 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         if len(scores) == 0:
             return scores.clone()
         with self._lock:
-            rows, mask = self._rows(input_ids)
+            rows, text = self._rows(input_ids)
+            is_on_cpu = scores.device.type == "cpu"
+            if is_on_cpu:
+                self._padding.check(rows, text)
             settings = self.settings.for_rows(len(scores))
             candidates = chosen_candidates(scores, settings)
             probe = is_lookup_probe(scores, candidates)
-            if probe is not None and scores.device.type == "cpu":
+            if probe is not None and is_on_cpu:
                 return scores.log_softmax(-1)
-            step = take_step(scores, settings, candidates, self._rewards_of(rows, mask))
+            step = take_step(scores, settings, candidates, self._rewards_of(rows, text.mask))
+            if not is_on_cpu:
+                # The scorer has waited for the accelerator by now, so that this look costs nothing.
+                self._padding.check(rows, text)
+            self._padding.remember(rows, text, candidates.ids, settings.keeps_tail)
             if self.trace is not None:
                 before, after = step.before_and_after()
                 self.trace.record(rows, candidates.ids, before, step.rewards, after)
@@ -236,6 +246,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         filters = {"top_k": (top_k, rule.top_k), "top_p": (top_p, rule.top_p), "min_p": (min_p, rule.min_p)}
         changed: dict[str, Any] = {name: old if new is _UNCHANGED else new for name, (new, old) in filters.items()}
         processor = copy.copy(self)
+        processor._padding = self._padding.fresh()
         processor.settings = GuidanceSettings(
             beta=self.beta if beta is _UNCHANGED else beta,
             rule=CandidateRule(**changed),
@@ -283,11 +294,12 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             )
         # A shallow copy, which shares scorer, cache, lock and trace.
         processor = copy.copy(self)
+        processor._padding = self._padding.fresh()
         processor._prompt = HiddenPrompt(prompt, mask, start)
         return processor
 
-    def _rows(self, input_ids: Int[Tensor, "batch passed"]) -> tuple[Int[Tensor, "batch length"], Tensor]:
-        """The rows that the reward model reads, and their mask."""
+    def _rows(self, input_ids: Int[Tensor, "batch passed"]) -> tuple[Int[Tensor, "batch length"], TextMask]:
+        """The rows that the reward model reads, and what in them is text."""
         if self._prompt is not None:
             rows, prompt_mask = self._prompt.followed_by(input_ids)
             if rows.shape[1] == 0:
@@ -295,20 +307,10 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
                     "Expected a token for the reward model to read, but the prompts given to for_prompt have none. "
                     "Pass start=0 to let it read the decoder's start token, or a prompt of one token, such as bos."
                 )
-            return rows, infer_attention_mask(rows, self.pad_token_id, prompt_mask)
+            return rows, self._padding.read(rows, prompt_mask)
         if input_ids.shape[1] == 0:
             raise PaddingError(
                 "Expected the prompt's token ids, because the reward model reads the prompt, but generate was given "
                 "inputs_embeds alone. Pass processor.for_prompt(input_ids, attention_mask) as the logits processor."
             )
-        return input_ids, infer_attention_mask(input_ids, self.pad_token_id, self.attention_mask)
-
-
-def _checked_pad_token(pad_token_id: int | None) -> int | None:
-    number = plain_number(pad_token_id)
-    if pad_token_id is not None and not isinstance(number, int):
-        raise InvalidArgumentError(
-            f"Expected pad_token_id to be the id of a token, a whole number, but got {pad_token_id!r}. "
-            "Pass tokenizer.pad_token_id of the base model, or leave it out."
-        )
-    return number if isinstance(number, int) else None
+        return input_ids, self._padding.read(input_ids, self.attention_mask)

@@ -186,13 +186,15 @@ def test_a_prompt_for_other_rows():
 
 def test_pad_token_needed_and_unknown():
     processor = PartialRewardLogitsProcessor(tiny_reward_model("gpt2", pad_token_id=None))
-    with pytest.raises(PaddingError, match=r"Expected to know which token pads, .* the 2 rows .* Pass pad_token_id="):
+    with pytest.raises(
+        PaddingError, match=r"Expected to know which token pads, .* the 2 rows .* neither .* pad_token_id="
+    ):
         generate(processor, ((5, 6, 7), (8, 9, 10)), pad_token_id=PAD)
     assert generate(processor, num_beams=2, pad_token_id=PAD).shape[0] == 1
 
 
 def test_a_prompt_of_nothing_but_the_pad_token():
-    processor = PartialRewardLogitsProcessor(tiny_reward_model("gpt2", pad_token_id=1))
+    processor = PartialRewardLogitsProcessor(tiny_reward_model("gpt2", pad_token_id=1), pad_token_id=1)
     with pytest.raises(PaddingError, match=r"row 0 holds only the padding token.* attention_mask="):
         generate(processor, ((1,),))
 

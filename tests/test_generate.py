@@ -79,8 +79,9 @@ def test_rewards_decide(guided, base):
 
 @pytest.mark.parametrize("mode", ["beams", "ragged", "early_finish"])
 def test_pad_equal_to_eos(base, mode):
+    # Texts of GPT-2 may begin with it, so that it has to be said that it pads.
     model = tiny_reward_model("gpt2", pad_token_id=EOS)
-    processor = PartialRewardLogitsProcessor(model, beta=BETA, top_k=TOP_K)
+    processor = PartialRewardLogitsProcessor(model, beta=BETA, top_k=TOP_K, pad_token_id=EOS)
     prompts, arguments = MODES[mode]
     calls = run(processor, base, prompts, pad=EOS, **arguments)
     compared, _ = Oracle(model, beta=BETA, top_k=TOP_K, pad=EOS, eos=EOS).check(calls, prompts)

@@ -47,17 +47,6 @@ def test_a_prompt_mask_of_other_prompts():
         infer_attention_mask(rows([1], [1], [1]), 1, rows([0, 1], [1, 1]))
 
 
-@pytest.mark.parametrize("batch", [([5, 6], [7, 8]), ([5, 5, 8], [5, 6, 7])])
-def test_unknown_pad_where_rows_may_be_padded(batch):
-    with pytest.raises(PaddingError, match=r"Expected to know which token pads, .* the 2 rows .* Pass pad_token_id="):
-        infer_attention_mask(rows(*batch), None)
-
-
-@pytest.mark.parametrize("batch", [([5, 5, 8],), ([5, 6, 8], [5, 6, 8]), ([5, 6, 8], [5, 7, 8])])
-def test_unknown_pad_where_no_row_can_be_padded(batch):
-    assert infer_attention_mask(rows(*batch), None).all()
-
-
 def common_prefix_length(one, other):
     """Length of the common prefix, token by token."""
     length = 0

@@ -85,6 +85,11 @@ class WeightedScorer(Scorer):
         self.pad_token_id = _pad_token(self._scorers, tokenizer)
 
     @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """The scorers whose rewards are added, without the functions."""
+        return tuple(self._scorers)
+
+    @property
     def _scorers(self) -> list[Scorer]:
         return [source for source in self._sources if isinstance(source, Scorer)]
 
