@@ -91,7 +91,7 @@ class Oracle:
         self.rewards = rewards if isinstance(rewards, Rewards) else Rewards(rewards)
         self.beta, self.top_k, self.top_p, self.min_p = beta, top_k, top_p, min_p
         self.ends = {pad, *([eos] if isinstance(eos, int) else eos)}
-        self.without_best = 0
+        self.probes = 0
 
     def check(self, calls, prompts, *, tolerance=1e-4):
         """Compares every unfinished row of every call; returns how many rows were compared, and the worst error."""
@@ -116,19 +116,19 @@ class Oracle:
                 assert text[: len(prompt)] == prompt
                 if self.ends.intersection(generated):
                     continue
-                if self.has_no_best(all_scores[index]):
-                    self.without_best += 1
+                if len(rows) == 1 and self.is_probe(all_scores[index]):
+                    self.probes += 1
                     assert not {*support(output[index])} - {*support(all_scores[index])}
                     continue
                 yield tuple(text), all_scores[index], output[index]
 
-    def has_no_best(self, scores):
-        """Whether more tokens than can be candidates score the same.
+    def is_probe(self, scores):
+        """Whether more tokens than can be candidates score 1, and no others are possible.
 
         Prompt lookup passes such scores to learn which tokens are forbidden. The output for the others is free.
         """
         finite = scores[scores > -torch.inf]
-        return finite.numel() > self.top_k and bool((finite == finite[0]).all())
+        return finite.numel() > self.top_k and bool((finite == 1).all())
 
     def expected(self, prefix, scores, tokens=None):
         """Guided log-probabilities of the candidates.
