@@ -122,7 +122,7 @@ class _Call:
         else:
             places, stays = torch.zeros_like(places), torch.zeros_like(places, dtype=torch.bool)
         # Beams change places.
-        found = (_hashes(before)[:, None] == self.hashes).int().argmax(-1)
+        found = (row_hashes(before)[:, None] == self.hashes).int().argmax(-1)
         places = torch.where(stays, places, found)
         return places, (before == self.rows[places]).all(-1)
 
@@ -191,7 +191,7 @@ class PaddingReader:
         if isinstance(keeps_tail, Tensor):
             keeps_tail = keeps_tail.to(rows.device)
         # A copy, because the caller may write the next token into the same memory.
-        self._calls.append(_Call(rows.clone(), _hashes(rows), text.finished, candidates, keeps_tail))
+        self._calls.append(_Call(rows.clone(), row_hashes(rows), text.finished, candidates, keeps_tail))
 
     def check(self, rows: Tensor, text: TextMask) -> None:
         """Refuses rows in which padding cannot be distinguished from text; waits for an accelerator.
@@ -270,7 +270,8 @@ def _mask_of_beginning(rows: Tensor, pad_token_id: int | None, prompt_mask: Tens
     return ((rows != pad_token_id).cumsum(-1) > 0).long()
 
 
-def _hashes(rows: Int[Tensor, "batch length"]) -> Int[Tensor, " batch"]:
+def row_hashes(rows: Int[Tensor, "batch length"]) -> Int[Tensor, " batch"]:
+    """Hashes of rows, by which equal rows are found; on the rows' device."""
     powers = torch.full((rows.shape[1],), _FACTOR, dtype=torch.long, device=rows.device).cumprod(0)
     # Sums and products of int64 wrap around.
     return ((rows.long() + 1) * powers).sum(-1)

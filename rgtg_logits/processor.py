@@ -168,7 +168,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             rows, text = self._rows(input_ids)
             is_on_cpu = scores.device.type == "cpu"
             if is_on_cpu:
-                self._padding.check(rows, text)
+                self._check(input_ids, rows, text)
             settings = self.settings.for_rows(len(scores))
             candidates = chosen_candidates(scores, settings)
             probe = is_lookup_probe(scores, candidates)
@@ -177,7 +177,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             step = take_step(scores, settings, candidates, self._rewards_of(rows, text.mask))
             if not is_on_cpu:
                 # The scorer has waited for the accelerator by now, so that this look costs nothing.
-                self._padding.check(rows, text)
+                self._check(input_ids, rows, text)
             self._padding.remember(rows, text, candidates.ids, settings.keeps_tail)
             if self.trace is not None:
                 before, after = step.before_and_after()
@@ -271,7 +271,9 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
                 decoder's start token); by default as many as it passes first.
 
         Returns:
-            A processor for these prompts, in this order, which shares reward model, cache and trace with this one.
+            A processor for these prompts, in this order, which shares reward model, cache and trace with this one. Any
+            number of calls of `generate` may answer them; rows that continue none of these answers are refused. (With
+            `inputs_embeds` alone, rows do not show which prompts they answer: make a new one for other prompts.)
 
         Raises:
             InvalidArgumentError: If texts are given and the tokenizer is unknown, or a mask does not fit.
@@ -298,16 +300,22 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         processor._prompt = HiddenPrompt(prompt, mask, start)
         return processor
 
+    def _check(self, input_ids: Tensor, rows: Tensor, text: TextMask) -> None:
+        """Refuses rows in which padding may be text, and rows of other prompts; waits for an accelerator."""
+        if self._prompt is not None:
+            self._prompt.check(input_ids)
+        self._padding.check(rows, text)
+
     def _rows(self, input_ids: Int[Tensor, "batch passed"]) -> tuple[Int[Tensor, "batch length"], TextMask]:
         """The rows that the reward model reads, and what in them is text."""
         if self._prompt is not None:
-            rows, prompt_mask = self._prompt.followed_by(input_ids)
+            rows = self._prompt.followed_by(input_ids)
             if rows.shape[1] == 0:
                 raise PaddingError(
                     "Expected a token for the reward model to read, but the prompts given to for_prompt have none. "
                     "Pass start=0 to let it read the decoder's start token, or a prompt of one token, such as bos."
                 )
-            return rows, self._padding.read(rows, prompt_mask)
+            return rows, self._padding.read(rows, self._prompt.mask)
         if input_ids.shape[1] == 0:
             raise PaddingError(
                 "Expected the prompt's token ids, because the reward model reads the prompt, but generate was given "

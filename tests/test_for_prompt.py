@@ -6,6 +6,7 @@ from oracle import Oracle, Recorder
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration, set_seed
 
 from rgtg_logits import PartialRewardLogitsProcessor, RewardModel
+from rgtg_logits.errors import PaddingError
 from rgtg_logits.testing import EOS, PAD, VOCAB_SIZE, tiny_base_model, tiny_reward_model, tiny_tokenizer
 
 PROMPTS = [[7, 3, 9, 11, 4, 20, 31], [5, 8], [2, 13, 40, 41]]
@@ -103,3 +104,73 @@ def test_the_original_is_as_it_was():
     before = processor(rows, scores)
     processor.for_prompt(torch.tensor([[9, 9, 9]]))(rows, scores)
     assert torch.equal(processor(rows, scores), before)
+
+
+# One object, used again
+
+
+def start_rows(*tokens, prompts=3):
+    return torch.tensor([tokens] * prompts)
+
+
+def guided_for(model, **options):
+    return PartialRewardLogitsProcessor(model, beta=0.7, top_k=5).for_prompt(*padded(PROMPTS), **options)
+
+
+@pytest.mark.parametrize("started", [2, 5])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_an_answer_that_starts_otherwise_is_refused(started, steps):
+    """As with another prompt of the decoder (another language, say): the rows answer other prompts."""
+    processor, rows = guided_for(tiny_reward_model()), start_rows(9, 8)
+    for _ in range(steps):
+        scores = torch.randn(3, VOCAB_SIZE)
+        rows = torch.cat([rows, processor(rows, scores).argmax(-1, keepdim=True)], dim=1)
+    other = torch.cat([start_rows(7, 8), rows[:, 2:]], dim=1)[:, :started]
+    other = torch.nn.functional.pad(other, (0, started - other.shape[1]), value=11)
+    with pytest.raises(PaddingError, match="begin or continue an answer to the 3 prompts .* Call for_prompt again"):
+        processor(other, torch.randn(3, VOCAB_SIZE))
+    # It is as it was.
+    processor(start_rows(9, 8), torch.randn(3, VOCAB_SIZE))
+    processor(rows, torch.randn(3, VOCAB_SIZE))
+
+
+def test_rows_of_ordinary_prompts_are_refused():
+    base, processor = tiny_base_model(), guided_for(tiny_reward_model(), start=0)
+    embeddings = base.get_input_embeddings()(padded(PROMPTS)[0]).detach()
+    arguments = {"attention_mask": padded(PROMPTS)[1], "max_new_tokens": 3, "logits_processor": [processor]}
+    base.generate(inputs_embeds=embeddings, pad_token_id=PAD, **arguments)
+    with pytest.raises(PaddingError, match="rows of 7 tokens that continue none of those seen before"):
+        base.generate(padded(PROMPTS)[0], pad_token_id=PAD, **arguments)
+
+
+def test_answers_may_be_continued_from_where_they_were():
+    """Rolled back, in other places, by fewer rows or more, and from a saved answer."""
+    processor, rows = guided_for(tiny_reward_model()), start_rows(9)
+    history = [rows]
+    for _ in range(5):
+        drawn = processor(rows, torch.randn(3, VOCAB_SIZE)).argmax(-1, keepdim=True)
+        rows = torch.cat([rows, drawn], dim=1)
+        history.append(rows)
+    processor(torch.cat([history[2][[1, 1, 0]], start_rows(5)], dim=1), torch.randn(3, VOCAB_SIZE))
+    processor(history[3].repeat_interleave(2, dim=0), torch.randn(6, VOCAB_SIZE))
+    assert processor(history[5], torch.randn(3, VOCAB_SIZE)).shape == (3, VOCAB_SIZE)
+
+
+@pytest.mark.parametrize("arguments", [{"prompt_lookup_num_tokens": 3}, {"assistant_model": True}])
+def test_assisted_decoding_continues_what_was_seen(arguments):
+    base, model = t5(), tiny_reward_model()
+    processor = PartialRewardLogitsProcessor(model, beta=0.7, top_k=5).for_prompt(torch.tensor([PROMPTS[0]]))
+    arguments = {"assistant_model": t5()} if "assistant_model" in arguments else arguments
+    inputs = {"input_ids": torch.tensor([PROMPTS[0]]), "max_new_tokens": 12, "suppress_tokens": [PAD, EOS]}
+    with torch.no_grad():
+        alone = base.generate(**inputs, logits_processor=[processor])
+        for _ in range(2):
+            assert torch.equal(base.generate(**inputs, logits_processor=[processor], **arguments), alone)
+
+
+def test_old_rows_are_forgotten(monkeypatch):
+    monkeypatch.setattr("rgtg_logits.hidden_prompt._REMEMBERED_ROWS", 6)
+    processor, rows = guided_for(tiny_reward_model()), start_rows(9)
+    for _ in range(4):
+        rows = torch.cat([rows, processor(rows, torch.randn(3, VOCAB_SIZE)).argmax(-1, keepdim=True)], dim=1)
+    assert len(processor._prompt._seen) == 6
