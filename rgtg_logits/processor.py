@@ -94,14 +94,15 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
     Example:
         ```python
         processor = PartialRewardLogitsProcessor("org/partial-rm", beta=1.5, top_k=20)
-        model.generate(**inputs, do_sample=True, top_k=0, logits_processor=[processor])
+        model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, logits_processor=[processor])
         ```
 
-    One object may serve several threads; they take turns.
+    One object may serve several threads; they take turns. Continuous batching (`generate_batch`, and `generate` with
+    `cache_implementation="paged"`) never calls a processor, and does not say so: its texts are unguided.
     """
 
     supports_continuous_batching = False
-    """With continuous batching, a processor would see one token of each row; so transformers refuses to call it."""
+    """Should transformers begin to call processors there, it would pass one token of each row; this makes it refuse."""
 
     def __init__(
         self,
