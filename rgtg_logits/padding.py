@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
@@ -99,26 +100,30 @@ class _Call:
 
     Attributes:
         rows: Its rows.
-        hashes: Their hashes.
         finished: Number of columns of padding behind each row's text.
         candidates: The candidates that were given for each row.
         keeps_tail: Rows in which other tokens were possible as well.
     """
 
     rows: Int[Tensor, "batch length"]
-    hashes: Int[Tensor, " batch"]
     finished: Int[Tensor, " batch"]
     candidates: Int[Tensor, "batch k"]
     keeps_tail: bool | Bool[Tensor, "batch 1"]
+
+    @cached_property
+    def hashes(self) -> Int[Tensor, " batch"]:
+        """Hashes of the rows, for rows that have changed places."""
+        return row_hashes(self.rows)
 
     def parents(self, rows: Int[Tensor, "now longer"]) -> tuple[Int[Tensor, " now"], Bool[Tensor, " now"]]:
         """For each row, the row of this call that it continues by one token, and whether there is one."""
         before = rows[:, :-1]
         places = torch.arange(len(rows), device=rows.device)
+        # A look is free on a CPU.
+        if rows.device.type == "cpu" and torch.equal(before, self.rows):
+            return places, torch.ones_like(places, dtype=torch.bool)
         if before.shape == self.rows.shape:
             stays = (before == self.rows).all(-1)
-            if rows.device.type == "cpu" and bool(stays.all()):
-                return places, stays
         else:
             places, stays = torch.zeros_like(places), torch.zeros_like(places, dtype=torch.bool)
         # Beams change places.
@@ -169,11 +174,15 @@ class PaddingReader:
             # One row is never padded behind its text, and in front only by a token that is known to pad.
             return TextMask(mask)
         known, finished = self._recall(rows)
-        columns = torch.arange(rows.shape[1], 0, -1, device=rows.device)
-        mask = mask.masked_fill(columns <= finished[:, None], 0)
+        # A look is free on a CPU, and mostly shows that nothing has finished and nothing is new.
+        is_on_cpu = rows.device.type == "cpu"
+        if not (is_on_cpu and not bool(finished.any())):
+            columns = torch.arange(rows.shape[1], 0, -1, device=rows.device)
+            mask = mask.masked_fill(columns <= finished[:, None], 0)
         is_certain = prompt_mask is not None or self._token.is_given or rows.shape[1] < 2
-        ambiguous = None if is_certain else self._may_be_padded(rows, mask) & ~known.all()
-        return TextMask(mask, finished, ambiguous)
+        if is_certain or (is_on_cpu and bool(known.all())):
+            return TextMask(mask, finished)
+        return TextMask(mask, finished, self._may_be_padded(rows, mask) & ~known.all())
 
     def remember(
         self, rows: Tensor, text: TextMask, candidates: Int[Tensor, "batch k"], keeps_tail: bool | Tensor
@@ -191,7 +200,7 @@ class PaddingReader:
         if isinstance(keeps_tail, Tensor):
             keeps_tail = keeps_tail.to(rows.device)
         # A copy, because the caller may write the next token into the same memory.
-        self._calls.append(_Call(rows.clone(), row_hashes(rows), text.finished, candidates, keeps_tail))
+        self._calls.append(_Call(rows.clone(), text.finished, candidates, keeps_tail))
 
     def check(self, rows: Tensor, text: TextMask) -> None:
         """Refuses rows in which padding cannot be distinguished from text; waits for an accelerator.
@@ -224,6 +233,8 @@ class PaddingReader:
             is_new = is_parent & ~known
             finished = torch.where(is_new, self._finished(rows, call, parents), finished)
             known = known | is_parent
+            if rows.device.type == "cpu" and bool(known.all()):
+                break
         return known, finished
 
     def _finished(self, rows: Tensor, call: _Call, parents: Tensor) -> Int[Tensor, " batch"]:
@@ -232,10 +243,12 @@ class PaddingReader:
         before = call.finished[parents]
         goes_on = (before > 0) & (last == previous)
         outside = (call.candidates[parents] != last[:, None]).all(-1)
+        is_pad = last == self._token.id if self._token.leads else torch.zeros_like(outside)
+        if rows.device.type == "cpu" and not bool((goes_on | outside | is_pad).any()):
+            return torch.zeros_like(before)
         behind_end = torch.zeros_like(outside)
         for end in self._token.ends:
             behind_end |= previous == end
-        is_pad = last == self._token.id if self._token.leads else torch.zeros_like(outside)
         keeps_tail = call.keeps_tail
         if isinstance(keeps_tail, Tensor):
             keeps_tail = keeps_tail[parents, 0]

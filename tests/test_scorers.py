@@ -297,9 +297,9 @@ def test_an_ordinary_step_waits_for_the_device_once(monkeypatch, batch):
         scores = torch.randn(batch, VOCAB_SIZE)
         looks = count_looks(monkeypatch, partial(processor, rows, scores))
         if step > 0:
-            # Looks on the CPU are free: padding (in several rows, also whether they are those of the two calls before),
+            # Looks on the CPU are free: padding (in several rows, also which of them go on and have finished),
             # the number of candidates, and in a single row the best score and the sampled token.
-            free = ["__bool__", "__int__", "__float__", "__int__"] if batch == 1 else ["__bool__"] * 4 + ["__int__"]
+            free = ["__bool__", "__int__", "__float__", "__int__"] if batch == 1 else ["__bool__"] * 5 + ["__int__"]
             assert looks == [*free, "tolist"]
         rows = torch.cat([rows, processor(rows, scores).argmax(-1, keepdim=True)], dim=1)
 
