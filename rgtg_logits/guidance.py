@@ -143,7 +143,7 @@ def guide_vocabulary(
     if isinstance(keeps_tail, Tensor):
         whole = guide_vocabulary(candidates, rewards, _with_rest(settings, "keep"), scores)
         cut = guide_vocabulary(candidates, rewards, _with_rest(settings, "drop"), scores)
-        return torch.where(keeps_tail.to(scores.device), whole, cut)
+        return torch.where(keeps_tail.to(scores.device, non_blocking=True), whole, cut)
     if keeps_tail:
         return normalise(scores) if rewards is None else guide_with_tail(candidates, rewards, settings.beta, scores)
     guided = truncate(candidates) if rewards is None else guide(candidates, rewards, settings.beta)
@@ -166,7 +166,11 @@ def log_normalizer(
     if isinstance(keeps_tail, Tensor) or keeps_tail:
         whole, mean = _guided_with_tail(candidates, rewards, settings.beta, scores)
         with_tail = whole.logsumexp(-1, keepdim=True) + column_on(settings.beta, scores) * mean
-        where = keeps_tail.to(scores.device) if isinstance(keeps_tail, Tensor) else torch.ones_like(log_z).bool()
+        where = (
+            keeps_tail.to(scores.device, non_blocking=True)
+            if isinstance(keeps_tail, Tensor)
+            else torch.ones_like(log_z).bool()
+        )
         log_z = torch.where(where, with_tail, log_z)
     total = scores.float().logsumexp(-1, keepdim=True)
     return (log_z - total).masked_fill(total == float("-inf"), float("-inf"))[:, 0]

@@ -198,7 +198,7 @@ class PaddingReader:
         if text.finished is None:
             return
         if isinstance(keeps_tail, Tensor):
-            keeps_tail = keeps_tail.to(rows.device)
+            keeps_tail = keeps_tail.to(rows.device, non_blocking=True)
         # A copy, because the caller may write the next token into the same memory.
         self._calls.append(_Call(rows.clone(), text.finished, candidates, keeps_tail))
 
@@ -249,13 +249,13 @@ class PaddingReader:
         behind_end = torch.zeros_like(outside)
         for end in self._token.ends:
             behind_end |= previous == end
-        keeps_tail = call.keeps_tail
-        if isinstance(keeps_tail, Tensor):
-            keeps_tail = keeps_tail[parents, 0]
-        only_candidates = ~torch.as_tensor(keeps_tail, device=rows.device)
-        proof = outside & torch.where(only_candidates, behind_end | is_pad, behind_end & is_pad)
+        of_tail, of_candidates = behind_end & is_pad, behind_end | is_pad
+        if isinstance(call.keeps_tail, Tensor):
+            proof = outside & torch.where(call.keeps_tail[parents, 0], of_tail, of_candidates)
+        else:
+            proof = outside & (of_tail if call.keeps_tail else of_candidates)
         if self._token.is_given:
-            proof |= behind_end & is_pad
+            proof = proof | of_tail
         return torch.where(goes_on, before + 1, proof.long())
 
     def _may_be_padded(self, rows: Tensor, mask: Tensor) -> Bool[Tensor, ""]:

@@ -7,7 +7,7 @@ from oracle import Rewards
 
 from rgtg_logits import CausalScorer, PartialRewardLogitsProcessor, RewardModel, Scorer, guided_step
 from rgtg_logits.errors import InvalidArgumentError, PaddingError
-from rgtg_logits.testing import PAD, VOCAB_SIZE, tiny_reward_model
+from rgtg_logits.testing import PAD, VOCAB_SIZE, check_scorer, tiny_reward_model
 
 PREFIXES = [[7, 3, 9, 11, 4, 20, 31], [5], [PAD, PAD, 13], [2, 13, 40, 41], [5]]
 """The pad token is text here, because nothing is padded."""
@@ -141,6 +141,23 @@ def test_any_scorer_takes_sequences():
     scorer = Recording()
     guided_step(scorer, PREFIXES, torch.randn(5, VOCAB_SIZE), beta=[1.0, 0.0, 1.0, 1.0, 0.0])
     assert scorer.asked == [[PREFIXES[0], *PREFIXES[2:4]]]
+
+
+class Reversed(Scorer):
+    """Reads sequences in another order than padded rows."""
+
+    vocab_size = VOCAB_SIZE
+
+    def score(self, rows, attention_mask, candidates):
+        return candidates / 10 * attention_mask.sum(-1, keepdim=True)
+
+    def score_sequences(self, prefixes, candidates):
+        return super().score_sequences(prefixes[::-1], candidates)
+
+
+def test_sequences_that_give_something_else_break_a_law():
+    with pytest.raises(AssertionError, match="Broken law: sequences give the same as padded rows"):
+        check_scorer(Reversed())
 
 
 def test_no_sequences():

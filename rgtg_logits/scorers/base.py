@@ -21,7 +21,7 @@ class Scorer(ABC):
     1. permuting rows permutes results;
     2. a row alone gives the same as in a batch;
     3. a repeated call gives the same, whatever was scored in between;
-    4. left padding changes nothing;
+    4. left padding changes nothing, and sequences without padding give the same;
     5. results equal those of a scorer without a cache.
 
     Attributes:

@@ -186,6 +186,9 @@ class _Laws:
             self._compare(alone, first[row : row + 1], "a row alone gives the same as in a batch")
         padded = torch.cat([torch.full((len(rows), 2), self.pad_token_id), rows], dim=1)
         self._compare(self._score(padded, candidates), first, "left padding changes nothing")
+        prefixes = [row[row != self.pad_token_id].tolist() for row in rows]
+        sequences = self.scorer.score_sequences(prefixes, candidates)
+        self._compare(sequences, first, "sequences give the same as padded rows")
         sampled = candidates.gather(1, self._random_ints(candidates.shape[1], (len(rows), 1)))
         longer = torch.cat([rows, sampled], dim=1)
         duplicated = longer.repeat_interleave(2, dim=0)
