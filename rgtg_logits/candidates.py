@@ -98,14 +98,19 @@ class CandidateRule:
         if self._keeps_all(scores):
             # All are candidates, so their order does not matter.
             return Candidates(torch.arange(scores.shape[-1]).expand(scores.shape), scores)
-        widest = int(self.top_k.max()) if isinstance(self.top_k, Tensor) else self.top_k
-        best, ids = scores.topk(min(widest, scores.shape[-1]), dim=-1)
+        best, ids = scores.topk(min(self.widest(), scores.shape[-1]), dim=-1)
         if isinstance(self.top_k, Tensor):
             slots = torch.arange(best.shape[-1], device=best.device)
             best = best.masked_fill(slots >= column_on(self.top_k, best), float("-inf"))
         if self.top_p is not None or self.min_p is not None:
             best = best.masked_fill(~self._passes_filters(best), float("-inf"))
         return Candidates(torch.where(best == float("-inf"), ids[:, :1], ids), best)
+
+    def widest(self, rows: Int[Tensor, " some"] | None = None) -> int:
+        """The largest `top_k` of all rows, or of the rows with the given indices."""
+        if not isinstance(self.top_k, Tensor):
+            return self.top_k
+        return int((self.top_k if rows is None else self.top_k[rows]).max())
 
     def _filters(self) -> tuple[Any, Any, Any]:
         return self.top_k, self.top_p, self.min_p

@@ -166,7 +166,9 @@ def _rewards(candidates: Candidates, settings: GuidanceSettings, rewards_of: Rew
     if len(rows) == 0:
         return None
     places = rows.to(candidates.ids.device, non_blocking=True)
-    asked = Candidates(candidates.ids[places], candidates.scores[places])
+    # Rows that are not asked about may have more candidates.
+    widest = settings.rule.widest(rows)
+    asked = Candidates(candidates.ids[places, :widest], candidates.scores[places, :widest])
     if asked.ids.device.type == "cpu":
         asked = asked.without_unused_slots()
     rewards = rewards_of(asked.ids, rows)
