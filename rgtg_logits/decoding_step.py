@@ -126,6 +126,13 @@ def guided_step(
     rule = CandidateRule(top_k=top_k, top_p=top_p, min_p=min_p)
     settings = GuidanceSettings(beta=beta, rule=rule, rest=rest).for_rows(len(scores))
 
+    known_tokens = scorer.known_tokens
+    if known_tokens is not None:
+        for prefix in sequences if known_tokens.foreign else []:
+            row = torch.as_tensor(prefix)[None]
+            known_tokens.check_text(row, torch.ones_like(row))
+        scores = known_tokens.mask(scores)
+
     def rewards_of(candidates: Tensor, rows: Tensor | None) -> Tensor:
         asked = sequences if rows is None else [sequences[row] for row in rows.tolist()]
         return scorer.score_sequences(asked, candidates)
