@@ -63,8 +63,9 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             same reward, the more so the less probability the candidates hold; with few candidates of a model that is
             unsure, much of a text is then left unguided.
         tokenizer: The base model's tokenizer, or a multimodal processor that has one. Its vocabulary is compared with
-            the reward model's: if a token has another id there, or none, the reward model reads text
-            (`RetokenizingScorer`). Left out, token ids are taken to mean the same in both.
+            the reward model's: if a word or an end of text has another id there, or none, the reward model reads text
+            (`RetokenizingScorer`); other tokens that only the base model has are no candidates. Left out,
+            token ids are taken to mean the same in both.
         prompt_format: Format in which the reward model expects prompt and answer, which makes it read text: "chat" for
             its chat template, or a function of both texts; see `RetokenizingScorer`.
         eos_token_id: Tokens that end the base model's text besides its tokenizer's own, as in generation configs, for a
@@ -73,6 +74,8 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             if the prompt is too long already), or "truncate_left" to let it read the end alone.
         max_tokens_per_forward: Largest number of tokens (rows × columns) that the reward model reads in one forward, to
             bound memory for many rows and candidates; results are unchanged.
+        cache_tokens: Largest number of tokens that the reward model's cache remembers between calls, the least recently
+            used forgotten first; by default twice what the last calls needed.
         compile: Whether to compile the reward model's step (on a GPU, a recorded graph); see `EngineOptions`.
         prepack: Whether a reward model on a CPU keeps a second copy of its weights, laid out for the processor's matrix
             instructions, which makes its step faster; see `EngineOptions`.
@@ -118,6 +121,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         eos_token_id: int | Sequence[int] | None = None,
         on_overflow: str = "error",
         max_tokens_per_forward: int | None = None,
+        cache_tokens: int | None = None,
         compile: bool | CompileConfig = False,
         prepack: bool = False,
         pad_token_id: int | None = None,
@@ -129,7 +133,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         tokenizer = plain_tokenizer(tokenizer)
         self.scorer = make_scorer(
             reward_model, tokenizer, prompt_format=prompt_format, eos_token_id=eos_token_id, on_overflow=on_overflow,
-            max_tokens_per_forward=max_tokens_per_forward, compile=compile, prepack=prepack,
+            max_tokens_per_forward=max_tokens_per_forward, cache_tokens=cache_tokens, compile=compile, prepack=prepack,
         )  # fmt: skip
         self.trace = trace
         self.tokenizer = tokenizer
@@ -167,6 +171,9 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
             return scores.clone()
         with self._lock:
             rows, text = self._rows(input_ids)
+            if self.scorer.known_tokens is not None:
+                self.scorer.known_tokens.check_text(rows, text.mask)
+                scores = self.scorer.known_tokens.mask(scores)
             is_on_cpu = scores.device.type == "cpu"
             if is_on_cpu:
                 self._check(input_ids, rows, text)
@@ -194,6 +201,9 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
                 # The reward of a single candidate changes nothing.
                 self.scorer.observe(rows[places], mask[places])
                 return None
+            if self.settings.keeps_tail is not False:
+                # Texts may go on with tokens that are no candidates.
+                self.scorer.observe(rows[places], mask[places])
             return self.scorer.score(rows[places], mask[places], candidates)
 
         return rewards

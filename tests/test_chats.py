@@ -90,8 +90,8 @@ def test_the_next_turn_reads_only_what_is_new(tokenizer, base, reward_model, rec
         output, reads = count_reads(reward_model.backbone, partial(generate, base, recorder, chat, **mode))
         assert reads == [len(chat) - known + TOP_K] + [TOP_K] * (NEW - 1)
         assert oracle.check(recorder.calls, [chat])[0] == NEW
-        # The token drawn last has not been shown.
-        known = output.shape[1] - 1
+        # The token drawn last has been read as a candidate.
+        known = output.shape[1]
         chat = [*output[0].tolist(), *ids(tokenizer, f"<|endoftext|><user>{question}<assistant>")]
 
 

@@ -92,7 +92,7 @@ def sample(world, processor, count):
 def test_the_probe_finds_that_the_cache_is_exact(size):
     world = World.random(**SIZES[size], seed=4)
     for name in ("causal", "vocabulary", "log_ratio", "log_ratio, pair"):
-        assert SCORERS[name](world, random_rewards(world)).strategy == "tree_attention"
+        assert SCORERS[name](world, random_rewards(world)).strategy == "masked_tree_attention"
 
 
 @pytest.mark.parametrize("size", SIZES)

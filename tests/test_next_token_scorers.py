@@ -117,7 +117,7 @@ def test_a_step_reads_one_token_whatever_k(kind):
         scorer.score(rows, infer_attention_mask(rows, PAD), everything)
         rows = torch.cat([rows, torch.tensor([[5], [6]])], dim=1)
     hook.remove()
-    assert read == [2 * 4, 2, 2]
+    assert read == [4 + 3, 2, 2]
 
 
 def test_guidance_by_a_dpo_pair_moves_the_base_as_the_pair_says():

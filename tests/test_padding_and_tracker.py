@@ -1,13 +1,12 @@
-"""The attention mask inferred from rows, and the plans of the prefix tracker."""
+"""The attention mask inferred from rows, and the common prefix of lists."""
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rgtg_logits.errors import PaddingError
-from rgtg_logits.padding import PADDING, infer_attention_mask
-from rgtg_logits.scorers.engine.tracker import PrefixTracker
+from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.tokenization import common_prefix_length as fast_common_prefix_length
 
 
@@ -63,44 +62,3 @@ def test_the_common_prefix_of_lists(shared, one, other):
     first, second = shared + one, shared + other
     assert fast_common_prefix_length(first, second) == common_prefix_length(first, second)
     assert fast_common_prefix_length(tuple(first), second) == common_prefix_length(first, second)
-
-
-PADDED_IDS = st.integers(1, 4).flatmap(
-    lambda length: st.lists(st.lists(st.integers(PADDING, 2), min_size=length, max_size=length), min_size=1, max_size=4)
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.lists(PADDED_IDS, min_size=1, max_size=8))
-def test_plans_on_random_histories(history):
-    """The columns that a plan keeps are right, and no other choice of source rows keeps more."""
-    tracker, known = PrefixTracker(), []
-    for padded_ids in history:
-        plan = tracker.plan(torch.tensor(padded_ids))
-        if not known:
-            assert plan.kept_length == 0
-        else:
-            sources = range(len(padded_ids)) if plan.source_rows is None else plan.source_rows.tolist()
-            for row, source in zip(padded_ids, sources, strict=True):
-                assert row[: plan.kept_length] == known[source][: plan.kept_length]
-            assert plan.kept_length == min(max(common_prefix_length(row, old) for old in known) for row in padded_ids)
-        tracker.remember(torch.tensor(padded_ids))
-        known = padded_ids
-
-
-@settings(max_examples=100, deadline=None)
-@given(PADDED_IDS, st.randoms(use_true_random=False))
-def test_extensions_and_rewinds(padded_ids, random):
-    """Extending, permuting, duplicating and dropping keep everything; a rewind keeps the rest."""
-    tracker = PrefixTracker()
-    tracker.remember(torch.tensor(padded_ids))
-    length = len(padded_ids[0])
-    sources = [random.randrange(len(padded_ids)) for _ in range(random.randrange(1, 6))]
-    now = [padded_ids[source] + [random.randrange(3)] for source in sources]
-    assert tracker.plan(torch.tensor(now)).kept_length == length
-    assert tracker.plan(torch.tensor([[*row, 0] for row in padded_ids])).source_rows is None
-    cut = random.randrange(1, length + 1)
-    rewound = tracker.plan(torch.tensor([row[:cut] for row in padded_ids]))
-    assert rewound.source_rows is None and rewound.kept_length == cut
-    tracker.forget()
-    assert tracker.plan(torch.tensor(padded_ids)).kept_length == 0

@@ -1,7 +1,8 @@
-"""The scoring engine: token trees, padding inside rows, bounded memory, equal rows, overflow, compiled steps."""
+"""The scoring engine: token trees, ragged rows, bounded memory, equal rows, overflow, compiled steps."""
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,8 +15,8 @@ from rgtg_logits.errors import ContextLengthError, InvalidArgumentError
 from rgtg_logits.padding import PADDING, infer_attention_mask
 from rgtg_logits.scorers.engine.request import ScoreRequest
 from rgtg_logits.scorers.engine.scoring_engine import ScoringEngine
+from rgtg_logits.scorers.engine.step_layout import PREFILL_CHUNK
 from rgtg_logits.scorers.engine.token_tree import TokenTree
-from rgtg_logits.scorers.engine.tree_attention import PREFILL_CHUNK
 from rgtg_logits.scorers.engine.truncation import num_dropped_tokens, truncate_left
 from rgtg_logits.testing import PAD, TINY, VOCAB_SIZE, check_scorer, tiny_base_model, tiny_reward_model
 
@@ -73,7 +74,7 @@ def test_trees_keep_a_cheap_strategy(engine):
 
 @settings(max_examples=12, deadline=None)
 @given(st.data())
-def test_trees_behind_rows_with_padding_inside(engine, data):
+def test_trees_behind_rows_that_grow_and_shrink(engine, data):
     rows = torch.tensor(data.draw(st.lists(st.lists(TOKENS, min_size=6, max_size=6), min_size=2, max_size=2)))
     rows[1, : data.draw(st.integers(0, 3))] = PADDING
     for _ in range(3):
@@ -209,11 +210,11 @@ def test_how_much_is_num_dropped_tokens(length, limit):
 
 
 def test_truncation_keeps_the_start_token():
-    padded_ids = torch.tensor([[PADDING, *range(1, 10)], [*range(1, 11)], [PADDING] * 8 + [1, 2]])
-    assert truncate_left(padded_ids, 8, bos_token_id=1).tolist() == [
-        [PADDING, 1, 4, 5, 6, 7, 8, 9], [1, 4, 5, 6, 7, 8, 9, 10], [PADDING] * 6 + [1, 2],
-    ]  # fmt: skip
-    assert truncate_left(padded_ids, 8, bos_token_id=None)[1].tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
+    row = np.arange(1, 11)
+    assert truncate_left(row[:9], 8, bos_token_id=1).tolist() == [1, 4, 5, 6, 7, 8, 9]
+    assert truncate_left(row, 8, bos_token_id=1).tolist() == [1, 4, 5, 6, 7, 8, 9, 10]
+    assert truncate_left(row[:2], 8, bos_token_id=1).tolist() == [1, 2]
+    assert truncate_left(row, 8, bos_token_id=None).tolist() == [3, 4, 5, 6, 7, 8, 9, 10]
 
 
 @pytest.mark.parametrize("strategy", ["auto", "expand", "expand_model_cache", "recompute"])
@@ -270,27 +271,25 @@ def test_an_unknown_treatment_of_overflow():
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "mistral"])
-def test_a_long_prompt_is_read_in_chunks(model_type):
+@pytest.mark.parametrize("strategy", ["tree_attention", "masked_tree_attention"])
+def test_a_long_prompt_is_read_once(model_type, strategy):
     limit = {"n_positions": 2048} if model_type == "gpt2" else {"max_position_embeddings": 2048}
-    reward_model, widths = RewardModel(tiny_reward_model(model_type, **limit)), []
-    scorer, reference = CausalScorer(reward_model), ReferenceScorer(reward_model)
+    reward_model = RewardModel(tiny_reward_model(model_type, **limit))
+    scorer, reference = CausalScorer(reward_model, strategy=strategy), ReferenceScorer(reward_model)
     rows = torch.randint(2, VOCAB_SIZE, (2, 2 * PREFILL_CHUNK + 30))
     rows[1, : PREFILL_CHUNK + 7] = PAD
     candidates = torch.randint(2, VOCAB_SIZE, (2, 4))
 
-    def record_width(_, arguments, options):
-        widths.append((arguments or (options["input_ids"],))[0].shape[1])
+    def score(prefixes):
+        return scorer.score(prefixes, infer_attention_mask(prefixes, PAD), candidates)
 
-    with reward_model.backbone.register_forward_pre_hook(record_width, with_kwargs=True):
-        rewards = scorer.score(rows, infer_attention_mask(rows, PAD), candidates)
-        assert widths == [PREFILL_CHUNK + 17, PREFILL_CHUNK + 17]
-        longer = torch.cat([rows, candidates[:, :1]], dim=1)
-        further = scorer.score(longer, infer_attention_mask(longer, PAD), candidates)
-        assert widths[2:] == [4]
-    for prefixes, result in ((rows, rewards), (longer, further)):
-        assert torch.allclose(
-            result, reference.score(prefixes, infer_attention_mask(prefixes, PAD), candidates), atol=1e-4
-        )
+    results = []
+    assert sum(forwards(reward_model, lambda: results.append(score(rows)))) == 3 * PREFILL_CHUNK + 53 + 8
+    longer = torch.cat([rows, candidates[:, :1]], dim=1)
+    assert sum(forwards(reward_model, lambda: results.append(score(longer)))) == 8
+    for prefixes, result in zip((rows, longer), results, strict=True):
+        expected = reference.score(prefixes, infer_attention_mask(prefixes, PAD), candidates)
+        assert torch.allclose(result, expected, atol=1e-4)
 
 
 # Compiled steps
@@ -320,7 +319,7 @@ def test_a_compiled_step_is_exact_and_compiled_once(graphs, model_type):
             one.score(rows, infer_attention_mask(rows, PAD), candidates) for one in (scorer, reference)
         )
         assert torch.allclose(rewards, expected, atol=1e-4)
-        assert graphs() == min(step, 1)
+        assert graphs() == 1
         rows = torch.cat([rows, candidates[:, step % 4, None]], dim=1)
     check_scorer(scorer, reference, rounds=2)
 

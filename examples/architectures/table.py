@@ -12,8 +12,7 @@ from sweep import Row
 MARKS = ("<!-- counts -->", "<!-- end of counts -->")
 OUTCOMES = {
     "tree_attention": "exact, candidates share the prefix: `tree_attention`",
-    "tree_attention_sliding": "the same, with a sliding window: `tree_attention_sliding`",
-    "tree_attention_mixed": "the same, with a window in some layers: `tree_attention_mixed`",
+    "masked_tree_attention": "the same by a mask: `masked_tree_attention`",
     "expand": "exact, each candidate on its own copy of the cache: `expand`",
     "expand_model_cache": "the same, on a cache that only the model can make: `expand_model_cache`",
     "recompute": "exact, without a cache: `recompute`",

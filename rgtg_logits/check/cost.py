@@ -24,12 +24,14 @@ ROUNDS = 3
 """How often each method takes its turn."""
 CANDIDATES = {
     "tree_attention": ("ok", "one forward per token, the prefix stored once"),
+    "masked_tree_attention": ("ok", "one forward per token for rows of similar length, the prefix stored once"),
     "expand": ("note", "a copy of the prefix per candidate, so that memory grows with top_k"),
     "recompute": ("note", "no cache, top_k whole texts are read again for every token"),
 }
 """Cost of a strategy that reads candidates, by the beginning of its name."""
 NEXT_TOKENS = {
     "tree_attention": ("ok", "one forward per token over a single token, whatever top_k is"),
+    "masked_tree_attention": ("ok", "one forward per token over a single token, whatever top_k is"),
     "expand": ("ok", "one forward per token over a single token, on a copy of the cache, whatever top_k is"),
     "recompute": ("note", "no cache, the whole text is read again for every token"),
 }
@@ -68,7 +70,7 @@ def measure_cost(pair: ModelPair, scorer: Scorer, texts: Sequence[str], *, top_k
         return [Finding("cost", "time", "note", f"not measured: {reason}")]
     guided = PartialRewardLogitsProcessor(scorer, top_k=top_k, pad_token_id=pair.pad_token_id)
     runs: dict[str, list[list[float]]] = {"plain": [], "guided": []}
-    if scorer.strategy.startswith("tree_attention"):
+    if scorer.strategy in ("tree_attention", "masked_tree_attention"):
         runs["floor"] = []
     try:
         for _ in range(ROUNDS):

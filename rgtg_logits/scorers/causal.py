@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import Unpack
 
-from rgtg_logits.padding import PADDING
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers.engine import CachedScorer, EngineOptions, ScoreRequest, TokenTree
+from rgtg_logits.scorers.engine import CachedScorer, EngineOptions, Prefixes, ScoreRequest, TokenTree
 
 
 class CausalScorer(CachedScorer):
@@ -18,21 +16,22 @@ class CausalScorer(CachedScorer):
     The strategy by which the candidates share the prefix is chosen when the scorer is made, by a numeric probe on the
     loaded model:
 
-    - "tree_attention": one copy of the prefix whatever k is, and a mask that keeps the candidates apart, as in Medusa
-      and SpecInfer (also "tree_attention_sliding" and "tree_attention_mixed", for models with a sliding window in all
-      or in some layers);
+    - "tree_attention": one copy of the prefix whatever k is, by an attention function that keeps the candidates apart
+      (as in Medusa and SpecInfer), in one forward over just the new tokens of all rows (sequence packing);
+    - "masked_tree_attention": the same by a mask, for models whose attention function cannot be exchanged, and for
+      compiled steps; rows of different capacity go through one after the other;
     - "expand": each candidate on its own copy of the cache, for models that cannot do that (recurrent layers, ALiBi by
       slot); "expand_model_cache", the same on a cache that only the model can make;
     - "recompute": no cache, for models that have none.
 
-    All give the same rewards up to rounding. Between calls the scorer keeps a memory of the previous rows: other
-    prompts, permuted, duplicated, dropped or rolled-back rows cost a recomputation of what changed and nothing else.
-    Equal rows (beams and return sequences before they part) are computed once.
+    All give the same rewards up to rounding. Between calls the scorer remembers sequences, each by itself: rows that
+    come, go, change places, part, take turns or go back cost what of their text is new, and nothing else. Equal rows
+    (beams and return sequences before they part) are computed once.
 
     Args:
         reward_model: The model; its token ids are taken to be those of the rows.
-        options: `strategy` (one of the names above), `speculate`, `on_overflow`, `max_tokens_per_forward`, `compile`,
-            `prepack`; see `EngineOptions`.
+        options: `strategy` (one of the names above), `speculate`, `on_overflow`, `max_tokens_per_forward`,
+            `cache_tokens`, `compile`, `prepack`; see `EngineOptions`.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range.
@@ -42,14 +41,13 @@ class CausalScorer(CachedScorer):
     def __init__(self, reward_model: RewardModel, **options: Unpack[EngineOptions]) -> None:
         super().__init__(reward_model, **options)
 
-    def _request(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> ScoreRequest:
-        device = self.reward_model.device
-        candidates = candidates.to(device)
+    def _request(self, prefixes: Prefixes, finished: Tensor, candidates: Tensor) -> ScoreRequest:
+        candidates = candidates.to(self.reward_model.device)
         return ScoreRequest(
-            padded_ids=torch.where(attention_mask.bool(), rows, PADDING).to(device),
+            prefixes=prefixes,
             token_tree=TokenTree(candidates),
             candidates=candidates,
-            finished=~attention_mask[:, -1].bool().to(device),
+            finished=finished,
             rewards_from_states=self._rewards_from_states,
         )
 

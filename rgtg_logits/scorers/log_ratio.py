@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jaxtyping import Float, Int
 from torch import Tensor
-from typing_extensions import Unpack
+from typing_extensions import Unpack, override
 
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.locks import ObjectLock
@@ -80,4 +82,16 @@ class LogRatioScorer(Scorer):
         """Scores every candidate; see `Scorer.score` and, for the errors, `CausalScorer.score`."""
         with self._lock:
             rewards = [scorer.score(rows, attention_mask, candidates) for scorer in self._scorers]
+        return self._difference(rewards)
+
+    @override
+    def score_sequences(
+        self, prefixes: Sequence[Sequence[int] | Int[Tensor, " length"]], candidates: Int[Tensor, "batch k"]
+    ) -> Float[Tensor, "batch k"]:
+        """Scores every candidate of prefixes without padding; see `Scorer.score_sequences`."""
+        with self._lock:
+            rewards = [scorer.score_sequences(prefixes, candidates) for scorer in self._scorers]
+        return self._difference(rewards)
+
+    def _difference(self, rewards: list[Tensor]) -> Tensor:
         return rewards[0] if self.reference is None else rewards[0] - rewards[1]

@@ -22,7 +22,9 @@ from rgtg_logits.scorers.text import checked_eos_token_ids
 from rgtg_logits.scorers.vocabulary import VocabularyScorer
 from rgtg_logits.tokenization import SharedVocabulary, shared_vocabulary
 
-_DEFAULTS = EngineOptions(on_overflow="error", max_tokens_per_forward=None, compile=False, prepack=False)
+_DEFAULTS = EngineOptions(
+    on_overflow="error", max_tokens_per_forward=None, cache_tokens=None, compile=False, prepack=False
+)
 """Options of a processor whose user passes none."""
 
 
@@ -38,8 +40,8 @@ def make_scorer(
     if isinstance(source, Scorer):
         if prompt_format is not None or eos_token_id is not None or options != _DEFAULTS:
             raise InvalidArgumentError(
-                "Expected prompt_format, eos_token_id, on_overflow, max_tokens_per_forward, compile and prepack to be "
-                "left out for a Scorer, which has its own. Pass them to the scorer."
+                "Expected prompt_format, eos_token_id, on_overflow, max_tokens_per_forward, cache_tokens, compile and "
+                "prepack to be left out for a Scorer, which has its own. Pass them to the scorer."
             )
         return source
     # Checked for every kind, and before anything is loaded.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,11 +17,12 @@ from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.scorers.engine import (
     CachedScorer,
     EngineOptions,
-    RowAligner,
+    Prefixes,
     ScoreRequest,
     TokenTree,
     empty_row_error,
     num_dropped_tokens,
+    unpadded_rows,
 )
 from rgtg_logits.scorers.text import EncodedRow, PromptMemory, Retokenizer, checked_eos_token_ids
 from rgtg_logits.tokenization import common_prefix_length
@@ -84,13 +86,11 @@ class RetokenizingScorer(CachedScorer):
         known = (self._engine.bos_token_id, reward_model.tokenizer.eos_token_id, reward_model.pad_token_id, 0)
         self._anchor = next(token for token in known if token is not None)
         self._prompts = PromptMemory()
-        self._aligner = RowAligner()
 
     def reset(self) -> None:
         """Forgets all rows, where their prompts end, and frees the cache."""
         with self._lock:
             super().reset()
-            self._aligner.reset()
             self._prompts = PromptMemory()
 
     def score(
@@ -118,9 +118,9 @@ class RetokenizingScorer(CachedScorer):
             self._prompts.prompt_lengths(_texts(rows[running], attention_mask[running]))
 
     @profiled("tokenisation")
-    def _request(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> ScoreRequest:
-        texts = _texts(rows, attention_mask)
-        ends = self._prompts.prompt_lengths(texts)
+    def _request(self, prefixes: Prefixes, finished: Tensor, candidates: Tensor) -> ScoreRequest:
+        texts = [row.tolist() for row in unpadded_rows(prefixes)]
+        ends = self._prompts.prompt_lengths(texts, candidates.tolist(), self._retokenizer.can_be_prompt)
         encoded = self._retokenizer.encode(
             [text[:end] for text, end in zip(texts, ends, strict=True)],
             [text[end:] for text, end in zip(texts, ends, strict=True)],
@@ -129,13 +129,12 @@ class RetokenizingScorer(CachedScorer):
         fitting = [self._fit(row) for row in encoded]
         shared = [_common(row) for row in fitting]
         device = self.reward_model.device
-        padded_ids = self._aligner.align([row[0][:common] for row, common in zip(fitting, shared, strict=True)])
+        beginnings = [np.array(row[0][:common], dtype=np.int64) for row, common in zip(fitting, shared, strict=True)]
         token_tree = TokenTree.from_continuations(
             [[tokens[common:] for tokens in row] for row, common in zip(fitting, shared, strict=True)]
         )
-        finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
         return ScoreRequest(
-            padded_ids=padded_ids.to(device),
+            prefixes=beginnings,
             token_tree=token_tree.to(device),
             candidates=candidates.to(device),
             finished=finished,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from rgtg_logits.padding import PADDING
 from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers.engine import CachedScorer, EngineOptions, ScoreRequest, TokenTree
+from rgtg_logits.scorers.engine import CachedScorer, EngineOptions, Prefixes, ScoreRequest, TokenTree
 
 
 class VocabularyScorer(CachedScorer):
@@ -40,15 +40,20 @@ class VocabularyScorer(CachedScorer):
         # The output layer is a quarter of a small model, and only its rows of the candidates are needed.
         return reward_model.split_output_layer()
 
-    def _request(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> ScoreRequest:
+    def _request(self, prefixes: Prefixes, finished: Tensor, candidates: Tensor) -> ScoreRequest:
         device = self.reward_model.device
-        padded_ids = torch.where(attention_mask.bool(), rows, PADDING).to(device)
         # The last token of a row is the one node of its tree. When another token follows, it need not be read again.
+        if isinstance(prefixes, Tensor):
+            before: Prefixes = prefixes[:, :-1]
+            last = prefixes[:, -1:].clamp(min=0)
+        else:
+            before = [row[:-1] for row in prefixes]
+            last = torch.from_numpy(np.stack([row[-1:] for row in prefixes])).to(device)
         return ScoreRequest(
-            padded_ids=padded_ids[:, :-1],
-            token_tree=TokenTree(padded_ids[:, -1:].clamp(min=0)),
+            prefixes=before,
+            token_tree=TokenTree(last),
             candidates=candidates.to(device),
-            finished=~attention_mask[:, -1].bool().to(device),
+            finished=finished,
             rewards_from_states=self._rewards_from_states,
         )
 

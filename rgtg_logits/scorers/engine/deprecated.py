@@ -9,8 +9,10 @@ from rgtg_logits.scorers.engine.options import EngineOptions
 
 OLD_STRATEGIES = {
     "siblings": "tree_attention",
-    "siblings_sliding": "tree_attention_sliding",
-    "siblings_mixed": "tree_attention_mixed",
+    "siblings_sliding": "tree_attention",
+    "siblings_mixed": "tree_attention",
+    "tree_attention_sliding": "tree_attention",
+    "tree_attention_mixed": "tree_attention",
     "expand_own": "expand_model_cache",
 }
 """Today's name of each strategy that was renamed."""
@@ -32,7 +34,8 @@ def current_options(options: EngineOptions) -> EngineOptions:
 def old_path(strategy: str) -> str:
     """The value of the attribute `path`: the old name of a strategy, with a warning."""
     _warn("the attribute path", "strategy, whose values have new names", stacklevel=4)
-    old_names = {new: old for old, new in OLD_STRATEGIES.items()}
+    # The first of the old names that became one.
+    old_names = {new: old for old, new in reversed(OLD_STRATEGIES.items())}
     return old_names.get(strategy, strategy)
 
 

@@ -25,10 +25,14 @@ class EngineOptions(TypedDict, total=False):
             in steps of a quarter of the context, so that the cache is rebuilt rarely.
         max_tokens_per_forward: Largest number of tokens (rows × columns, at least one per row) in one forward, to bound
             memory; results are unchanged. None, the default: all that a step needs.
+        cache_tokens: Largest number of tokens to remember between calls; the least recently used are forgotten first.
+            The rows of one call are always kept. None, the default: as many as the last calls needed at most, and as
+            many again, so that requests that come, go and take turns find their past.
         compile: Whether to compile the ordinary step with `torch.compile`, as transformers compiles `generate` with a
             static cache: on a GPU a step becomes one launch of a recorded graph, which is what a small model waits for.
             The first steps are slow, and those at which the cache doubles. A `CompileConfig` of transformers sets how;
-            off by default. Results are unchanged. Needs one of the strategies "tree_attention…".
+            off by default. Results are unchanged. Needs the strategy
+            "masked_tree_attention", which is chosen then if it is exact.
         prepack: Whether to keep a second copy of the weights of linear layers, laid out as the processor's matrix
             instructions take them (oneDNN), for a reward model on a CPU. On an AMD processor with AVX-512 its matrix
             products take 0.35 to 0.85 of the time in float32, and 0.5 to 0.8 in bfloat16 up to 50 tokens. Off by
@@ -40,12 +44,18 @@ class EngineOptions(TypedDict, total=False):
     speculate: bool | None
     on_overflow: str
     max_tokens_per_forward: int | None
+    cache_tokens: int | None
     compile: bool | CompileConfig
     prepack: bool
 
 
 def check_options(
-    strategy: str, on_overflow: str, max_tokens_per_forward: int | None, compile: bool | CompileConfig, prepack: bool
+    strategy: str,
+    on_overflow: str,
+    max_tokens_per_forward: int | None,
+    cache_tokens: int | None,
+    compile: bool | CompileConfig,
+    prepack: bool,
 ) -> None:
     """Refuses options that `EngineOptions` does not allow.
 
@@ -62,11 +72,11 @@ def check_options(
             f"Expected on_overflow to be one of {', '.join(OVERFLOWS)}, but got {on_overflow!r}. Use 'error' to get an "
             "error for texts that the reward model cannot read whole."
         )
-    bound = max_tokens_per_forward
-    if bound is not None and not (isinstance(bound, int) and bound >= 1):
-        raise InvalidArgumentError(
-            f"Expected max_tokens_per_forward to be 1 or more, or None, but got {bound!r}. "
-            "Leave it out unless memory runs short."
-        )
+    bounds = {"max_tokens_per_forward": max_tokens_per_forward, "cache_tokens": cache_tokens}
+    for name, bound in bounds.items():
+        if bound is not None and not (isinstance(bound, int) and bound >= 1):
+            raise InvalidArgumentError(
+                f"Expected {name} to be 1 or more, or None, but got {bound!r}. Leave it out unless memory runs short."
+            )
     if compile and prepack:
         raise InvalidArgumentError("Expected compile or prepack, but got both. On a GPU, compile; on a CPU, prepack.")

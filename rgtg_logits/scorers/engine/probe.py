@@ -1,9 +1,9 @@
 """The probe: finds the cheapest strategy that is exact, on the loaded model and by numbers alone.
 
 Architectures differ in how they treat a custom mask or a cache, some silently, so names prove nothing. The probe runs
-each strategy over a few steps on a small left-padded batch (a prompt, an extension by a candidate, permuted rows with
-other tokens, a rewind; where needed also continuations of several tokens behind rows with padding inside) and compares
-the states with those of plain uncached forwards on unpadded rows.
+each strategy over a few steps on a few short rows (prompts of two lengths, an extension by a candidate, permuted rows
+with other tokens, a rewind, a fork and a newcomer; where needed also continuations of several tokens) and compares the
+states with those of plain uncached forwards on single rows.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rgtg_logits.errors import RewardModelError, RGTGError
-from rgtg_logits.padding import PADDING
 from rgtg_logits.reward_model import RewardModel, positions
 from rgtg_logits.scorers.engine.strategies import STRATEGIES
-from rgtg_logits.scorers.engine.strategy import Step, Strategy
+from rgtg_logits.scorers.engine.strategy import Strategy
 from rgtg_logits.scorers.engine.token_tree import TokenTree
-from rgtg_logits.scorers.engine.tracker import PrefixTracker
 
 ROW_LENGTH = 13
 """Columns of the probe's rows."""
@@ -44,23 +42,24 @@ _OTHER_SETTING = re.compile(r"layer|feed_forward")
 
 
 @torch.no_grad()
-def choose_strategy(reward_model: RewardModel, *, trees: bool = False) -> str:
+def choose_strategy(reward_model: RewardModel, *, trees: bool = False, maskable: bool = False) -> str:
     """Returns the name of the cheapest exact strategy.
 
     Args:
         reward_model: The model.
-        trees: Whether continuations may have several tokens, and rows padding inside.
+        trees: Whether continuations may have several tokens.
+        maskable: Whether attention has to be steered by a mask alone, as in a compiled forward.
 
     Raises:
         RewardModelError: If the model is not causal, or no strategy is exact.
     """
     with _LOCK:
         # By what the model is built of, because an exact strategy stays exact when weights change.
-        key = (_kinds(reward_model), reward_model.kind, trees)
+        key = (_kinds(reward_model), reward_model.kind, trees, maskable)
         known = _CHOSEN.setdefault(reward_model.model, {})
         if key not in known:
             # Windows are shrunk on a view, because other threads may be using the model and its config.
-            known[key] = _choose(reward_model.with_own_config(), trees)
+            known[key] = _choose(reward_model.with_own_config(), trees, maskable)
         return known[key]
 
 
@@ -72,11 +71,10 @@ def _kinds(reward_model: RewardModel) -> tuple[object, ...]:
     return layers, settings, attention, reward_model.dtype, reward_model.device
 
 
-def _choose(reward_model: RewardModel, trees: bool) -> str:
+def _choose(reward_model: RewardModel, trees: bool, maskable: bool) -> str:
     rows = _probe_rows(reward_model, ROW_LENGTH)
     _check_model(reward_model, rows[0])
-    # The config only orders the strategies; whether one is exact is measured.
-    names = _strategies_by_cost(reward_model)
+    names = [name for name in STRATEGIES if name != "tree_attention" or not maskable]
     windows = _window_settings(reward_model)
     # A setting that a model read from its config when it was built cannot be shrunk now: rows must reach past it.
     fixed = [size for name, size in windows.items() if not _is_read_at_forward(reward_model, name, rows[0])]
@@ -169,22 +167,18 @@ def probe(
     shows for the same text in another shape: with more text behind it.
     """
     # The strategy keeps its cache over all steps, as in a generation.
-    tracker = PrefixTracker()
     errors = []
     noise = []
-    for padded_ids, token_tree, sampled_nodes in _probe_steps(rows, reward_model.vocab_size, trees):
-        plan = tracker.plan(padded_ids.cpu())
-        extends = plan.kept_length == tracker.length
-        states = strategy.run(Step(plan, padded_ids, token_tree, extends=extends, sampled_nodes=sampled_nodes))
-        tracker.remember(padded_ids.cpu())
+    for prefixes, token_tree in _probe_steps(rows.cpu(), reward_model.vocab_size, trees):
+        states = strategy.run([prefix.numpy() for prefix in prefixes], token_tree.to(reward_model.device))
+        strategy.commit([prefix.numpy() for prefix in prefixes], token_tree)
         continuations, lengths = token_tree.continuations()
-        for row in range(2):
-            prefix = padded_ids[row][padded_ids[row] != PADDING]
-            for slot in range(NUM_CANDIDATES):
+        for row, prefix in enumerate(prefixes):
+            for slot in range(continuations.shape[1]):
                 text = torch.cat([prefix, continuations[row, slot, : int(lengths[row, slot])]])
-                expected = _uncached_states(reward_model, text)[-1]
+                expected = _uncached_states(reward_model, text.to(rows.device))[-1]
                 errors.append(_relative_error(states[row, slot], expected))
-                longer = _uncached_states(reward_model, torch.cat([text, rows[0, :5]]))
+                longer = _uncached_states(reward_model, torch.cat([text, rows[0, :5].cpu()]).to(rows.device))
                 noise.append(_relative_error(longer[len(text) - 1], expected))
     # In float32 rounding is so small that every single state counts.
     if torch.finfo(reward_model.dtype).bits >= 32:
@@ -199,27 +193,24 @@ def _upper_quartile(values: list[float]) -> float:
 
 def _probe_steps(
     rows: Int[Tensor, "2 length"], vocab_size: int, trees: bool
-) -> Iterator[tuple[Tensor, TokenTree, Tensor | None]]:
-    """Yields the padded ids of consecutive steps, their token trees, and the nodes sampled from the tree before."""
-    # One row is padded on the left, and tokens change from step to step, so that a stale cache shows.
-    prompt = rows.clone()
-    prompt[1, :3] = PADDING
-    candidates = (prompt[:, -NUM_CANDIDATES:] + 1) % vocab_size
-    sampled_nodes = torch.tensor([1, 0], device=rows.device)
-    extended = torch.cat([prompt, candidates.gather(1, sampled_nodes[:, None])], dim=1)
-    permuted = torch.cat([extended.flip(0), candidates[:, :2]], dim=1)
-    rewound = extended[:, :-2].flip(0)
-    yield prompt, TokenTree(candidates), None
-    yield extended, TokenTree(candidates), sampled_nodes
-    yield permuted, TokenTree(candidates.flip(1)), None
-    yield rewound, TokenTree(candidates), None
+) -> Iterator[tuple[list[Int[Tensor, " length"]], TokenTree]]:
+    """Yields the prefixes of consecutive steps and their token trees."""
+    # Of two lengths, and tokens change from step to step, so that a stale cache shows.
+    prompts = [rows[0], rows[1, 3:]]
+    candidates = (rows[:, -NUM_CANDIDATES:] + 1) % vocab_size
+    extended = [torch.cat([prompts[0], candidates[0, 1:2]]), torch.cat([prompts[1], candidates[1, :1]])]
+    permuted = [torch.cat([extended[1], candidates[0, :2]]), torch.cat([extended[0], candidates[1, :2]])]
+    # One goes back, two share their past, and one is new.
+    joined = [extended[1][:-2], extended[0][:-2], torch.cat([permuted[0], candidates[0, :1]]), rows[1, :4]]
+    yield prompts, TokenTree(candidates)
+    yield extended, TokenTree(candidates)
+    yield permuted, TokenTree(candidates.flip(1))
+    yield joined, TokenTree(torch.cat([candidates, candidates.flip(1)]))
     if trees:
         a, b, c = candidates[0].tolist()
-        token_tree = TokenTree.from_continuations([[[a], [a, b, a], [c, b]], [[b, c], [b, a], [a]]]).to(rows.device)
-        padded_inside = torch.cat([extended[:, :-2], candidates[:, :2]], dim=1)
-        padded_inside[0, -2] = PADDING
-        yield padded_inside, token_tree, None
-        yield torch.cat([padded_inside, candidates], dim=1), token_tree, None
+        token_tree = TokenTree.from_continuations([[[a], [a, b, a], [c, b]], [[b, c], [b, a], [a]]])
+        yield permuted, token_tree
+        yield [torch.cat([permuted[0], torch.tensor([a, b])]), torch.cat([permuted[1], torch.tensor([b])])], token_tree
 
 
 def _window_settings(reward_model: RewardModel) -> dict[str, int]:
@@ -252,15 +243,25 @@ def _is_read_at_forward(reward_model: RewardModel, name: str, row: Int[Tensor, "
 def _shrunk_windows(reward_model: RewardModel, names: Iterable[str]) -> Iterator[None]:
     """Shrinks the named settings of the config, from which most models build their masks at every forward."""
     config = reward_model.text_config
-    original = {}
+    original = {name: getattr(config, name) for name in names}
+    # Layers hand the window that they read when they were built to their attention function.
+    holders = [
+        (layer, name)
+        for layer in reward_model.model.modules()
+        for name in original
+        if name == "sliding_window" and layer.__dict__.get(name) == original[name]
+    ]
     try:
-        for name in names:
-            original[name] = getattr(config, name)
+        for name in original:
             setattr(config, name, SHRUNK_WINDOW)
+        for layer, name in holders:
+            setattr(layer, name, SHRUNK_WINDOW)
         yield
     finally:
         for name, value in original.items():
             setattr(config, name, value)
+        for layer, name in holders:
+            setattr(layer, name, original[name])
 
 
 def _probe_rows(reward_model: RewardModel, length: int) -> Int[Tensor, "2 length"]:
@@ -269,18 +270,6 @@ def _probe_rows(reward_model: RewardModel, length: int) -> Int[Tensor, "2 length
     # Not the pad token, at which the model would stop reading.
     ids[ids == reward_model.pad_token_id] = 1
     return ids.to(reward_model.device)
-
-
-def _strategies_by_cost(reward_model: RewardModel) -> list[str]:
-    """Strategies in order of cost; of those with tree attention, the one that the config's layer types call for."""
-    layer_types = set(reward_model.layer_types or [])
-    if reward_model.sliding_window is None or layer_types == {"full_attention"}:
-        tree_attention = "tree_attention"
-    elif "full_attention" in layer_types:
-        tree_attention = "tree_attention_mixed"
-    else:
-        tree_attention = "tree_attention_sliding"
-    return [tree_attention, *(name for name in STRATEGIES if not name.startswith("tree_attention"))]
 
 
 def _uncached_states(reward_model: RewardModel, row: Int[Tensor, " length"]) -> Float[Tensor, "length hidden"]:

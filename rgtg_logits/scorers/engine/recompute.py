@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from rgtg_logits.padding import PADDING
 from rgtg_logits.reward_model import positions
-from rgtg_logits.scorers.engine.strategy import Step, Strategy
+from rgtg_logits.scorers.engine.strategy import Strategy
+from rgtg_logits.scorers.engine.token_tree import TokenTree
 
 
 class Recompute(Strategy):
@@ -20,19 +23,20 @@ class Recompute(Strategy):
         pass
 
     @override
-    def run(self, step: Step) -> Float[Tensor, "batch k state"]:
-        tokens, lengths = step.token_tree.continuations()
-        states = tokens.new_empty(0, dtype=self.reward_model.dtype)
-        for row, padded_prefix in enumerate(step.padded_ids):
-            prefix = padded_prefix[padded_prefix != PADDING]
+    def run(self, rows: Sequence[np.ndarray], token_tree: TokenTree) -> Float[Tensor, "batch k state"]:
+        tokens, lengths = token_tree.continuations()
+        states: Tensor | None = None
+        for row, text in enumerate(rows):
+            prefix = torch.from_numpy(text).to(tokens.device)
             # Continuations of one length at a time, so that none needs padding.
             for length in lengths[row].unique().tolist():
                 slots = (lengths[row] == length).nonzero()[:, 0]
                 for chunk in self._chunks(0, len(slots), len(prefix) + length):
                     end_states = self._end_states(prefix, tokens[row, slots[chunk], :length])
-                    if not states.numel():
+                    if states is None:
                         states = end_states.new_zeros(*lengths.shape, end_states.shape[-1])
                     states[row, slots[chunk]] = end_states
+        assert states is not None
         return states
 
     def _end_states(self, prefix: Tensor, continuations: Tensor) -> Float[Tensor, "k state"]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rgtg_logits.errors import PaddingError
+from rgtg_logits.padding import PADDING
 from rgtg_logits.scorers.engine.token_tree import TokenTree
+
+Prefixes = Int[Tensor, "batch length"] | Sequence[np.ndarray]
+"""Token ids of rows: a rectangle with `PADDING` where padded, on the model's device; or one array for each row."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class ScoreRequest:
     """Prefixes and their continuations, with the way in which rewards are read from states.
 
     Attributes:
-        padded_ids: Token ids of the rows, `PADDING` where padded, on the model's device.
+        prefixes: Token ids of the rows.
         token_tree: Continuations of each row, on the model's device.
         candidates: The next tokens that the continuations stand for, as the scorer got them, on the model's device.
         finished: Rows that need no rewards.
@@ -26,7 +30,7 @@ class ScoreRequest:
         shared_vocabulary: Whether `candidates` are token ids of the reward model.
     """
 
-    padded_ids: Int[Tensor, "batch length"]
+    prefixes: Prefixes
     token_tree: TokenTree
     candidates: Int[Tensor, "batch k"]
     finished: Tensor
@@ -35,99 +39,73 @@ class ScoreRequest:
     ]
     shared_vocabulary: bool = True
 
-    def select_rows(self, rows: Int[Tensor, " some"]) -> ScoreRequest:
-        """The request for some of the rows."""
-        return replace(
-            self,
-            padded_ids=self.padded_ids[rows],
-            token_tree=self.token_tree.select(rows),
-            candidates=self.candidates[rows],
-            finished=self.finished[rows],
-        )
-
     def to(self, device: torch.device) -> ScoreRequest:
         """The same request on another device."""
         return replace(
             self,
-            padded_ids=self.padded_ids.to(device),
+            prefixes=self.prefixes.to(device) if isinstance(self.prefixes, Tensor) else self.prefixes,
             token_tree=self.token_tree.to(device),
             candidates=self.candidates.to(device),
             finished=self.finished.to(device),
         )
 
-
-@dataclass(frozen=True)
-class Duplicates:
-    """Rows that equal others, such as beams and return sequences before they part, and are computed once.
-
-    Attributes:
-        unfinished: Indices of all unfinished rows.
-        computed_as: For each of them, which of the computed rows it equals.
-    """
-
-    unfinished: Int[Tensor, " unfinished"]
-    computed_as: Int[Tensor, " unfinished"]
+    def texts(self) -> list[np.ndarray]:
+        """The token ids of each row without padding, on the host."""
+        return unpadded_rows(self.prefixes)
 
 
-def rows_to_compute(request: ScoreRequest) -> tuple[Int[Tensor, " active"] | None, Duplicates | None]:
-    """Indices of the rows to compute (None: all), and how the others follow from them (None: no row equals another).
+def unpadded_rows(prefixes: Prefixes) -> list[np.ndarray]:
+    """The token ids of each row without padding, on the host."""
+    if not isinstance(prefixes, Tensor):
+        return list(prefixes)
+    rows = prefixes.cpu().numpy()
+    is_text = rows != PADDING
+    if is_text.all():
+        return list(rows)
+    counts = is_text.sum(1)
+    width = rows.shape[1]
+    # A slice is a view, and padding is on the left, as a rule.
+    on_left = (is_text[:, 1:] >= is_text[:, :-1]).all(1)
+    return [
+        row[width - count :] if left else row[mask]
+        for row, mask, count, left in zip(rows, is_text, counts.tolist(), on_left.tolist(), strict=True)
+    ]
+
+
+def node_counts(tokens: Int[Tensor, "batch k"]) -> list[int] | None:
+    """Number of candidates of each row, behind which its first one is repeated; None if that would save little.
 
     Args:
-        request: A request on the CPU.
+        tokens: One-token continuations, on the CPU.
     """
-    if len(request.padded_ids) == 1:
-        return None, None
-    # Beams and return sequences are equal in the first step of `generate`, whose prefill is the expensive one.
-    unfinished = (~request.finished).nonzero()[:, 0]
-    rows = torch.cat([request.padded_ids, request.token_tree.flattened()], dim=1)[unfinished]
-    distinct = _distinct_rows(rows)
-    if distinct is not None:
-        # Compared last, because candidates may be a whole vocabulary, and rows of equal text are rare.
-        distinct = _distinct_rows(torch.cat([rows, request.candidates[unfinished]], dim=1))
-    if distinct is None:
-        return (unfinished if len(unfinished) < len(request.padded_ids) else None), None
-    first, inverse = distinct
-    return unfinished[first], Duplicates(unfinished, inverse)
-
-
-def _distinct_rows(rows: Int[Tensor, "batch columns"]) -> tuple[Tensor, Tensor] | None:
-    """The first of each set of equal rows, and for every row the one that it equals; None if all rows differ."""
-    distinct, inverse = rows.unique(dim=0, return_inverse=True)
-    if len(distinct) == len(rows):
+    array = tokens.numpy()
+    batch, k = array.shape
+    if batch == 0 or k < 2 or not (array[:, -1] == array[:, 0]).any():
         return None
-    first = torch.full((len(distinct),), len(rows)).scatter_reduce_(0, inverse, torch.arange(len(rows)), "amin")
-    # In order of appearance, so that rows that stay distinct keep their places in the cache.
-    order = first.argsort()
-    return first[order], order.argsort()[inverse]
+    differs = array != array[:, :1]
+    counts = np.where(differs.any(1), k - differs[:, ::-1].argmax(1), 1)
+    # Rows with as many candidates attend together, which a few tokens less are not worth.
+    return None if 4 * int(counts.sum()) > 3 * batch * k else [int(count) for count in counts]
 
 
-def scatter_rows(
-    rewards: Float[Tensor, "active k"],
-    batch: int,
-    active: Int[Tensor, " active"] | None,
-    duplicates: Duplicates | None,
-) -> Float[Tensor, "batch k"]:
-    """Rewards of all rows from those of the computed rows; 0 in finished rows.
+def distinct_rows(texts: Sequence[np.ndarray], token_tree: TokenTree) -> tuple[list[int], list[int]]:
+    """The first of each set of rows with equal text and continuations, and for every row the one that it equals.
 
-    Args:
-        rewards: Rewards of the computed rows.
-        batch: Number of rows.
-        active: Indices of the computed rows; None if all were computed.
-        duplicates: How further rows follow from them, if any do.
+    Beams and return sequences are equal in the first step of `generate`, whose prefill is the expensive one.
     """
-    if active is None:
-        return rewards
-    if duplicates is not None:
-        # Each unfinished row takes the rewards of the row that it equals.
-        active = duplicates.unfinished.to(rewards.device)
-        rewards = rewards[duplicates.computed_as.to(rewards.device)]
-    return torch.zeros(batch, rewards.shape[1], device=rewards.device).index_copy(0, active, rewards)
-
-
-def empty_row_error(row: int) -> PaddingError:
-    """The error for a row that is all padding."""
-    return PaddingError(
-        f"Expected text in every row, but row {row} holds only the padding token. If that token is also the start of "
-        "your text (pad == bos), pass the prompts' attention_mask= to PartialRewardLogitsProcessor. If the base model "
-        "is an encoder-decoder, pass processor.for_prompt(…), because its rows do not show the prompt."
-    )
+    if len(texts) == 1:
+        return [0], [0]
+    trees = token_tree.flattened().numpy()
+    first: list[int] = []
+    equals: list[int] = []
+    seen: dict[object, list[int]] = {}
+    for row, text in enumerate(texts):
+        # The end tells most texts apart, without reading all of them.
+        alike = seen.setdefault((len(text), text[-8:].tobytes(), trees[row].tobytes()), [])
+        same = next((place for place in alike if np.array_equal(texts[first[place]], text)), None)
+        if same is None:
+            same = len(first)
+            alike.append(same)
+            first.append(row)
+        equals.append(same)
+    return first, equals

@@ -1,92 +1,99 @@
-"""The contract of a strategy: how a reward model is run over [new tokens of the prefix | token tree]."""
+"""The contract of a strategy: how a reward model is run over [new tokens of the prefixes | token trees]."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 
+import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rgtg_logits.padding import PADDING
 from rgtg_logits.reward_model import RewardModel
-from rgtg_logits.scorers.engine.kv_cache import PrefixCache
 from rgtg_logits.scorers.engine.token_tree import TokenTree
-from rgtg_logits.scorers.engine.tracker import CachePlan
-
-
-@dataclass(frozen=True)
-class Step:
-    """The input of one step, on the model's device.
-
-    Attributes:
-        plan: How the rows follow from those of the previous step.
-        padded_ids: Token ids of the rows, `PADDING` where padded.
-        token_tree: Continuations of the rows.
-        extends: Whether the plan keeps all columns of the previous rows.
-        sampled_nodes: The node of the previous, flat tree by which each row has grown, if each has grown by one.
-    """
-
-    plan: CachePlan
-    padded_ids: Int[Tensor, "batch length"]
-    token_tree: TokenTree
-    extends: bool
-    sampled_nodes: Int[Tensor, " batch"] | None = None
-
-    @property
-    def attention_mask(self) -> Int[Tensor, "batch length"]:
-        """1 for text, 0 for padding."""
-        return (self.padded_ids != PADDING).long()
-
-    @property
-    def input_ids(self) -> Int[Tensor, "batch length"]:
-        """The rows with a valid token id in the place of padding."""
-        return self.padded_ids.clamp(min=0)
 
 
 class Strategy(ABC):
-    """Runs the model over steps, and owns the cache of the previous rows.
+    """Runs the model over steps, and owns the memory of sequences.
+
+    A step is `run`, and then `commit` if its states are good. After any error, or without `commit`, what was remembered
+    before is still right.
 
     Args:
         reward_model: The model.
-        max_tokens: Largest number of tokens in one forward, to bound memory; at least one per row are run. None: all.
+        max_tokens: Largest number of tokens in one forward, to bound memory. None: all.
+        cache_tokens: Largest number of tokens to remember; see `SequenceMemory`.
         compiled: The same model with a compiled forward, for strategies whose steps keep their shape. None: not
             compiled.
 
     Attributes:
-        can_roll_back: Whether a step can be taken back from the cache after it turned out to be wrong.
+        can_predict: Whether `run_ordinary` is there.
     """
 
-    can_roll_back = False
+    can_predict = False
 
     def __init__(
-        self, reward_model: RewardModel, max_tokens: int | None = None, compiled: RewardModel | None = None
+        self,
+        reward_model: RewardModel,
+        *,
+        max_tokens: int | None = None,
+        cache_tokens: int | None = None,
+        compiled: RewardModel | None = None,
     ) -> None:
         self.reward_model = reward_model
         self._max_tokens = max_tokens
+        self._cache_tokens = cache_tokens
         self._compiled = compiled
         self.reset()
 
     @abstractmethod
     def reset(self) -> None:
-        """Forgets the cache."""
+        """Forgets all sequences and frees the cache."""
 
-    def roll_back(self, length: int) -> None:
-        """Undoes a step that only added tokens: the rows have `length` columns again."""
-        raise TypeError(f"{type(self).__name__} cannot roll a step back.")
+    @abstractmethod
+    def run(self, rows: Sequence[np.ndarray], token_tree: TokenTree) -> Float[Tensor, "batch k state"]:
+        """State of the last layer at the end of each continuation, each behind its own row alone.
+
+        Args:
+            rows: Token ids of each row, without padding; no row equals another with the same tree.
+            token_tree: Continuations of the rows, on the model's device.
+        """
+
+    def run_ordinary(
+        self, sampled_nodes: Int[Tensor, " batch"], token_tree: TokenTree
+    ) -> Float[Tensor, "batch k state"] | None:
+        """The states of a step in which each row has grown by one node of its tree; see `ScoringEngine`.
+
+        Returns:
+            None if the rows outgrow their slots.
+        """
+        raise TypeError(f"{type(self).__name__} cannot take a step before the rows are known.")
+
+    def confirm_ordinary(self) -> None:
+        """Accepts the step of `run_ordinary`; its tokens are told to `commit`, at the latest before the next `run`."""
+        raise TypeError(f"{type(self).__name__} cannot take a step before the rows are known.")
+
+    def discard(self) -> None:
+        """Wipes out what a step has written that was not committed, because it may not be finite."""
+        return None
+
+    def commit(self, rows: Sequence[np.ndarray], token_tree: TokenTree | None, failed: Collection[int] = ()) -> None:
+        """Remembers the rows of the last step and the nodes behind them, but for those whose states are not finite.
+
+        Args:
+            rows: The rows.
+            token_tree: Their continuations, on the CPU; None if what lies behind the rows is of no use.
+            failed: Indices of rows to forget.
+        """
+        return None
 
     def cache_bytes(self) -> int:
         """Memory that the cache holds; 0 for a cache that does not report it."""
-        cache = getattr(self, "_cache", None)
-        return cache.nbytes() if isinstance(cache, PrefixCache) else 0
+        return 0
 
-    @abstractmethod
-    def run(self, step: Step) -> Float[Tensor, "batch k state"]:
-        """State of the last layer at the end of each continuation, each behind its own row's prefix alone."""
-
-    def _chunks(self, start: int, end: int, rows: int, widest: int | None = None) -> list[slice]:
-        """Splits columns of `rows` rows into chunks of at most `widest` columns that fit into one forward."""
-        width = widest or end - start
+    def _chunks(self, start: int, end: int, rows: int) -> list[slice]:
+        """Splits columns of `rows` rows into chunks that fit into one forward."""
+        width = end - start
         if self._max_tokens is not None:
             width = min(width, max(1, self._max_tokens // rows))
         return [slice(first, min(first + width, end)) for first in range(start, end, max(1, width))]

@@ -25,12 +25,14 @@ class TokenTree:
         parents: Index of each node's parent; -1 for children of the prefix.
         ends: Index of the last node of each continuation.
         ancestors: Entry (b, i, j) is true if node j is node i or an ancestor of it.
+        node_counts: Number of nodes of each row, behind which others only fill the rectangle; None if all are nodes.
     """
 
     tokens: Int[Tensor, "batch nodes"]
     parents: Int[Tensor, "batch nodes"] | None = None
     ends: Int[Tensor, "batch k"] | None = None
     ancestors: Bool[Tensor, "batch nodes nodes"] | None = None
+    node_counts: list[int] | None = None
 
     @classmethod
     def from_continuations(cls, continuations: Sequence[Sequence[Sequence[int]]]) -> TokenTree:
@@ -46,12 +48,18 @@ class TokenTree:
         for row, trie in enumerate(tries):
             tokens[row, : len(trie.tokens)] = torch.tensor(trie.tokens)
             parents[row, : len(trie.parents)] = torch.tensor(trie.parents)
-        return cls(tokens, parents, torch.tensor([trie.ends for trie in tries]), _ancestors(parents))
+        ends = torch.tensor([trie.ends for trie in tries])
+        return cls(tokens, parents, ends, _ancestors(parents), [len(trie.tokens) for trie in tries])
 
     @property
     def is_flat(self) -> bool:
         """Whether every continuation is one token."""
         return self.parents is None
+
+    def counts(self) -> list[int]:
+        """Number of nodes of each row."""
+        batch, nodes = self.tokens.shape
+        return [nodes] * batch if self.node_counts is None else self.node_counts
 
     @property
     def max_depth(self) -> int:
@@ -95,18 +103,20 @@ class TokenTree:
 
     def select(self, rows: Int[Tensor, " some"]) -> TokenTree:
         """The trees of some rows."""
-        return self._map(lambda part: part[rows])
+        counts = self.node_counts
+        return self._map(lambda part: part[rows], None if counts is None else [counts[row] for row in rows.tolist()])
 
     def to(self, device: torch.device) -> TokenTree:
         """The same trees on another device."""
-        return self._map(lambda part: part.to(device))
+        return self._map(lambda part: part.to(device), self.node_counts)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> TokenTree:
+    def _map(self, change: Callable[[Tensor], Tensor], node_counts: list[int] | None) -> TokenTree:
         return TokenTree(
             tokens=change(self.tokens),
             parents=None if self.parents is None else change(self.parents),
             ends=None if self.ends is None else change(self.ends),
             ancestors=None if self.ancestors is None else change(self.ancestors),
+            node_counts=node_counts,
         )
 
 

@@ -2,156 +2,187 @@
 
 from __future__ import annotations
 
-import math
-from functools import partial
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
 from rgtg_logits.profiling import profiled
-from rgtg_logits.reward_model import RewardModel, positions
-from rgtg_logits.scorers.engine.kv_cache import PrefixCache
-from rgtg_logits.scorers.engine.strategy import Step, Strategy
+from rgtg_logits.scorers.engine.sequence_memory import Placement, SequenceMemory
+from rgtg_logits.scorers.engine.slot_cache import ATTENTION, SlotCache, register_attention
+from rgtg_logits.scorers.engine.slots import HostTree
+from rgtg_logits.scorers.engine.step_layout import Layout, make_layouts
+from rgtg_logits.scorers.engine.strategy import Strategy
 from rgtg_logits.scorers.engine.token_tree import TokenTree
-from rgtg_logits.scorers.engine.tree_mask import tree_mask
 
-PREFILL_CHUNK = 512
-"""On a CPU, more columns than twice this are read in chunks of about as many (chunked prefill)."""
+MAX_PREFILL = 8192
+"""More new tokens than this are read in several forwards (chunked prefill), because activations grow with them."""
 
 
-class TreeAttention(Strategy):
-    """All continuations in one forward behind one copy of the prefix, kept apart by the attention mask.
+class SlotStrategy(Strategy):
+    """A strategy whose keys and values lie in slots."""
 
-    The token that is sampled need not be read again: its keys and values still lie behind the prefix, and are exactly
-    those of the longer prefix, because it attended to the prefix and itself alone.
-
-    Args:
-        full: Whether the model has layers with full attention.
-        sliding: Whether it has layers with a sliding window.
-    """
-
-    can_roll_back = True
-
-    def __init__(self, *arguments: Any, full: bool, sliding: bool) -> None:
-        self._full, self._sliding = full, sliding
-        super().__init__(*arguments)
+    _keeps_deep_trees = True
 
     @override
     def reset(self) -> None:
-        self._cache = PrefixCache(static=self._compiled is not None)
+        self._memory = SequenceMemory(self._cache_tokens, is_static=self._compiled is not None)
+        self._placements: list[Placement] = []
+        # Tokens that were accepted on the device and that the host does not know yet.
+        self._pending = 0
+        self._is_committed = True
 
     @override
-    def roll_back(self, length: int) -> None:
-        self._cache.truncate(length)
+    def discard(self) -> None:
+        for place in self._placements:
+            self._memory.wipe(place.slot, place.slot.length + self._pending)
 
     @override
-    def run(self, step: Step) -> Float[Tensor, "batch k state"]:
-        cached = self._restore_cache(step)
-        batch, length = step.padded_ids.shape
-        token_tree = step.token_tree
-        attention_mask = step.attention_mask
-        # A node's position is the one it would have if its continuation were alone, whatever slot it takes.
-        tree_positions = attention_mask.sum(-1, keepdim=True) + token_tree.depths()
-        position_ids = torch.cat([positions(attention_mask), tree_positions], dim=1)
-        input_ids = torch.cat([step.input_ids, token_tree.tokens], dim=1)
-        new = input_ids.shape[1] - cached
-        chunks = self._chunks(cached, input_ids.shape[1], batch, self._chunk_width(new))
-        # Only a step that reads nothing but the tree has the shape of the step before it.
-        if self._compiled is not None and cached == length and len(chunks) == 1 and length > 0:
-            return self._compiled_step(self._compiled, attention_mask, token_tree, position_ids)
-        states = []
-        for chunk in chunks:
-            nodes = max(0, chunk.stop - max(chunk.start, length))
-            state, _ = self.reward_model.hidden_states(
-                input_ids[:, chunk],
-                self._mask(attention_mask, token_tree, position_ids, chunk),
-                position_ids[:, chunk],
-                self._cache,
-                use_cache=True,
-                # States of the prefix are not needed, but a forward returns at least one.
-                last=max(1, nodes),
-            )
-            if nodes:
-                states.append(state)
-        # The cache now holds the tree behind the prefix; the next step finds the sampled node there.
-        return _end_states(torch.cat(states, dim=1) if len(states) > 1 else states[0], token_tree)
+    @profiled("cache")
+    def commit(self, rows: Sequence[np.ndarray], token_tree: TokenTree | None, failed: Collection[int] = ()) -> None:
+        self._pending = 0
+        self._is_committed = True
+        tokens = None if token_tree is None else token_tree.tokens.numpy()
+        parents = None if token_tree is None or token_tree.parents is None else token_tree.parents.numpy()
+        for index, (row, place) in enumerate(zip(rows, self._placements, strict=True)):
+            if index in failed:
+                self._memory.clear(place.slot)
+                continue
+            tree = None
+            if tokens is not None and (self._keeps_deep_trees or parents is None):
+                tree = HostTree(tokens[index], None if parents is None else parents[index])
+            self._memory.commit(place.slot, row, tree)
 
-    def _chunk_width(self, columns: int) -> int:
-        """Number of columns to read at once.
-
-        With an explicit mask, attention also computes what the mask excludes: half of everything in a long prompt. A
-        chunk sees no column behind its own end. On a GPU, small chunks would wait for kernel launches.
-        """
-        chunks = max(1, columns // PREFILL_CHUNK) if self.reward_model.device.type == "cpu" else 1
-        return math.ceil(columns / chunks)
-
-    def _compiled_step(
-        self, compiled: RewardModel, attention_mask: Tensor, token_tree: TokenTree, position_ids: Tensor
-    ) -> Float[Tensor, "batch k state"]:
-        """The step that reads the tree alone, in shapes that stay the same, so that it is compiled once."""
-        length = attention_mask.shape[1]
-        nodes = token_tree.tokens.shape[1]
-        chunk = slice(length, length + nodes)
-        with self._cache.static_step(length, nodes) as size:
-            states, _ = compiled.hidden_states(
-                _with_own_strides(token_tree.tokens),
-                self._mask(attention_mask, token_tree, position_ids, chunk, size),
-                _with_own_strides(position_ids[:, chunk]),
-                self._cache,
-                use_cache=True,
-                last=nodes,
-            )
-        # A recorded CUDA graph writes its next result into the same memory.
-        return _end_states(states.clone(), token_tree)
+    @override
+    def cache_bytes(self) -> int:
+        return self._memory.nbytes()
 
     @profiled("cache")
-    def _restore_cache(self, step: Step) -> int:
-        """Brings the cache to the prefix that it shares with the rows now; returns its number of columns."""
-        kept = step.plan.kept_length
-        if kept == 0:
-            self.reset()
-            return 0
-        if step.plan.source_rows is not None:
-            self._cache.reorder_cache(step.plan.source_rows)
-        if step.sampled_nodes is None:
-            self._cache.truncate(kept)
-            return kept
-        # As after verification in speculative decoding, the sampled node becomes part of the prefix.
-        self._cache.accept(kept, kept + step.sampled_nodes)
-        return kept + 1
-
-    @profiled("attention mask")
-    def _mask(
-        self,
-        attention_mask: Tensor,
-        token_tree: TokenTree,
-        position_ids: Tensor,
-        queries: slice,
-        size: int | None = None,
-    ) -> Tensor | dict[str, Tensor]:
-        """One mask, or one for each kind of layer, as transformers' `create_masks_for_generate` returns them."""
-        dtype = self.reward_model.dtype
-        build = partial(tree_mask, attention_mask, token_tree, position_ids, queries, size=size, dtype=dtype)
-        if not self._sliding:
-            return build(window=None)
-        sliding = build(window=self.reward_model.sliding_window)
-        if not self._full:
-            return sliding
-        return {"full_attention": build(window=None), "sliding_attention": sliding}
+    def _place(self, rows: Sequence[np.ndarray], token_tree: TokenTree) -> list[Placement]:
+        if not self._is_committed:
+            # The last call failed.
+            self.discard()
+            self._memory.drop([place.slot for place in self._placements])
+        self._placements = []
+        self._is_committed = False
+        self._placements = self._memory.place(rows, token_tree.tokens.shape[1])
+        return self._placements
 
 
-def _with_own_strides(part: Int[Tensor, "batch some"]) -> Int[Tensor, "batch some"]:
-    """The same values with the strides of their own shape, which a compiled forward checks even where unused."""
-    return part.flatten().reshape(part.shape)
+class TreeStrategy(SlotStrategy):
+    """A strategy by which all continuations share one copy of the prefix.
+
+    The token that is sampled need not be read again: its keys and values still lie behind the prefix, and are exactly
+    those of the longer prefix, because it attended to the prefix and itself alone.
+    """
+
+    can_predict = True
+    # Whether attention over a prompt needs a mask.
+    _is_masked = True
+    # Whether rows with fewer nodes cost less.
+    _is_ragged = False
+
+    @override
+    def run(self, rows: Sequence[np.ndarray], token_tree: TokenTree) -> Float[Tensor, "batch k state"]:
+        placements = self._place(rows, token_tree)
+        new = sum(len(row) - place.cached for row, place in zip(rows, placements, strict=True))
+        max_tokens = self._max_tokens or (MAX_PREFILL if new > MAX_PREFILL else None)
+        batch, nodes = token_tree.tokens.shape
+        counts = token_tree.counts() if self._is_ragged else [nodes] * batch
+        layouts = make_layouts(
+            [len(row) for row in rows], placements, counts, max_tokens=max_tokens, masked=self._is_masked
+        )
+        return end_states(self._node_states(layouts, rows, token_tree), layouts, token_tree)
+
+    @override
+    def run_ordinary(
+        self, sampled_nodes: Int[Tensor, " batch"], token_tree: TokenTree
+    ) -> Float[Tensor, "batch k state"] | None:
+        slots = [place.slot for place in self._placements]
+        nodes = token_tree.tokens.shape[1]
+        lengths = [slot.length + self._pending for slot in slots]
+        if any(length + 1 + nodes > slot.arena.capacity for length, slot in zip(lengths, slots, strict=True)):
+            return None
+        for slot in slots:
+            slot.tree = None
+        self._memory.accept(slots, lengths, sampled_nodes)
+        lengths = [length + 1 for length in lengths]
+        placements = [Placement(slot, length) for slot, length in zip(slots, lengths, strict=True)]
+        layouts = make_layouts(lengths, placements, [nodes] * len(slots), max_tokens=self._max_tokens)
+        return end_states(self._node_states(layouts, [], token_tree), layouts, token_tree)
+
+    @override
+    def confirm_ordinary(self) -> None:
+        self._pending += 1
+
+    @abstractmethod
+    def _node_states(
+        self, layouts: Sequence[Layout], rows: Sequence[np.ndarray], token_tree: TokenTree
+    ) -> Float[Tensor, "nodes state"]:
+        """The states of all nodes, in the order of the layouts."""
 
 
-def _end_states(
-    node_states: Float[Tensor, "batch nodes state"], token_tree: TokenTree
+class TreeAttention(TreeStrategy):
+    """Tree attention over slots: the new tokens of all rows in one row without padding (sequence packing).
+
+    Linear layers read exactly those tokens; attention looks into the slots by a function of transformers'
+    `AttentionInterface`, for which the model runs on a view with a config of its own.
+    """
+
+    _is_ragged = True
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        register_attention()
+        own = getattr(self.reward_model.text_config, "_attn_implementation", None)
+        self._attention = own if own in ("eager", "sdpa") else "sdpa"
+        self._is_masked = self._attention == "eager" or self.reward_model.sliding_window is not None
+        self._view = self.reward_model.with_attention(ATTENTION)
+
+    @override
+    def _node_states(
+        self, layouts: Sequence[Layout], rows: Sequence[np.ndarray], token_tree: TokenTree
+    ) -> Float[Tensor, "nodes state"]:
+        states = []
+        for layout in layouts:
+            last, _ = self._view.hidden_states(
+                layout.tokens(rows, token_tree),
+                None,
+                layout.positions(token_tree),
+                SlotCache(layout, token_tree, self._attention),
+                use_cache=True,
+                # States of prefixes are not needed, but a forward returns at least one.
+                last=max(1, layout.num_nodes),
+            )
+            if layout.num_nodes:
+                states.append(last[0])
+        return torch.cat(states) if len(states) > 1 else states[0]
+
+
+def end_states(
+    node_states: Float[Tensor, "nodes state"], layouts: Sequence[Layout], token_tree: TokenTree
 ) -> Float[Tensor, "batch k state"]:
-    """The states of the last node of each continuation."""
-    if token_tree.ends is None:
-        return node_states
-    return node_states.gather(1, token_tree.ends[..., None].expand(-1, -1, node_states.shape[-1]))
+    """The states of the last node of each continuation, from those of all nodes in the order of the layouts."""
+    batch, width = token_tree.tokens.shape
+    if len(layouts) == 1 and token_tree.is_flat and layouts[0].is_in_order and len(node_states) == batch * width:
+        return node_states.unflatten(0, (batch, width))
+    rows, nodes = (torch.cat(parts) for parts in zip(*map(_node_index, layouts), strict=True))
+    place = torch.full((batch, width), -1)
+    place[rows, nodes] = torch.arange(len(rows))
+    if token_tree.ends is not None:
+        place = place.gather(1, token_tree.ends.cpu())
+    else:
+        # What was left out repeats the row's first candidate.
+        place = torch.where(place < 0, place[:, :1], place)
+    return node_states[place.to(node_states.device)]
+
+
+def _node_index(layout: Layout) -> tuple[Tensor, Tensor]:
+    if not layout.num_nodes:
+        return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+    return layout.node_index(torch.device("cpu"))

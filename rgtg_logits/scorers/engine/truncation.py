@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import math
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
-from rgtg_logits.padding import PADDING
+import numpy as np
 
 
 def num_dropped_tokens(length: int, limit: int) -> int:
@@ -24,21 +20,17 @@ def num_dropped_tokens(length: int, limit: int) -> int:
     return math.ceil((length - limit) / block) * block
 
 
-def truncate_left(
-    padded_ids: Int[Tensor, "batch length"], limit: int, bos_token_id: int | None
-) -> Int[Tensor, "batch kept"]:
-    """Drops the beginning of rows with more than `limit` tokens, but keeps a start token; see `num_dropped_tokens`.
+def truncate_left(row: np.ndarray, limit: int, bos_token_id: int | None) -> np.ndarray:
+    """Drops the beginning of a row with more than `limit` tokens, but keeps a start token; see `num_dropped_tokens`.
 
     Args:
-        padded_ids: Token ids with `PADDING` where a row is padded.
-        limit: Largest number of tokens of a row.
+        row: Token ids.
+        limit: Largest number of tokens.
         bos_token_id: The token that starts a text, on which a model depends more than on any other (an attention sink,
             arXiv 2309.17453); None if the model has none.
     """
-    rows = [row[row != PADDING] for row in padded_ids]
-    for index, row in enumerate(rows):
-        start = int(len(row) > 0 and limit > 1 and row[0] == bos_token_id)
-        drop = num_dropped_tokens(len(row), limit)
-        rows[index] = torch.cat([row[:start], row[start + drop :]])
-    width = max(len(row) for row in rows)
-    return torch.stack([torch.nn.functional.pad(row, (width - len(row), 0), value=PADDING) for row in rows])
+    drop = num_dropped_tokens(len(row), limit)
+    if drop == 0:
+        return row
+    start = int(limit > 1 and row[0] == bos_token_id)
+    return np.concatenate([row[:start], row[start + drop :]])
