@@ -3,7 +3,7 @@
 A row continues the remembered sequence with which it shares the longest beginning. If all of that sequence is shared,
 the row takes its slot and grows in place; otherwise it gets a slot of its own, into which the shared beginning is
 copied. So what one sequence does never costs another one its tokens, and a system prompt, beams, return sequences, the
-next turn of a chat and a rejected draft read only what is new (laws 6 and 7 of `Scorer`).
+next turn of a chat and a rejected draft read only what is new.
 """
 
 from __future__ import annotations
