@@ -93,9 +93,16 @@ class Oracle:
         self.ends = {pad, *([eos] if isinstance(eos, int) else eos)}
         self.probes = 0
 
-    def check(self, calls, prompts, *, tolerance=1e-4):
-        """Compares every unfinished row of every call; returns how many rows were compared, and the worst error."""
-        rows = list(self.unfinished(calls, prompts))
+    def check(self, calls, prompts, *, tolerance=1e-4, length=None):
+        """Compares every unfinished row of every call; returns how many rows were compared, and the worst error.
+
+        Args:
+            calls: Rows, scores and output of each call.
+            prompts: The prompts without padding.
+            tolerance: Largest error in nats.
+            length: The padded length of the prompts; by default the first call shows it.
+        """
+        rows = list(self.unfinished(calls, prompts, length))
         self.rewards.learn([(*text, token) for text, scores, output in rows for token in support(output)])
         worst = 0.0
         for text, scores, output in rows:
@@ -105,9 +112,9 @@ class Oracle:
             worst = max(worst, error)
         return len(rows), worst
 
-    def unfinished(self, calls, prompts):
+    def unfinished(self, calls, prompts, length=None):
         """Yields text, scores and output of each row that has not finished."""
-        length = self.length(calls)
+        length = length or self.length(calls)
         for rows, all_scores, output in calls:
             repeat = rows.shape[0] // len(prompts)
             for index, row in enumerate(rows.tolist()):
