@@ -18,7 +18,7 @@ def padded(prompts, pad):
 
 
 class Recorder(LogitsProcessor):
-    """Records the input and output of every call of a processor; `before` is called before each.
+    """Records the input and output of every call of a processor.
 
     Attributes:
         calls: Rows, scores and output of each call.
@@ -27,11 +27,13 @@ class Recorder(LogitsProcessor):
 
     supports_continuous_batching = False
 
-    def __init__(self, processor, before=lambda: None):
+    def __init__(self, processor):
         self.processor = processor
-        self.before = before
         self.calls = []
         self.last_input = None
+
+    def before(self):
+        """Comes before each call."""
 
     def __call__(self, input_ids, scores):
         self.before()

@@ -1,4 +1,7 @@
-"""Whole generations at random, one after another and in turns on one object: every call equals the oracle."""
+"""Whole generations at random, one after another and in turns on one object: every call equals the oracle.
+
+Prompts have strengths of their own, and between and inside generations the reward model's weights change.
+"""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -8,9 +11,10 @@ from random import Random
 
 import pytest
 import torch
+from changing_model import changing, last_logits, last_rewards
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
-from oracle import Oracle, Recorder, Rewards, padded
+from oracle import Oracle, Recorder, padded
 from transformers import logging
 from turns import Turns
 
@@ -55,44 +59,32 @@ def base_model(seed=0):
     return tiny_base_model(num_hidden_layers=1, seed=seed)
 
 
-@lru_cache
 def reward_model(model_type):
-    return tiny_reward_model(model_type)
-
-
-@lru_cache
-def rewards(model_type):
-    return Rewards(reward_model(model_type))
+    return changing(tiny_reward_model, model_type, last_rewards)
 
 
 @lru_cache
 def probed_strategy(model_type):
-    return CausalScorer(RewardModel(reward_model(model_type))).strategy
+    return CausalScorer(RewardModel(reward_model(model_type).model)).strategy
 
 
 def causal(model_type, *, strategy=None, **options):
     # Jamba's cache can only be made by itself, and on some versions of transformers not at all.
     if strategy is None or (model_type == "jamba" and strategy != "recompute"):
         strategy = probed_strategy(model_type)
-    return CausalScorer(RewardModel(reward_model(model_type)), strategy=strategy, **options), rewards(model_type)
+    model = reward_model(model_type)
+    return CausalScorer(RewardModel(model.model), strategy=strategy, **options), model
 
 
-def halves(scorer, expected):
+def halves(scorer, model):
     """The same reward as a sum of two."""
-    return WeightedScorer([scorer, CausalScorer(scorer.reward_model, strategy=scorer.strategy)], [0.5, 0.5]), expected
-
-
-@lru_cache
-def language_model(model_type):
-    return tiny_vocabulary_model(model_type)
+    return WeightedScorer([scorer, CausalScorer(scorer.reward_model, strategy=scorer.strategy)], [0.5, 0.5]), model
 
 
 def logits(model_type, *, kind, scorer, **options):
     """Next tokens judged by logits, from which the log-probabilities of a row differ by a constant."""
-    model = language_model(model_type)
-    reward_model = RewardModel(model, config=RewardModelConfig(kind=kind))
-    expected = Rewards(lambda tokens: model(tokens[:, :-1]).logits[:, -1].gather(-1, tokens[:, -1:])[:, 0])
-    return scorer(reward_model, **options), expected
+    model = changing(tiny_vocabulary_model, model_type, last_logits)
+    return scorer(RewardModel(model.model, config=RewardModelConfig(kind=kind)), **options), model
 
 
 SCORERS = {
@@ -107,7 +99,7 @@ SCORERS = {
     "expand_model_cache": lambda model_type: causal(model_type, strategy="expand_model_cache"),
     "recompute": lambda model_type: causal(model_type, strategy="recompute"),
 }
-"""Makers, by name, of a new scorer on the tiny reward model of a type, with the `Rewards` that it should give."""
+"""Makers, by name, of a new scorer on the tiny reward model of a type, with that `ChangingModel`."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +109,12 @@ class Generation:
     Attributes:
         ends: Bias added to the score of the end-of-text token.
         allowed: Seed of a grammar that allows a few tokens, others in each row and step; None for all tokens.
+        betas: The strength of each prompt.
     """
 
     mode: str
     prompts: list[list[int]]
+    betas: list[float]
     length: int
     ends: float | None
     allowed: int | None
@@ -128,15 +122,19 @@ class Generation:
 
 @dataclass(frozen=True)
 class Example:
-    """One object, and the calls of `generate` that it goes through."""
+    """One object, and the calls of `generate` that it goes through.
+
+    Attributes:
+        changes: Calls of the processor, counted over all generations, before which the weights change.
+    """
 
     scorer: str
     model_type: str
-    beta: float
     rule: dict[str, float]
     pad: int
     generations: list[Generation]
     turns: list[int]
+    changes: list[int]
 
 
 def a_generation(integer, texts):
@@ -146,11 +144,18 @@ def a_generation(integer, texts):
     return Generation(
         mode=mode,
         prompts=[pick(integer, texts)[: integer(1, LONGEST)] for _ in range(batch)],
+        betas=betas(integer, batch),
         length=integer(1, 12),
         ends=pick(integer, [None, None, 2.0, 4.0]),
         # Sampled beams need more tokens than a grammar leaves.
         allowed=None if mode == SAMPLED_BEAMS else pick(integer, [None, None, integer(0, 50)]),
     )
+
+
+def betas(integer, batch):
+    """One strength for all prompts, or one for each."""
+    strengths = [pick(integer, [0.0, 0.3, 1.0, 1.0, 4.0]) for _ in range(batch)]
+    return pick(integer, [strengths, strengths[:1] * batch])
 
 
 def an_example(integer):
@@ -166,11 +171,11 @@ def an_example(integer):
     return Example(
         scorer=pick(integer, [*SCORERS]),
         model_type=pick(integer, [*TINY]),
-        beta=pick(integer, [0.0, 0.3, 1.0, 1.0, 4.0]),
         rule=rule,
         pad=pick(integer, [PAD, EOS]),
         generations=calls,
         turns=[integer(0, 5) for _ in range(pick(integer, [0, 30]))] if len(calls) > 1 else [],
+        changes=[integer(0, 20) for _ in range(pick(integer, [0, 0, 3]))],
     )
 
 
@@ -212,32 +217,85 @@ def few(seed):
 
 def check(example, run):
     """Runs the generations of an example by `run`, compares every call, and returns counts of what was compared."""
-    scorer, expected = SCORERS[example.scorer](example.model_type)
-    options = {"beta": example.beta, **example.rule}
-    processor = PartialRewardLogitsProcessor(scorer, pad_token_id=example.pad, **options)
-    recorders = [Recorder(processor) for _ in example.generations]
+    scorer, model = SCORERS[example.scorer](example.model_type)
+    shared = PartialRewardLogitsProcessor(scorer, pad_token_id=example.pad, **example.rule)
+    changes = Changes(model, example.changes if run is in_turns else [])
+    lives = [Life(shared.with_settings(beta=strengths(call.betas)), changes) for call in example.generations]
     torch.manual_seed(0)
-    run(example, recorders)
-    oracle = Oracle(expected, pad=example.pad, eos=EOS, **options)
-    counts = Counter(examples=1, generations=len(recorders))
-    for call, recorder in zip(example.generations, recorders, strict=True):
-        rows, worst = oracle.check(recorder.calls, call.prompts, tolerance=1e-4 * max(1, example.beta))
-        counts.update(calls=len(recorder.calls), rows=rows)
-        counts["worst"] = max(counts["worst"], worst)
+    run(example, lives)
+    counts = Counter(examples=1, generations=len(lives), changes=changes.made, worst=0.0)
+    for call, life in zip(example.generations, lives, strict=True):
+        counts["calls"] += len(life.calls)
+        for number, (prompt, beta) in enumerate(zip(call.prompts, call.betas, strict=True)):
+            for state, rewards in enumerate(model.rewards):
+                oracle = Oracle(rewards, beta=beta, pad=example.pad, eos=EOS, **example.rule)
+                calls = life.calls_of(number, len(call.prompts), state)
+                tolerance = 1e-4 * max(1, beta)
+                rows, worst = oracle.check(calls, [prompt], tolerance=tolerance, length=life.calls[0][0].shape[1])
+                counts["rows"] += rows
+                counts["worst"] = max(counts["worst"], worst)
     return counts
 
 
-def in_turns(example, recorders):
+def strengths(betas):
+    """One number where all prompts have the same, as users would write it."""
+    return betas[0] if len({*betas}) == 1 else torch.tensor(betas)
+
+
+class Changes:
+    """Changes the weights before some calls.
+
+    Attributes:
+        made: How many changes there were.
+    """
+
+    def __init__(self, model, places):
+        self.model, self.places = model, {*places}
+        self.made = self.calls = 0
+        model.become(0)
+
+    def before_a_call(self):
+        if self.calls in self.places:
+            self.model.become(1 - self.model.state)
+            self.made += 1
+        self.calls += 1
+
+
+class Life(Recorder):
+    """Records the calls of one generation, and the model's state at each."""
+
+    def __init__(self, processor, changes):
+        super().__init__(processor)
+        self.changes = changes
+        self.states = []
+        self.pause = lambda: None
+
+    def before(self):
+        self.pause()
+        self.changes.before_a_call()
+        self.states.append(self.changes.model.state)
+
+    def calls_of(self, prompt, prompts, state):
+        """The calls in one state, with the rows of one prompt alone."""
+        found = []
+        for call, of_call in zip(self.calls, self.states, strict=True):
+            repeat = call[0].shape[0] // prompts
+            if of_call == state:
+                found.append([rows[prompt * repeat : (prompt + 1) * repeat] for rows in call])
+        return found
+
+
+def in_turns(example, lives):
     """Whole calls of `generate`, taking turns before each call of the processor."""
 
-    def task(call, recorder):
+    def task(call, life):
         def live(pause):
-            recorder.before = pause
-            generate(call, recorder, example.pad)
+            life.pause = pause
+            generate(call, life, example.pad)
 
         return live
 
-    Turns(example.turns).run([task(*pair) for pair in zip(example.generations, recorders, strict=True)])
+    Turns(example.turns).run([task(*pair) for pair in zip(example.generations, lives, strict=True)])
 
 
 @pytest.fixture(autouse=True)
@@ -254,14 +312,12 @@ def test_random_generations(example):
     assert check(example, in_turns)["calls"] > 0
 
 
-def in_free_threads(example, recorders):
-    """Each call of `generate` in a thread of its own, all at once."""
-    with ThreadPoolExecutor(len(recorders)) as threads:
-        lives = [
-            threads.submit(generate, *pair, example.pad) for pair in zip(example.generations, recorders, strict=True)
-        ]
-    for life in lives:
-        life.result()
+def in_free_threads(example, lives):
+    """Each call of `generate` in a thread of its own, all at once, on weights that stay."""
+    with ThreadPoolExecutor(len(lives)) as threads:
+        ends = [threads.submit(generate, *pair, example.pad) for pair in zip(example.generations, lives, strict=True)]
+    for end in ends:
+        end.result()
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate])
@@ -289,6 +345,7 @@ def test_thousands_of_random_generations(capsys, part):
     with capsys.disabled():
         print(  # noqa: T201
             f"\n{counts['examples']} examples: {counts['generations']} generations, {counts['calls']} calls, "
-            f"{counts['rows']} rows compared, worst error {counts['worst']:.1e} nats"
+            f"{counts['changes']} changes of weights, {counts['rows']} rows compared, "
+            f"worst error {counts['worst']:.1e} nats"
         )
     assert counts["examples"] >= 200
