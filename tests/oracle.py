@@ -47,6 +47,13 @@ class Recorder(LogitsProcessor):
         return output
 
 
+def of_prompt(calls, place, prompts):
+    """The calls with the rows of one of so many prompts alone."""
+    repeats = [rows.shape[0] // prompts for rows, _, _ in calls]
+    own = [slice(place * repeat, (place + 1) * repeat) for repeat in repeats]
+    return [tuple(part[rows] for part in call) for call, rows in zip(calls, own, strict=True)]
+
+
 class Rewards:
     """Rewards of texts, each read from start to end, and remembered only to save time.
 

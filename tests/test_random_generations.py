@@ -14,7 +14,8 @@ import torch
 from changing_model import changing, last_logits, last_rewards
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
-from oracle import Oracle, Recorder, padded
+from oracle import Oracle, Recorder, of_prompt
+from random_calls import LONGEST, SAMPLED_BEAMS, Generation, a_generation, generate, pick
 from transformers import logging
 from turns import Turns
 
@@ -27,36 +28,7 @@ from rgtg_logits import (
     VocabularyScorer,
     WeightedScorer,
 )
-from rgtg_logits.testing import EOS, PAD, TINY, VOCAB_SIZE, tiny_base_model, tiny_reward_model, tiny_vocabulary_model
-
-LONGEST = 14
-"""Tokens of the longest prompt, more than the windows of the models that have one."""
-SAMPLED_BEAMS = "beam sampling"
-
-
-SAMPLING = {"do_sample": True, "top_k": 0}
-BATCHED = {
-    "greedy": {},
-    "sampling": SAMPLING,
-    "return sequences": {**SAMPLING, "num_return_sequences": 2},
-    "beams": {"num_beams": 3, "num_return_sequences": 2},
-    SAMPLED_BEAMS: {**SAMPLING, "num_beams": 2},
-}
-"""Arguments of `generate` by mode."""
-ASSISTED = {
-    "assisted": {"assistant": 3},
-    "assisted sampling": {"assistant": 3, **SAMPLING},
-    "self-assisted": {"assistant": 0},
-    "prompt lookup": {"prompt_lookup_num_tokens": 2},
-    "prompt lookup sampling": {"prompt_lookup_num_tokens": 2, **SAMPLING},
-}
-"""The same for modes of one row; the draft model by its seed, of which 0 is the base model itself."""
-MODES = BATCHED | ASSISTED
-
-
-@lru_cache
-def base_model(seed=0):
-    return tiny_base_model(num_hidden_layers=1, seed=seed)
+from rgtg_logits.testing import EOS, PAD, TINY, tiny_reward_model, tiny_vocabulary_model
 
 
 def reward_model(model_type):
@@ -103,24 +75,6 @@ SCORERS = {
 
 
 @dataclass(frozen=True)
-class Generation:
-    """One call of `generate`.
-
-    Attributes:
-        ends: Bias added to the score of the end-of-text token.
-        allowed: Seed of a grammar that allows a few tokens, others in each row and step; None for all tokens.
-        betas: The strength of each prompt.
-    """
-
-    mode: str
-    prompts: list[list[int]]
-    betas: list[float]
-    length: int
-    ends: float | None
-    allowed: int | None
-
-
-@dataclass(frozen=True)
 class Example:
     """One object, and the calls of `generate` that it goes through.
 
@@ -135,27 +89,6 @@ class Example:
     generations: list[Generation]
     turns: list[int]
     changes: list[int]
-
-
-def a_generation(integer, texts):
-    """Prompts are the beginnings of a few texts, so that one call continues the text of another."""
-    mode = pick(integer, [*BATCHED, *BATCHED, *ASSISTED])
-    batch = 1 if mode in ASSISTED else integer(1, 4)
-    return Generation(
-        mode=mode,
-        prompts=[pick(integer, texts)[: integer(1, LONGEST)] for _ in range(batch)],
-        betas=betas(integer, batch),
-        length=integer(1, 12),
-        ends=pick(integer, [None, None, 2.0, 4.0]),
-        # Sampled beams need more tokens than a grammar leaves.
-        allowed=None if mode == SAMPLED_BEAMS else pick(integer, [None, None, integer(0, 50)]),
-    )
-
-
-def betas(integer, batch):
-    """One strength for all prompts, or one for each."""
-    strengths = [pick(integer, [0.0, 0.3, 1.0, 1.0, 4.0]) for _ in range(batch)]
-    return pick(integer, [strengths, strengths[:1] * batch])
 
 
 def an_example(integer):
@@ -179,10 +112,6 @@ def an_example(integer):
     )
 
 
-def pick(integer, options):
-    return options[integer(0, len(options) - 1)]
-
-
 @st.composite
 def drawn(draw):
     return an_example(lambda low, high: draw(st.integers(low, high)))
@@ -192,35 +121,12 @@ EVEN = st.integers(0, 2**32).map(lambda seed: an_example(Random(seed).randint))
 """Draws that Hypothesis cannot shrink. Its own prefer simple examples, and repeat parts of previous ones."""
 
 
-def generate(call, recorder, pad):
-    arguments = dict(MODES[call.mode])
-    if "assistant" in arguments:
-        arguments["assistant_model"] = base_model(arguments.pop("assistant"))
-    if call.ends is not None:
-        arguments["sequence_bias"] = {(EOS,): call.ends}
-    if call.allowed is not None:
-        arguments["prefix_allowed_tokens_fn"] = lambda batch, row: few(call.allowed + 3 * batch + len(row))
-    with torch.no_grad():
-        base_model().generate(
-            **padded(call.prompts, pad),
-            max_new_tokens=call.length,
-            pad_token_id=pad,
-            suppress_tokens=None if pad == EOS else [pad],
-            logits_processor=[recorder],
-            **arguments,
-        )
-
-
-def few(seed):
-    return sorted({2 + (seed * seed + 7 * index) % (VOCAB_SIZE - 2) for index in range(1 + seed % 5)} | {EOS})
-
-
 def check(example, run):
     """Runs the generations of an example by `run`, compares every call, and returns counts of what was compared."""
     scorer, model = SCORERS[example.scorer](example.model_type)
     shared = PartialRewardLogitsProcessor(scorer, pad_token_id=example.pad, **example.rule)
     changes = Changes(model, example.changes if run is in_turns else [])
-    lives = [Life(shared.with_settings(beta=strengths(call.betas)), changes) for call in example.generations]
+    lives = [Life(shared.with_settings(beta=call.beta), changes) for call in example.generations]
     torch.manual_seed(0)
     run(example, lives)
     counts = Counter(examples=1, generations=len(lives), changes=changes.made, worst=0.0)
@@ -229,17 +135,12 @@ def check(example, run):
         for number, (prompt, beta) in enumerate(zip(call.prompts, call.betas, strict=True)):
             for state, rewards in enumerate(model.rewards):
                 oracle = Oracle(rewards, beta=beta, pad=example.pad, eos=EOS, **example.rule)
-                calls = life.calls_of(number, len(call.prompts), state)
+                calls = of_prompt(life.calls_in(state), number, len(call.prompts))
                 tolerance = 1e-4 * max(1, beta)
                 rows, worst = oracle.check(calls, [prompt], tolerance=tolerance, length=life.calls[0][0].shape[1])
                 counts["rows"] += rows
                 counts["worst"] = max(counts["worst"], worst)
     return counts
-
-
-def strengths(betas):
-    """One number where all prompts have the same, as users would write it."""
-    return betas[0] if len({*betas}) == 1 else torch.tensor(betas)
 
 
 class Changes:
@@ -275,14 +176,9 @@ class Life(Recorder):
         self.changes.before_a_call()
         self.states.append(self.changes.model.state)
 
-    def calls_of(self, prompt, prompts, state):
-        """The calls in one state, with the rows of one prompt alone."""
-        found = []
-        for call, of_call in zip(self.calls, self.states, strict=True):
-            repeat = call[0].shape[0] // prompts
-            if of_call == state:
-                found.append([rows[prompt * repeat : (prompt + 1) * repeat] for rows in call])
-        return found
+    def calls_in(self, state):
+        """The calls while the model was in one state."""
+        return [call for call, of_call in zip(self.calls, self.states, strict=True) if of_call == state]
 
 
 def in_turns(example, lives):

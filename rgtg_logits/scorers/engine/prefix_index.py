@@ -91,12 +91,12 @@ class PrefixIndex:
             if length % STRIDE == 0:
                 self._file(slot, (length, slot.hash))
         elif length > known:
-            hashes = self._hashes(slot.text())
+            hashes = self._hashes(slot.text(), known, slot.hash)
             slot.hash = int(hashes[-1])
             if not known:
                 self._file(slot, (1, int(hashes[0])))
             for end in range((known // STRIDE + 1) * STRIDE, length + 1, STRIDE):
-                self._file(slot, (end, int(hashes[end - 1])))
+                self._file(slot, (end, int(hashes[end - known - 1])))
         slot.end_key = _end_key(slot.tokens, length)
         self._slots.setdefault(slot.end_key, {})[slot] = None
 
@@ -121,8 +121,10 @@ class PrefixIndex:
             if not slots:
                 del self._slots[key]
 
-    def _hashes(self, row: np.ndarray) -> np.ndarray:
-        return np.cumsum(self._factors.first(len(row)) * (row.astype(np.uint64) + np.uint64(1)), dtype=np.uint64)
+    def _hashes(self, row: np.ndarray, known: int = 0, known_hash: int = 0) -> np.ndarray:
+        """The hash of each beginning that is longer than a known one."""
+        terms = self._factors.first(len(row))[known:] * (row[known:].astype(np.uint64) + np.uint64(1))
+        return np.cumsum(terms, dtype=np.uint64) + np.uint64(known_hash)
 
 
 def _end_key(row: np.ndarray, length: int) -> Key:
@@ -144,6 +146,12 @@ def _most_similar(slots: dict[Slot, None], row: np.ndarray) -> tuple[Slot | None
 def common_prefix(first: np.ndarray, second: np.ndarray) -> int:
     """Number of tokens that both begin with."""
     columns = min(len(first), len(second))
+    if are_equal(first[:columns], second[:columns]):
+        return columns
     differs = first[:columns] != second[:columns]
-    index = int(differs.argmax()) if columns else 0
-    return index if columns and differs[index] else columns
+    return int(differs.argmax())
+
+
+def are_equal(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two arrays hold the same tokens; bytes are compared faster than numbers, in spite of the copies."""
+    return first.tobytes() == second.tobytes()

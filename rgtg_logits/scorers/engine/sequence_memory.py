@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from rgtg_logits.scorers.engine.prefix_index import PrefixIndex
+from rgtg_logits.scorers.engine.prefix_index import PrefixIndex, are_equal
 from rgtg_logits.scorers.engine.slots import Arena, HostTree, Slot, SlotPool, copy_prefix
 
 REMEMBERED_CALLS = 64
@@ -64,6 +64,8 @@ class SequenceMemory:
     def __init__(self, cache_tokens: int | None = None, *, is_static: bool = False) -> None:
         self.pool = SlotPool(is_static=is_static)
         self._index = PrefixIndex()
+        # Sequences that have grown, by the number of tokens that the index knows; filed when a row is looked up there.
+        self._unfiled: dict[Slot, int] = {}
         self._cache_tokens = cache_tokens
         self._is_static = is_static
         self._needs: deque[int] = deque(maxlen=REMEMBERED_CALLS)
@@ -89,12 +91,18 @@ class SequenceMemory:
 
     def _match(self, row: np.ndarray, hint: Slot | None) -> _Match:
         """The remembered beginning of a row; the slot that its predecessor had is tried first."""
-        if hint is not None and 0 < hint.length <= len(row) and (hint.text() == row[: hint.length]).all():
+        if hint is not None and 0 < hint.length <= len(row) and are_equal(hint.text(), row[: hint.length]):
             match = _with_path(_Match(hint, hint.length), row)
             if match.cached == len(row):
                 return match
+        self._file()
         slot, shared = self._index.longest(row)
         return _with_path(_Match(slot, shared), row)
+
+    def _file(self) -> None:
+        for slot, known in self._unfiled.items():
+            self._index.add(slot, known)
+        self._unfiled.clear()
 
     def _slots(self, rows: Sequence[np.ndarray], matches: list[_Match], num_nodes: int) -> list[Slot]:
         """The slot of every row: the one that it continues, or another one."""
@@ -158,6 +166,7 @@ class SequenceMemory:
         return 2 * max(self._needs) if self._cache_tokens is None else self._cache_tokens
 
     def _forget(self, slot: Slot) -> None:
+        self._unfiled.pop(slot, None)
         self._index.remove(slot)
         self.pool.release(slot)
 
@@ -188,8 +197,9 @@ class SequenceMemory:
                     outgrown.append(source)
         for match, slot in zip(matches, slots, strict=True):
             if match.slot is slot:
-                columns = enumerate(match.path, start=slot.length)
-                accepted[slot.arena] += [(slot.index, slot.length + node, column) for column, node in columns]
+                moves = accepted[slot.arena]
+                for column, node in enumerate(match.path, start=slot.length):
+                    moves.append((slot.index, slot.length + node, column))
         for arena, moves in accepted.items():
             if moves:
                 rows, sources, targets = torch.tensor(moves).T
@@ -217,7 +227,7 @@ class SequenceMemory:
         known = slot.length
         if len(row) != known:
             slot.set_tokens(row)
-            self._index.add(slot, known)
+            self._unfiled.setdefault(slot, known)
         slot.tree = tree
 
     def drop(self, slots: Sequence[Slot]) -> None:

@@ -112,23 +112,21 @@ class HostTree:
         parents: Index of each node's parent, -1 for children of the prefix; None if all are.
     """
 
-    tokens: np.ndarray
-    parents: np.ndarray | None
+    tokens: list[int]
+    parents: list[int] | None
 
     def path(self, tokens: np.ndarray) -> list[int]:
         """The nodes from the root on whose tokens are the first ones of a continuation, as far as there are any."""
-        if not len(tokens) or not len(self.tokens):
-            return []
+        if self.parents is None:
+            token = int(tokens[0]) if len(tokens) else None
+            return [self.tokens.index(token)] if token in self.tokens else []
         path: list[int] = []
-        node = -1
-        for token in tokens[:1] if self.parents is None else tokens:
-            matches = self.tokens == token
-            if self.parents is not None:
-                matches &= self.parents == node
-            node = int(matches.argmax())
-            if not matches[node]:
+        nodes = list(zip(self.tokens, self.parents, strict=True))
+        for token in tokens.tolist():
+            child = (token, path[-1] if path else -1)
+            if child not in nodes:
                 break
-            path.append(node)
+            path.append(nodes.index(child))
         return path
 
 

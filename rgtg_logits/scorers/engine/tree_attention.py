@@ -47,8 +47,8 @@ class SlotStrategy(Strategy):
     def commit(self, rows: Sequence[np.ndarray], token_tree: TokenTree | None, failed: Collection[int] = ()) -> None:
         self._pending = 0
         self._is_committed = True
-        tokens = None if token_tree is None else token_tree.tokens.numpy()
-        parents = None if token_tree is None or token_tree.parents is None else token_tree.parents.numpy()
+        tokens = None if token_tree is None else token_tree.tokens.tolist()
+        parents = None if token_tree is None or token_tree.parents is None else token_tree.parents.tolist()
         for index, (row, place) in enumerate(zip(rows, self._placements, strict=True)):
             if index in failed:
                 self._memory.clear(place.slot)
