@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
 
 from rgtg_logits.padding import infer_attention_mask
 from rgtg_logits.scorers import Scorer
+from rgtg_logits.testing.sequence_laws import SequenceLaws
 from rgtg_logits.testing.tokenizers import TOKENIZER_KINDS, tiny_tokenizer
 
 __all__ = [
@@ -129,8 +131,14 @@ def check_scorer(
     lengths: tuple[int, int] = (2, 10),
     seed: int = 0,
     tolerance: float = 1e-4,
+    count: Callable[[], int] | None = None,
+    recurrent: bool = False,
+    change: Callable[[], object] | None = None,
 ) -> float:
     """Checks the laws of `Scorer` on random rows, and returns the largest difference of rewards.
+
+    Laws 6, 7 and 9 speak of what a scorer remembers, which shows in what its model reads: they are checked if `count`
+    is passed, on texts of up to 100 tokens, and law 8 if `change` is.
 
     Args:
         scorer: The scorer to check.
@@ -143,18 +151,31 @@ def check_scorer(
             differently (by a sliding window, say) is only checked where rows reach that far.
         seed: Seed of the histories.
         tolerance: Largest difference between rewards, in the scorer's unit, that counts as rounding.
+        count: Gives the number of tokens that the scorer's model has read so far, as `tokens` of
+            `rgtg_logits.instruments.count_forwards` does.
+        recurrent: Whether the model's memory of a text cannot be cut back, so that only whole texts are continued.
+        change: Changes the model, of scorer and reference alike: its weights, or its active adapter.
 
     Raises:
         AssertionError: If a law is broken; the message names it.
-        ValueError: If no vocabulary size is known.
+        ValueError: If no vocabulary size is known, or `change` has nothing to be compared with, or changes no reward.
     """
     size = vocab_size or scorer.vocab_size
     if size is None:
         raise ValueError("Expected to know the vocabulary, but the scorer has no vocab_size. Pass vocab_size=.")
+    if change is not None and reference is None:
+        raise ValueError("Expected a reference where change is given, to compare with. Pass a scorer without a cache.")
     generator = torch.Generator().manual_seed(seed)
-    laws = _Laws(scorer, reference, size, pad_token_id, lengths, tolerance, generator)
+    laws = _Laws(scorer, reference, size, pad_token_id, lengths, tolerance, generator, count)
     for _ in range(rounds):
         laws.check_round()
+    sequences = SequenceLaws(laws.score_texts, size, generator, recurrent)
+    if count is not None:
+        sequences.check_others_cost_nothing()
+        sequences.check_beginnings_are_shared()
+        sequences.check_errors_are_of_one_row()
+    if change is not None:
+        sequences.check_memory_follows_the_model(change)
     return laws.worst
 
 
@@ -164,6 +185,7 @@ class _Laws:
 
     Attributes:
         worst: Largest difference of rewards so far.
+        read: Tokens that the scorer's model read in the last call, if they are counted.
     """
 
     scorer: Scorer
@@ -173,7 +195,9 @@ class _Laws:
     lengths: tuple[int, int]
     tolerance: float
     generator: torch.Generator
+    count: Callable[[], int] | None = None
     worst: float = 0.0
+    read: int = 0
 
     def check_round(self) -> None:
         """Scores one random batch, also permuted, split, padded, extended, duplicated and rewound."""
@@ -199,6 +223,13 @@ class _Laws:
         self._compare(self._score(longer, candidates), second, "a repeated call gives the same")
         self._compare(self._score(longer[:1], candidates[:1]), second[:1], "dropping rows changes nothing")
 
+    def score_texts(self, texts: Sequence[list[int]], candidates: Tensor) -> tuple[Tensor, int]:
+        """Scores candidates of texts, and checks the rewards; returns them, and the number of tokens read."""
+        width = max(map(len, texts))
+        rows = torch.tensor([[self.pad_token_id] * (width - len(text)) + text for text in texts])
+        mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
+        return self._checked(rows, mask, candidates), self.read
+
     def _random_batch(self) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch k"]]:
         batch = self._random_int(2, 4)
         length = self._random_int(*self.lengths)
@@ -211,8 +242,12 @@ class _Laws:
         return rows, torch.stack(candidates)
 
     def _score(self, rows: Tensor, candidates: Tensor) -> Tensor:
-        mask = infer_attention_mask(rows, self.pad_token_id)
+        return self._checked(rows, infer_attention_mask(rows, self.pad_token_id), candidates)
+
+    def _checked(self, rows: Tensor, mask: Tensor, candidates: Tensor) -> Tensor:
+        before = self.count() if self.count is not None else 0
         rewards = self.scorer.score(rows, mask, candidates)
+        self.read = self.count() - before if self.count is not None else 0
         if not bool(rewards.isfinite().all()):
             raise AssertionError(f"Broken law: rewards are finite. Got {rewards.tolist()}.")
         if self.reference is not None:
