@@ -33,6 +33,8 @@ class HiddenPrompt:
         self.ids = ids
         self.mask = mask
         self.start = start
+        # Whether an answer stands alone, because its prompt has no tokens.
+        self._has_empty = not bool(mask.any(-1).all())
         # The first call's rows, one for each prompt.
         self._first: Tensor | None = None
         # Hashes of the rows that were seen, the oldest first.
@@ -55,6 +57,10 @@ class HiddenPrompt:
         self.start = start
         repeated = self.ids.to(rows.device).repeat_interleave(rows.shape[0] // prompts, dim=0)
         return torch.cat([repeated, rows[:, start:]], dim=1)
+
+    def begins_a_text(self, rows: Int[Tensor, "batch length"]) -> bool:
+        """Whether some of the rows, which `followed_by` returned, have no token yet."""
+        return self._has_empty and rows.shape[1] == self.ids.shape[1]
 
     def check(self, rows: Int[Tensor, "batch passed"]) -> None:
         """Refuses rows that do not continue what was seen, and remembers the others; waits for an accelerator.

@@ -227,7 +227,8 @@ class PaddingReader:
         known = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         finished = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
         for call in reversed(self._calls):
-            if call.rows.shape[1] != rows.shape[1] - 1 or call.rows.device != rows.device:
+            # Behind no token, nothing can have finished.
+            if call.rows.shape[1] != rows.shape[1] - 1 or not call.rows.shape[1] or call.rows.device != rows.device:
                 continue
             parents, is_parent = call.parents(rows)
             is_new = is_parent & ~known

@@ -197,6 +197,10 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
 
         def rewards(candidates: Tensor, asked: Tensor | None) -> Tensor | None:
             places = slice(None) if asked is None else asked.to(rows.device, non_blocking=True)
+            if self._prompt is not None and self._prompt.begins_a_text(rows):
+                # In a rectangle, a row without tokens would be one that has finished.
+                prefixes = [row[of_row.bool()] for row, of_row in zip(rows[places], mask[places], strict=True)]
+                return self.scorer.score_sequences(prefixes, candidates)
             if candidates.shape[1] == 1:
                 # The reward of a single candidate changes nothing.
                 self.scorer.observe(rows[places], mask[places])
@@ -276,7 +280,7 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
 
         Args:
             prompt: The prompts that the reward model reads in front of the answers: token ids padded on the left, or
-                texts.
+                texts. An answer to one of no tokens is judged alone, as that to a picture or to speech.
             attention_mask: 1 for text, 0 for padding in `prompt`; all text by default.
             start: Number of leading tokens of the rows that `generate` passes that are not part of the answer (the
                 decoder's start token); by default as many as it passes first.
@@ -321,11 +325,6 @@ class PartialRewardLogitsProcessor(LogitsProcessor):
         """The rows that the reward model reads, and what in them is text."""
         if self._prompt is not None:
             rows = self._prompt.followed_by(input_ids)
-            if rows.shape[1] == 0:
-                raise PaddingError(
-                    "Expected a token for the reward model to read, but the prompts given to for_prompt have none. "
-                    "Pass start=0 to let it read the decoder's start token, or a prompt of one token, such as bos."
-                )
             return rows, self._padding.read(rows, self._prompt.mask)
         if input_ids.shape[1] == 0:
             raise PaddingError(

@@ -2,12 +2,29 @@
 
 import pytest
 import torch
-from oracle import Oracle, Recorder
+from oracle import Oracle, Recorder, Rewards
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration, set_seed
 
-from rgtg_logits import PartialRewardLogitsProcessor, RewardModel
+from rgtg_logits import (
+    CausalScorer,
+    LogRatioScorer,
+    PartialRewardLogitsProcessor,
+    ReferenceScorer,
+    RewardModel,
+    RewardModelConfig,
+    VocabularyScorer,
+    WeightedScorer,
+)
 from rgtg_logits.errors import PaddingError
-from rgtg_logits.testing import EOS, PAD, VOCAB_SIZE, tiny_base_model, tiny_reward_model, tiny_tokenizer
+from rgtg_logits.testing import (
+    EOS,
+    PAD,
+    VOCAB_SIZE,
+    tiny_base_model,
+    tiny_reward_model,
+    tiny_tokenizer,
+    tiny_vocabulary_model,
+)
 
 PROMPTS = [[7, 3, 9, 11, 4, 20, 31], [5, 8], [2, 13, 40, 41]]
 MODES = {
@@ -20,7 +37,7 @@ MODES = {
 
 def padded(prompts):
     width = max(map(len, prompts))
-    ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
+    ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts], dtype=torch.long)
     return ids, (ids != PAD).long()
 
 
@@ -104,6 +121,71 @@ def test_the_original_is_as_it_was():
     before = processor(rows, scores)
     processor.for_prompt(torch.tensor([[9, 9, 9]]))(rows, scores)
     assert torch.equal(processor(rows, scores), before)
+
+
+# Answers that stand alone
+
+
+STRATEGIES = [
+    ("llama", "tree_attention"), ("gemma2", "tree_attention"), ("llama", "masked_tree_attention"), ("llama", "expand"),
+    ("jamba", "expand_model_cache"), ("llama", "recompute"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("prompts", [[[], [], []], [[5, 8], [], [2, 13, 40, 41]]])
+@pytest.mark.parametrize(("model_type", "strategy"), STRATEGIES)
+def test_an_answer_to_no_prompt_is_judged_alone(model_type, strategy, prompts):
+    """As that to a picture or to speech, whose prompt the reward model cannot read; in two sequences for each."""
+    model = tiny_reward_model(model_type)
+    rewards = Rewards(model)
+    processor = PartialRewardLogitsProcessor(
+        CausalScorer(RewardModel(model), strategy=strategy), beta=0.7, top_k=5, pad_token_id=PAD
+    ).for_prompt(*padded(prompts))
+    rows = start_rows(EOS, prompts=6)
+    for _ in range(4):
+        scores = torch.randn(6, VOCAB_SIZE)
+        output = processor(rows, scores)
+        for index, row in enumerate(rows.tolist()):
+            text = (*prompts[index // 2], *row[1:])
+            best = scores[index].topk(5)
+            given = torch.tensor([rewards[(*text, token)] for token in best.indices.tolist()])
+            expected = (best.values.log_softmax(-1) + 0.7 * given).log_softmax(-1)
+            torch.testing.assert_close(output[index, best.indices], expected, atol=1e-4, rtol=1e-4)
+        rows = torch.cat([rows, output.softmax(-1).multinomial(1).clamp(min=2)], dim=1)
+
+
+@pytest.mark.parametrize("kind", ["same tokens", "other tokens", "prompt format", "sum"])
+def test_a_text_of_nothing_as_the_prompt(kind):
+    tokenizer = tiny_tokenizer()
+    own = tokenizer if kind in ("same tokens", "sum") else tiny_tokenizer(["the music was good"], vocab_size=340)
+    reward_model = RewardModel(tiny_reward_model(vocab_size=360, max_position_embeddings=512), own)
+    options = {"prompt_format": lambda prompt, answer: f"{prompt}|{answer}"} if kind == "prompt format" else {}
+    source = WeightedScorer([reward_model], [1.0], tokenizer=tokenizer) if kind == "sum" else reward_model
+    processor = PartialRewardLogitsProcessor(source, tokenizer=tokenizer, beta=1.0, top_k=5, **options)
+    processor = processor.for_prompt(["", "a plot"])
+    reader = None if own is tokenizer else tokenizer
+    prompts = [[], tokenizer("a plot")["input_ids"]]
+    reference = ReferenceScorer(reward_model, reader, prompts=prompts, **options)
+    rows = torch.empty(2, 0, dtype=torch.long)
+    for _ in range(4):
+        scores = torch.randn(2, len(tokenizer))
+        scores[:, tokenizer.all_special_ids] = -torch.inf
+        output = processor(rows, scores)
+        for index, row in enumerate(rows.tolist()):
+            best = scores[index].topk(5)
+            texts = [reference.read([*prompts[index], *row], token) for token in best.indices.tolist()]
+            given = torch.stack([reward_model.score_tokens(torch.tensor([text]))[0, -1] for text in texts])
+            expected = (best.values.log_softmax(-1) + given).log_softmax(-1)
+            torch.testing.assert_close(output[index, best.indices], expected, atol=1e-4, rtol=1e-4)
+        rows = torch.cat([rows, output.argmax(-1, keepdim=True)], dim=1)
+
+
+@pytest.mark.parametrize(("kind", "scorer"), [("vocabulary", VocabularyScorer), ("log_ratio", LogRatioScorer)])
+def test_a_model_of_next_tokens_needs_a_token_to_begin_with(kind, scorer):
+    reward_model = RewardModel(tiny_vocabulary_model(), config=RewardModelConfig(kind=kind))
+    processor = PartialRewardLogitsProcessor(scorer(reward_model)).for_prompt(torch.empty(2, 0, dtype=torch.long))
+    with pytest.raises(PaddingError, match=r"this scorer cannot judge the first token .* such as bos, or start=0"):
+        processor(start_rows(EOS, prompts=2), torch.randn(2, VOCAB_SIZE))
 
 
 # One object, used again

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import config
 
 from rgtg_logits import PartialRewardLogitsProcessor, RewardModel
-from rgtg_logits.errors import InvalidArgumentError, PaddingError
+from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.scorers import Scorer, WeightedScorer
 from rgtg_logits.testing import VOCAB_SIZE, tiny_reward_model, tiny_tokenizer
 
@@ -158,20 +158,20 @@ def test_copies(copied):
         assert torch.equal(twin(ROWS, scores), original(ROWS, scores))
 
 
+@pytest.mark.parametrize("start", [None, 0])
 @pytest.mark.parametrize("prompt", ["", ["", ""], torch.zeros((2, 0), dtype=torch.long)])
-def test_prompts_of_no_tokens(prompt):
-    """The answer alone is judged, from the decoder's start token on, or the error says how to get there."""
+def test_prompts_of_no_tokens(prompt, start):
+    """The answer alone is judged, or from the decoder's start token on."""
     tokenizer = tiny_tokenizer(kind="gpt2")
     model = tiny_reward_model(vocab_size=len(tokenizer))
     processor = PartialRewardLogitsProcessor(RewardModel(model, tokenizer), beta=0.7, top_k=5, tokenizer=tokenizer)
     starts = torch.full((2, 1), 9)
     scores = torch.randn(2, len(tokenizer))
-    with pytest.raises(PaddingError, match=r"Expected a token .* have none. Pass start=0"):
-        processor.for_prompt(prompt)(starts, scores)
-    guided = processor.for_prompt(prompt, start=0)(starts, scores)
+    guided = processor.for_prompt(prompt, start=start)(starts, scores)
     best, ids = scores.topk(5)
     for row in range(2):
+        texts = [[int(token)] if start is None else [9, int(token)] for token in ids[row]]
         with torch.no_grad():
-            rewards = torch.stack([model(torch.tensor([[9, int(token)]])).logits[0, 0] for token in ids[row]])
+            rewards = torch.stack([model(torch.tensor([text])).logits[0, 0] for text in texts])
         expected = (best[row] + 0.7 * rewards).log_softmax(-1)
         assert torch.allclose(guided[row, ids[row]], expected, atol=1e-5)

@@ -9,7 +9,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rgtg_logits.errors import PaddingError
 from rgtg_logits.scorers.known_tokens import KnownTokens
+
+
+def no_prefix_error() -> PaddingError:
+    """The error for a prefix of no tokens where next tokens can only be judged behind another one."""
+    return PaddingError(
+        "Expected a token in front of every candidate, because this scorer cannot judge the first token of a text, but "
+        "a prefix has none. Begin it with a start token: pass for_prompt a prompt of one token, such as bos, or "
+        "start=0 to let the decoder's start token be read."
+    )
 
 
 class Scorer(ABC):
@@ -23,6 +33,17 @@ class Scorer(ABC):
     3. a repeated call gives the same, whatever was scored in between;
     4. left padding changes nothing, and sequences without padding give the same;
     5. results equal those of a scorer without a cache.
+
+    A scorer that caches remembers sequences, of which four more laws hold as far as its memory goes. What is forgotten
+    costs its own tokens again.
+
+    6. What one sequence does (joins, leaves, changes place, is asked about by another thread) never makes another one
+       be read again.
+    7. A sequence that begins as a known one does (beams, the next turn of a chat, a system prompt, a rejected draft)
+       reads the rest only.
+    8. What is remembered belongs to the model's state: weights, active adapters, attention. Another state knows
+       nothing.
+    9. An error is one row's error: the others are remembered as they were.
 
     Attributes:
         vocab_size: Number of token ids that can be scored; None if any can.
@@ -62,13 +83,19 @@ class Scorer(ABC):
         By default they are padded on the left, which changes nothing (law 4), and passed to `score`.
 
         Args:
-            prefixes: Token ids of each prefix; at least one.
+            prefixes: Token ids of each prefix. One without tokens is the beginning of a text, whose first token is
+                judged alone, by scorers that can.
             candidates: Next tokens to score.
 
         Returns:
             As `score`.
+
+        Raises:
+            PaddingError: If a prefix has no tokens, and the scorer cannot judge a first token.
         """
         width = max(map(len, prefixes), default=0)
+        if not all(map(len, prefixes)):
+            raise no_prefix_error()
         # Any token may stand in the place of padding, because the mask excludes it.
         rows = torch.zeros(len(prefixes), width, dtype=torch.long)
         mask = torch.zeros_like(rows)

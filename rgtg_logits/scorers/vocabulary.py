@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from rgtg_logits.profiling import profiled
 from rgtg_logits.reward_model import RewardModel
+from rgtg_logits.scorers.base import no_prefix_error
 from rgtg_logits.scorers.engine import CachedScorer, EngineOptions, Prefixes, ScoreRequest, TokenTree
 
 
@@ -46,6 +47,8 @@ class VocabularyScorer(CachedScorer):
         if isinstance(prefixes, Tensor):
             before: Prefixes = prefixes[:, :-1]
             last = prefixes[:, -1:].clamp(min=0)
+        elif not all(map(len, prefixes)):
+            raise no_prefix_error()
         else:
             before = [row[:-1] for row in prefixes]
             last = torch.from_numpy(np.stack([row[-1:] for row in prefixes])).to(device)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
 
 from rgtg_logits.errors import InvalidArgumentError, NonFiniteRewardError
 from rgtg_logits.inputs import plain_number, plain_tokenizer
@@ -105,12 +106,27 @@ class WeightedScorer(Scorer):
             InvalidArgumentError: If a function does not return one number for each pair.
             NonFiniteRewardError: If a reward, or the sum, is NaN or infinite.
         """
+        prefixes = _unfinished_rows(rows, attention_mask)
+        return self._sum(lambda scorer: scorer.score(rows, attention_mask, candidates), prefixes, candidates)
+
+    @override
+    def score_sequences(
+        self, prefixes: Sequence[Sequence[int] | Int[Tensor, " length"]], candidates: Int[Tensor, "batch k"]
+    ) -> Float[Tensor, "batch k"]:
+        """Scores every candidate of prefixes without padding; see `Scorer.score_sequences` and `score`."""
+        texts = {row: torch.as_tensor(prefix, dtype=torch.long).tolist() for row, prefix in enumerate(prefixes)}
+        return self._sum(lambda scorer: scorer.score_sequences(prefixes, candidates), texts, candidates)
+
+    def _sum(
+        self, score: Callable[[Scorer], Tensor], prefixes: dict[int, list[int]], candidates: Int[Tensor, "batch k"]
+    ) -> Float[Tensor, "batch k"]:
+        """The weighted sum of what `score` gives and of what functions give for the unfinished rows' prefixes."""
         with self._lock:
-            pairs = self._pairs(rows, attention_mask, candidates)
+            pairs = self._pairs(prefixes, candidates)
             rewards = []
             for source in self._sources:
                 if isinstance(source, Scorer):
-                    rewards.append(source.score(rows, attention_mask, candidates).to(candidates.device).float())
+                    rewards.append(score(source).to(candidates.device).float())
                 else:
                     rewards.append(pairs.rewards(source, candidates))
             total = torch.zeros(candidates.shape, device=candidates.device)
@@ -127,12 +143,11 @@ class WeightedScorer(Scorer):
                 scorer.observe(rows, attention_mask)
             self._prompt_memory.prompt_lengths(list(_unfinished_rows(rows, attention_mask).values()))
 
-    def _pairs(self, rows: Tensor, attention_mask: Tensor, candidates: Tensor) -> _Pairs:
+    def _pairs(self, prefixes: dict[int, list[int]], candidates: Tensor) -> _Pairs:
         """The distinct pairs of this step; none if no function needs them."""
         pairs = _Pairs()
         if self._detokenizer is None or len(self._scorers) == len(self._sources):
             return pairs
-        prefixes = _unfinished_rows(rows, attention_mask)
         offered = [candidates[row].tolist() for row in prefixes]
         prompt_lengths = self._prompt_memory.prompt_lengths(list(prefixes.values()), offered)
         for (row, prefix), length in zip(prefixes.items(), prompt_lengths, strict=True):

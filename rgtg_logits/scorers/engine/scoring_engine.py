@@ -238,10 +238,11 @@ class ScoringEngine:
         """The states of the continuations of some rows, and the rows that the strategy has read."""
         device = self.reward_model.device
         limit = self._uniform_length - tree.max_depth
-        cached = [row for row, text in enumerate(texts) if len(text) <= limit]
+        # The beginning of a text is not remembered, because there is nothing yet.
+        cached = [row for row, text in enumerate(texts) if 0 < len(text) <= limit]
         if len(cached) == len(texts):
             return self._strategy.run(texts, tree.to(device)), cached
-        # No cache is valid for texts that are longer, so that each is read by itself.
+        # No cache is valid for texts that are longer than it, so that each is read by itself.
         uncached = [row for row in range(len(texts)) if row not in set(cached)]
         recompute = STRATEGIES["recompute"](self.reward_model, max_tokens=self._max_tokens)
         parts = [(uncached, recompute.run([texts[row] for row in uncached], _part(tree, uncached).to(device)))]
