@@ -1,5 +1,6 @@
 """`rgtg benchmark`: the cost of guidance (first token, further tokens, memory) as ratios to the least possible."""
 
+from rgtg_logits.benchmark.churn import ChurnReport, run_churn
 from rgtg_logits.benchmark.report import BenchmarkReport, ProfileReport
 from rgtg_logits.benchmark.run import run_benchmark, run_profile
 from rgtg_logits.benchmark.settings import (
@@ -17,10 +18,12 @@ __all__ = [
     "TRAINING_METHODS",
     "BenchmarkReport",
     "BenchmarkSettings",
+    "ChurnReport",
     "ProfileReport",
     "TrainingBenchmarkReport",
     "TrainingBenchmarkSettings",
     "run_benchmark",
+    "run_churn",
     "run_profile",
     "run_training_benchmark",
 ]

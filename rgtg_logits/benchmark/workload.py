@@ -18,6 +18,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LogitsProcessor,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -78,12 +79,7 @@ def load_models(settings: BenchmarkSettings, text: str | None) -> BenchmarkModel
     """
     set_seed(settings.seed)
     base = _base(settings)
-    reward_model = _reward_model(settings, base)
-    if reward_model.kind != "causal":
-        raise InvalidArgumentError(
-            f"Expected a reward model with a scalar head, but {settings.reward_model!r} is of kind "
-            f"{reward_model.kind!r}. Leave it out: models of other kinds are made in the base model's shape."
-        )
+    reward_model = _reward_model(settings, base.config)
     methods = set(settings.methods)
     tokenizer = None
     retokenized = None
@@ -122,13 +118,29 @@ def _base(settings: BenchmarkSettings) -> PreTrainedModel:
     return model.to(settings.device).eval()
 
 
-def _reward_model(settings: BenchmarkSettings, base: PreTrainedModel) -> RewardModel:
+def load_reward_model(settings: BenchmarkSettings) -> RewardModel:
+    """Loads the reward model named, or makes a llama-style one of random weights.
+
+    Raises:
+        CheckpointError: If it cannot be loaded.
+        InvalidArgumentError: If it has no scalar head.
+    """
+    set_seed(settings.seed)
+    return _reward_model(settings, _llama(settings))
+
+
+def _reward_model(settings: BenchmarkSettings, base_config: PretrainedConfig) -> RewardModel:
     dtype = getattr(torch, settings.dtype)
     if settings.reward_model is not None:
         reward_model = RewardModel.from_pretrained(settings.reward_model, dtype=dtype)
         reward_model.model.to(settings.device)
+        if reward_model.kind != "causal":
+            raise InvalidArgumentError(
+                f"Expected a reward model with a scalar head, but {settings.reward_model!r} is of kind "
+                f"{reward_model.kind!r}. Leave it out: models of other kinds are made in the base model's shape."
+            )
         return reward_model
-    config = copy.deepcopy(base.config)
+    config = copy.deepcopy(base_config)
     config.num_labels = 1
     return RewardModel(AutoModelForSequenceClassification.from_config(config).to(settings.device, dtype))
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from rgtg_logits.cli.console import needs_extra, progress_bar
 from rgtg_logits.cli.options import OutputJson
+
+if TYPE_CHECKING:
+    from rgtg_logits.benchmark import BenchmarkSettings
 
 
 def benchmark(
@@ -76,6 +79,12 @@ def benchmark(
         Path | None,
         typer.Option(metavar="FILE", help="Also write a profile of the time of a further token, as JSON."),
     ] = None,
+    churn: Annotated[
+        bool,
+        typer.Option(
+            "--churn", help="Count instead what the reward model reads at steps at which requests come and go."
+        ),
+    ] = False,
     train: Annotated[
         bool, typer.Option("--train", help="Measure training instead: pairs per second, against TRL's own trainer.")
     ] = False,
@@ -100,6 +109,9 @@ def benchmark(
         base=base, reward_model=reward_model, text=text, new_tokens=new_tokens, dtype=dtype, prepack=prepack,
         **common, **_given(methods=method, top_ks=top_k),
     )  # fmt: skip
+    if churn:
+        _count_churn(settings, output)
+        return
     with progress_bar() as progress:
         report = run_benchmark(settings, progress)
         profiles = None if profile is None else run_profile(settings, progress)
@@ -110,6 +122,18 @@ def benchmark(
         report.save(output)
     if profile is not None and profiles is not None:
         profiles.save(profile)
+
+
+def _count_churn(settings: BenchmarkSettings, output: Path | None) -> None:
+    from rgtg_logits.benchmark import run_churn
+
+    with progress_bar() as progress:
+        report = run_churn(settings, progress)
+    Console().print(report.table())
+    for line in report.notes():
+        Console().print(line)
+    if output is not None:
+        report.save(output)
 
 
 def _benchmark_training(options: dict[str, Any], output: Path | None) -> None:
