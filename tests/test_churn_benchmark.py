@@ -1,6 +1,7 @@
 """`rgtg benchmark --churn`; `test_sequences` counts the same events by itself."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -30,6 +31,12 @@ def test_every_step_reads_what_is_needed(prepack):
     assert needed["a row of 1,200 joins"] == 1200 + 5 * 5
     assert needed["the next turn of a chat"] == 60 + 5
     assert report.cache_bytes > 2350 * 2 * 64 * 4
+
+
+def test_the_table_of_the_documentation():
+    page = (Path(__file__).parents[1] / "examples" / "cost" / "README.md").read_text()
+    for line in run_churn(BenchmarkSettings(**{**TINY, "top_ks": (20,)})).lines:
+        assert f"| {line.event} | {line.read:,} | {line.needed:,} | {line.ratio:.2f} |\n" in page
 
 
 def test_a_scorer_that_reads_more_shows(monkeypatch):
