@@ -100,6 +100,46 @@ PARSERS = {
 }
 
 
+def smollm2():
+    """A tokenizer whose token that begins texts is the marker of turns."""
+    tokenizer = with_template("qwen")
+    tokenizer.bos_token, tokenizer.eos_token = "<|im_start|>", "<|im_end|>"
+    return tokenizer
+
+
+PARSERS["smollm2", "llama3"] = ChatPromptParser(smollm2())
+SPECIAL_DELIMITERS = {"chatml", "qwen", "llama3", "gemma", "smollm2"}
+WORDS = [
+    "<think>",
+    "system", "user", "assistant", "model", "Explain the solar system.", "system\n", "user\nhi", "\nassistant\n",
+    "[INST]", "[/INST]", "<<SYS>>", "### user:", "### assistant:\n", "<|user|>", "You are a helpful assistant.",
+]  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(sorted(PARSERS)),
+    st.lists(
+        st.lists(st.sampled_from([*WORDS, " ", "a"]), min_size=1, max_size=4).map("".join), min_size=1, max_size=3
+    ),
+    st.booleans(),
+)
+def test_contents_full_of_words_of_the_template(key, contents, has_system):
+    """Words are no delimiters where delimiters hold special tokens; else they may be, and nothing is guessed."""
+    parser, (name, _) = PARSERS[key], key
+    contents = [text if text.strip() else "a" for text in contents[: len(contents) - 1 + len(contents) % 2]]
+    messages = conversation(*contents, system="system" if has_system and name not in WITHOUT_SYSTEM else None)
+    prompt = prompt_of(parser._tokenizer, messages)
+    try:
+        parsed = parser.parse(prompt)
+    except InvalidArgumentError:
+        assert name not in SPECIAL_DELIMITERS
+        return
+    assert prompt_of(parser._tokenizer, parsed.messages) == prompt
+    if name in SPECIAL_DELIMITERS - TRIMS:
+        assert parsed.messages == messages
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(PARSERS)), st.lists(CONTENTS, min_size=1, max_size=5), CONTENTS, st.booleans())
 def test_messages_are_recovered(key, contents, system, has_system):

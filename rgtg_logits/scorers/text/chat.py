@@ -103,9 +103,16 @@ class ChatPromptParser:
                 "Expected the base model's chat template to write the contents of user and assistant with delimiters "
                 f"between them, but it does not, so prompts cannot be read. {_REMEDY}"
             )
-        delimiters = [*without_system[1:], without_system[0], *with_system]
-        markers = [delimiter.strip() for delimiter in delimiters if delimiter.strip()]
-        return list(dict.fromkeys(markers))
+        first = {delimiters[0].strip() for delimiters in (without_system, with_system) if delimiters}
+        others = [delimiter.strip() for delimiter in (*without_system[1:], *with_system[1:]) if delimiter.strip()]
+        if all(map(self._holds_special_token, others)):
+            # Then only the beginning of a prompt is the first delimiter. Without the token that begins texts, it
+            # may be a mere word, as "system" is where that token is the marker of turns.
+            first = {marker for marker in first if self._holds_special_token(marker)}
+        return [marker for marker in dict.fromkeys([*others, *sorted(first)]) if marker]
+
+    def _holds_special_token(self, delimiter: str) -> bool:
+        return any(token in delimiter for token in self._special_tokens)
 
     def _looks_like_chat(self, text: str) -> bool:
         # A special token that delimiters contain shows a chat even where no delimiter is whole.
