@@ -144,7 +144,8 @@ class Oracle:
         Prompt lookup passes such scores to learn which tokens are forbidden. The output for the others is free.
         """
         finite = scores[scores > -torch.inf]
-        return finite.numel() > self.top_k and bool((finite == 1).all())
+        fewest, _ = self.numbers(finite[: self.top_k].double().softmax(-1))
+        return finite.numel() > fewest and bool((finite == 1).all())
 
     def expected(self, prefix, scores, tokens=None):
         """Guided log-probabilities of the candidates.

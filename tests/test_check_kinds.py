@@ -92,6 +92,9 @@ class _ByParts:
     def __init__(self, whole, own):
         self.base, self.own = whole.detokenizer, own
 
+    def can_be_prompt(self, prompt):
+        return True
+
     def encode(self, prompts, answers, candidates):
         encoded = []
         for prompt, answer, tokens in zip(prompts, answers, candidates, strict=True):

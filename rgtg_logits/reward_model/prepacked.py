@@ -7,6 +7,8 @@ about half the time. The cost is a second copy of those weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -43,28 +45,34 @@ def prepacked(module: Module) -> Module:
         )
     twins = shallow_twins(module)
     layers = []
-    try:
-        for twin in twins.values():
-            twin.training = False
-            prepacked_class = _PREPACKED_CLASSES.get(type(twin))
-            if prepacked_class is not None and type(twin.weight) is nn.Parameter:
-                twin.__class__ = prepacked_class
-                layers.append(cast(_Prepacked, twin))
-                layers[-1].pack()
-        if layers:
+    for twin in twins.values():
+        twin.training = False
+        prepacked_class = _PREPACKED_CLASSES.get(type(twin))
+        if prepacked_class is not None and type(twin.weight) is nn.Parameter:
+            twin.__class__ = prepacked_class
+            layers.append(cast(_Prepacked, twin))
+            layers[-1].pack()
+    if layers:
+        with _refusals_explained():
             layers[0](layers[0].weight.new_zeros(1, layers[0].packed_weight.shape[1]))
-    except (RuntimeError, AttributeError) as error:
-        # The operators belong to torch's compiler, and a build without oneDNN lacks them.
-        raise InvalidArgumentError(
-            "Expected a torch with oneDNN and a processor with instructions for the type of the weights for "
-            f"prepack=True, but got: {error}. Leave prepack out, or load the reward model in float32 or bfloat16."
-        ) from error
-    if not layers:
+    else:
         raise InvalidArgumentError(
             "Expected linear layers for prepack=True (torch's Linear or transformers' Conv1D, not quantised), but "
             f"{type(module).__name__} has none. Leave prepack out."
         )
     return cast(Module, twins[module])
+
+
+@contextmanager
+def _refusals_explained() -> Iterator[None]:
+    """Says what to do where torch refuses; the operators are its compiler's, and a build without oneDNN lacks them."""
+    try:
+        yield
+    except (RuntimeError, AttributeError) as error:
+        raise InvalidArgumentError(
+            "Expected a torch with oneDNN and a processor with instructions for the type of the weights for "
+            f"prepack=True, but got: {error}. Leave prepack out, or load the reward model in float32."
+        ) from error
 
 
 class _Prepacked(nn.Module):
@@ -87,7 +95,8 @@ class _Prepacked(nn.Module):
         self._packed_version = self._weight_version()
         # Kept alive, so that no other weight can be allocated at the same address.
         self._source = self.weight.detach()
-        self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(self._matrix())
+        with _refusals_explained():
+            self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(self._matrix())
 
     def _weight_version(self) -> tuple[int, int]:
         """Address and version counter of the weight, which change with it."""
