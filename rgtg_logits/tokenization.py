@@ -1,17 +1,21 @@
 """From texts to token ids: one definition of a prompt, of a finished text, and of what ends it.
 
 Training, scoring, judging, checking and sampling all encode their texts here, so that a reward model scores exactly the
-tokens that it was trained on. Chats are not encoded here: a chat template writes all special tokens itself.
+tokens that it was trained on. A chat template writes all special tokens itself, so nothing is added to a conversation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress, count
 from operator import ne
+from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from rgtg_logits.errors import InvalidArgumentError
 
 _PROBE = "a"
 """The text that shows what a tokenizer adds around texts; any other would do."""
@@ -93,6 +97,29 @@ def encode_finished(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """
     boundaries = text_boundaries(tokenizer)
     return boundaries.close(_encode_open(tokenizer, text, boundaries))
+
+
+def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Encodes a whole conversation by the chat template, as training does (TRL), and as makers of chat models do.
+
+    Raises:
+        InvalidArgumentError: If there is no chat template, or it refuses the messages.
+    """
+    if tokenizer.chat_template is None:
+        raise InvalidArgumentError(
+            "Expected a tokenizer with a chat template, because it has to encode messages, but this one has none. Pass "
+            "texts, or set tokenizer.chat_template to the template that the model was trained with."
+        )
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=True, return_dict=True
+        )
+    except TemplateError as error:
+        roles = ", ".join(str(message.get("role")) for message in messages)
+        raise InvalidArgumentError(
+            f"Expected messages that the chat template takes, but it refuses those of {roles}: {error}. Pass others."
+        ) from error
+    return list(encoded["input_ids"])
 
 
 def common_prefix_length(first: Sequence[int] | str, second: Sequence[int] | str) -> int:

@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.errors import ContextLengthError, InvalidArgumentError
 from rgtg_logits.reward_model.forward import token_scores
-from rgtg_logits.tokenization import encode_finished
+from rgtg_logits.reward_model.texts import Conversations, Messages, Texts, paired
+from rgtg_logits.tokenization import encode_conversation, encode_finished
 
 if TYPE_CHECKING:
     from rgtg_logits.reward_model.model import RewardModel
@@ -25,7 +26,9 @@ class ScoringMixin:
 
     @torch.no_grad()
     def score_tokens(
-        self, input_ids: Int[Tensor, "batch length"], attention_mask: Int[Tensor, "batch length"] | None = None
+        self,
+        input_ids: Int[Tensor, "batch length"] | Texts | Conversations,
+        attention_mask: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch length"]:
         """The reward of every prefix of every row, in one forward.
 
@@ -35,7 +38,8 @@ class ScoringMixin:
         prefixes are read as the whole text is, which is exact for the whole alone.
 
         Args:
-            input_ids: Token ids, padded on either side.
+            input_ids: Token ids, padded on either side; or texts or conversations, encoded as `score` encodes them and
+                padded on the right.
             attention_mask: 1 for text, 0 for padding; all text by default.
 
         Returns:
@@ -43,6 +47,11 @@ class ScoringMixin:
             padding.
         """
         model = cast("RewardModel", self)
+        if not isinstance(input_ids, Tensor):
+            rows = [self._encoded(text) for text in paired(input_ids, None)]
+            if not rows:
+                return torch.empty(0, 0)
+            input_ids, attention_mask = _padded(rows)
         input_ids = input_ids.to(model.device)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(model.device)
         uniform = model.uniform_length
@@ -74,46 +83,75 @@ class ScoringMixin:
         return scores if model.kind == "vocabulary" else scores.cumsum(-1).masked_fill(mask == 0, 0.0)
 
     def score(
-        self, prompts: Sequence[str], responses: Sequence[str], *, batch_size: int = 16
+        self, prompts: Texts | Conversations, responses: Texts | Conversations | None = None, *, batch_size: int = 16
     ) -> Float[Tensor, " batch"]:
-        """The rewards of finished texts.
+        """The rewards of finished texts, or of conversations.
 
-        Each text is prompt + response, tokenised in one go and closed with one end of text, as in training (see
-        `tokenization.encode_finished`); its reward is the last one of `score_tokens`. With "log_ratio" that sums over
-        the prompt too, so it compares responses to one prompt.
+        A text is prompt + response, tokenised in one go and closed with one end of text, as in training (see
+        `tokenization.encode_finished`). A conversation is rendered by the model's chat template, as in training. The
+        reward is the last one of `score_tokens`. With "log_ratio" that sums over the prompt too, so it compares
+        responses to one prompt.
+
+        Args:
+            prompts: Texts, or conversations (lists of messages with "role" and "content"). One may stand alone.
+            responses: The response to each: a text, which continues a text, and is the assistant's message of a
+                conversation; or messages. Left out, prompts are whole texts and conversations.
+            batch_size: Number of texts in one forward.
 
         Raises:
-            InvalidArgumentError: If the lists differ in length, or the model came without a tokenizer.
+            InvalidArgumentError: If the lists differ in length, hold anything else, or a text has no token; if the
+                model came without a tokenizer, or has to read messages and has no chat template.
+            ContextLengthError: If a text is longer than the model can read.
         """
+        texts = paired(prompts, responses)
+        return self.score_rows([self._encoded(text) for text in texts], batch_size=batch_size)
+
+    def _encoded(self, text: str | Messages) -> list[int]:
         if self.tokenizer is None:
             raise InvalidArgumentError(
                 "Expected a reward model with a tokenizer, because score() reads text, but it has none. "
                 "Pass tokenizer= to RewardModel, or use score_tokens()."
             )
-        if len(prompts) != len(responses):
-            raise InvalidArgumentError(
-                f"Expected one response for each prompt, but got {len(prompts)} prompts and {len(responses)} responses."
-            )
-        rows = [
-            encode_finished(self.tokenizer, prompt + response)
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        return self.score_rows(rows, batch_size=batch_size)
+        if isinstance(text, str):
+            return encode_finished(self.tokenizer, text)
+        return encode_conversation(self.tokenizer, text)
 
     def score_rows(self, rows: Sequence[Sequence[int]], *, batch_size: int = 16) -> Float[Tensor, " batch"]:
-        """The reward of each whole row of token ids, which need not be of the same length; on the CPU."""
+        """The reward of each whole row of token ids, which need not be of the same length; on the CPU.
+
+        Raises:
+            InvalidArgumentError: If a row has no token.
+            ContextLengthError: If a row is longer than the model can read.
+        """
+        limit = cast("RewardModel", self).max_length
+        for index, row in enumerate(rows):
+            if not len(row):
+                raise InvalidArgumentError(
+                    f"Expected tokens in every text, but text {index} has none, and neither begins nor ends with a "
+                    "special token. Leave it out."
+                )
+            if limit is not None and len(row) > limit:
+                raise ContextLengthError(
+                    f"Expected texts of at most {limit} tokens, the context of the reward model, but text {index} has "
+                    f"{len(row)}. Shorten it, or use a reward model with a longer context."
+                )
         scores = [self._score_batch(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
         return torch.cat(scores) if scores else torch.empty(0)
 
     def _score_batch(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, " batch"]:
-        # Padded on the right, so that no architecture sees padding before text.
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
-        input_ids = torch.zeros_like(mask)
-        for row, ids in enumerate(rows):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
+        input_ids, mask = _padded(rows)
         rewards = self.score_tokens(input_ids, mask).cpu()
-        return rewards.gather(1, lengths[:, None] - 1)[:, 0]
+        return rewards.gather(1, mask.sum(-1, keepdim=True) - 1)[:, 0]
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
+    """Rows and their mask, padded on the right, so that no architecture sees padding before text."""
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
+    input_ids = torch.zeros_like(mask)
+    for row, ids in enumerate(rows):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+    return input_ids, mask
 
 
 def positions(mask: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:

@@ -23,7 +23,7 @@ from rgtg_logits.errors import CheckpointError, InvalidArgumentError, RewardMode
 from rgtg_logits.reward_model import RewardModel
 from rgtg_logits.sampling.prompts import Prompt
 from rgtg_logits.scorers import RewardFunction, check_causal, checked_rewards
-from rgtg_logits.tokenization import encode_finished
+from rgtg_logits.tokenization import encode_conversation, encode_finished
 
 Judge = Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
 """Function from prompts and answers to rewards, which may not be finite; None for a text that is too long to read."""
@@ -141,8 +141,7 @@ class RewardModelJudge:
                 "Expected a reward model with a chat template, because the prompts are messages, but its tokenizer has "
                 "none. Use one that was trained on chats, or a function that renders (prompt, response) for it."
             )
-        messages = [*prompt.value, {"role": "assistant", "content": answer}]
-        return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"])
+        return encode_conversation(tokenizer, [*prompt.value, {"role": "assistant", "content": answer}])
 
 
 class ClassifierJudge:
