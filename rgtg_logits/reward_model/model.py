@@ -23,6 +23,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rgtg_logits.errors import InvalidArgumentError, RewardModelError
 from rgtg_logits.profiling import profiled
+from rgtg_logits.reward_model.causality import check_causality
 from rgtg_logits.reward_model.config import RewardModelConfig, read_config
 from rgtg_logits.reward_model.forward import (
     BackboneForward,
@@ -120,6 +121,7 @@ class RewardModel(SavingMixin, ScoringMixin, ViewsMixin):
             CheckpointError: If there is no such repository or folder, if it cannot be downloaded whole, if it holds no
                 safetensors weights or no trained scalar head, or if it needs code of its own (never run here).
             InvalidArgumentError: If there is no such kind, or `trust_remote_code=True` is passed.
+            RewardModelError: If the model reads in both directions, as encoders do; see `check_causality`.
         """
         name = str(name_or_path)
         if more.pop("trust_remote_code", False):
@@ -138,7 +140,9 @@ class RewardModel(SavingMixin, ScoringMixin, ViewsMixin):
                 "rewards of prefixes are untrained. Train one on partial sequences with `rgtg train`.",
                 stacklevel=2,
             )
-        return cls(model, tokenizer, config=config)
+        reward_model = cls(model, tokenizer, config=config)
+        check_causality(reward_model)
+        return reward_model
 
     @property
     def kind(self) -> str:
