@@ -96,6 +96,19 @@ class Checkpoint:
         """Names of all weights."""
         return frozenset().union(*self.weights.values())
 
+    def shape(self, weight: str) -> list[int]:
+        """The shape of a weight, from the header of its file."""
+        with safe_open(self._file_of(weight), "pt") as tensors:
+            return list(tensors.get_slice(weight).get_shape())
+
+    def values(self, weight: str) -> list[float]:
+        """The numbers of a small weight."""
+        with safe_open(self._file_of(weight), "pt") as tensors:
+            return [float(value) for value in tensors.get_tensor(weight).flatten()]
+
+    def _file_of(self, weight: str) -> Path:
+        return self.folder / next(file for file, names in self.weights.items() if weight in names)
+
     def check_weights(self) -> None:
         """Checks that the files of the weights are there and complete.
 

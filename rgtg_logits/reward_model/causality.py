@@ -46,7 +46,7 @@ def check_causality(reward_model: RewardModel) -> None:
         return
     # By itself, because some quantised models let the rows of a batch change each other.
     states, _ = reward_model.hidden_states(texts[:1], torch.ones_like(texts[:1]), None, last=1)
-    rewards = reward_model.rewards(states[:, -1])
+    rewards = reward_model._classifier.rewards(states[:, -1])
     own = reward_model.in_evaluation_mode()(input_ids=texts[:1]).logits[:, 0].to(rewards.device)
     # A reward near 0 is a difference of larger numbers.
     size = max(float(own.abs()), float(states[0, -1].float().norm()) * 1e-2)

@@ -32,6 +32,9 @@ class RewardModelConfig:
             log-probability.
         reward_mean: Mean of the rewards of prefixes of held-out answers, in `unit`.
         reward_std: Their standard deviation.
+        scale: A reward is `scale` times the head's output …
+        offset: … plus this. Other than 1 and 0 where the maker of a model gave its head a bias, or normalises its
+            rewards (OpenRLHF), which transformers' class of classifiers has no place for.
 
     Raises:
         InvalidArgumentError: If there is no such kind, or a reference is given for a kind that uses none.
@@ -45,6 +48,8 @@ class RewardModelConfig:
     beta: float | None = None
     reward_mean: float | None = None
     reward_std: float | None = None
+    scale: float = 1.0
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -67,8 +72,11 @@ class RewardModelConfig:
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
     def to_dict(self) -> dict[str, Any]:
-        """The dict that goes into `config.json`, without values that are None."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        """The dict that goes into `config.json`, without values that are None or change nothing."""
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        if (self.scale, self.offset) == (1.0, 0.0):
+            del values["scale"], values["offset"]
+        return values
 
     @property
     def suggested_beta(self) -> float | None:

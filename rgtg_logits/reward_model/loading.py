@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from torch import nn
@@ -23,6 +23,7 @@ from rgtg_logits.errors import CheckpointError, RewardModelError, RGTGError
 from rgtg_logits.hub import Checkpoint, download_checkpoint
 from rgtg_logits.reward_model.classifiers import classifier_class
 from rgtg_logits.reward_model.config import read_config
+from rgtg_logits.reward_model.layouts import HeadLayout, check_unused, head_layout
 
 HUB_ARGUMENTS = ("token", "cache_dir", "force_download", "local_files_only", "subfolder")
 """Arguments about where files are downloaded from and stored."""
@@ -30,9 +31,23 @@ HEADS = ("score", "classifier", "lm_head", "embed_out")
 """Names of the last layer of sequence classifiers and of language models in transformers."""
 
 
-def load_checkpoint(
-    name: str, kind: str | None, options: dict[str, Any], hub: dict[str, Any]
-) -> tuple[nn.Module, PreTrainedTokenizerBase, dict[str, Any] | None]:
+class LoadedCheckpoint(NamedTuple):
+    """A model from a checkpoint.
+
+    Attributes:
+        model: The model.
+        tokenizer: Its tokenizer.
+        rgtg: `config.rgtg`, if the checkpoint has it.
+        layout: How its head is stored.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    rgtg: dict[str, Any] | None
+    layout: HeadLayout
+
+
+def load_checkpoint(name: str, kind: str | None, options: dict[str, Any], hub: dict[str, Any]) -> LoadedCheckpoint:
     """Loads a model, or an adapter and its base model, from safetensors and without running code of the repository.
 
     Args:
@@ -40,9 +55,6 @@ def load_checkpoint(
         kind: How its rewards are read, if not as the checkpoint says.
         options: Arguments of `from_pretrained` about the weights, such as `dtype`.
         hub: Arguments about the Hub; see `HUB_ARGUMENTS`.
-
-    Returns:
-        The model, its tokenizer, and `config.rgtg` if the checkpoint has it.
 
     Raises:
         CheckpointError: If it cannot be loaded, or is no reward model.
@@ -67,22 +79,30 @@ def load_checkpoint(
         ) from error
 
 
-def _load_whole(
-    checkpoint: Checkpoint, kind: str | None, options: dict[str, Any]
-) -> tuple[nn.Module, PreTrainedTokenizerBase, dict[str, Any] | None]:
+def _load_whole(checkpoint: Checkpoint, kind: str | None, options: dict[str, Any]) -> LoadedCheckpoint:
     config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
     kind = read_config(checkpoint.rgtg, kind).kind
+    layout = None
+    if kind == "causal":
+        check_decoder(config, checkpoint.name)
+        layout = head_layout(checkpoint)
+        if layout is not None and layout.key_mapping:
+            config.architectures = [classifier_class(config).__name__]
+            options = {**options, "key_mapping": layout.key_mapping}
+        if layout is not None and not {"num_labels", "id2label", "label2id"} & checkpoint.config.keys():
+            config.num_labels = 1
     check_architecture(config, checkpoint.name, kind)
-    model, missing = _load_weights(checkpoint, config, kind, options)
+    model, missing, unused = _load_weights(checkpoint, config, kind, options)
     if missing:
         raise _untrained(checkpoint.name, type(model).__name__, missing)
-    return model, _load_tokenizer(checkpoint), checkpoint.rgtg
+    check_unused(checkpoint.name, type(model).__name__, unused)
+    return LoadedCheckpoint(model, _load_tokenizer(checkpoint), checkpoint.rgtg, layout or HeadLayout())
 
 
 def _load_weights(
     checkpoint: Checkpoint, config: Any, kind: str, options: dict[str, Any]
-) -> tuple[PreTrainedModel, set[str]]:
-    """The model, and the names of the weights that the checkpoint lacks."""
+) -> tuple[PreTrainedModel, set[str], set[str]]:
+    """The model, and the names of the weights that the checkpoint lacks, and of those that the model does not use."""
     checkpoint.check_weights()
     loader: Any = AutoModelForCausalLM
     if kind == "causal":
@@ -101,7 +121,7 @@ def _load_weights(
     # Not the folder in the cache: an adapter that is trained on it, and a card, name it as the base model.
     model.name_or_path = model.config.name_or_path = checkpoint.name
     _warn_of_mixing(checkpoint.name, getattr(model.config, "quantization_config", None))
-    return model, set(info["missing_keys"])
+    return model, set(info["missing_keys"]), set(info["unexpected_keys"])
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -113,7 +133,7 @@ def _load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 def _load_adapter(
     checkpoint: Checkpoint, kind: str | None, options: dict[str, Any], hub: dict[str, Any]
-) -> tuple[nn.Module, PreTrainedTokenizerBase, dict[str, Any] | None]:
+) -> LoadedCheckpoint:
     """Loads a PEFT adapter on its base model; what `config.rgtg` says of a whole checkpoint lies beside it."""
     name = checkpoint.name
     try:
@@ -134,7 +154,7 @@ def _load_adapter(
     if kind == "causal":
         config.num_labels = 1
     check_decoder(config, base.name)
-    model, missing = _load_weights(base, config, kind, options)
+    model, missing, _ = _load_weights(base, config, kind, options)
     has_tokenizer = "tokenizer_config.json" in checkpoint.files
     tokenizer = _load_tokenizer(checkpoint if has_tokenizer else base)
     missing |= _make_room(model, len(tokenizer))
@@ -147,7 +167,7 @@ def _load_adapter(
         raise _untrained(name, f"{type(model).__name__} that {base.name!r} does not", missing)
     # In the type of the base model, and not in float32 as for training.
     model = peft.PeftModel.from_pretrained(model, checkpoint.folder, autocast_adapter_dtype=False)
-    return model, tokenizer, checkpoint.rgtg
+    return LoadedCheckpoint(model, tokenizer, checkpoint.rgtg, HeadLayout())
 
 
 def adapter_kind(name: str, task: str | None, stored: dict[str, Any] | None, kind: str | None) -> str:
@@ -243,6 +263,13 @@ def check_architecture(config: Any, name: str, kind: str) -> None:
     """Refuses configurations of models from which rewards of the kind cannot be read."""
     architectures = config.architectures or []
     is_classifier = any("ForSequenceClassification" in item for item in architectures)
+    is_language_model = any(item.endswith(("ForCausalLM", "LMHeadModel")) for item in architectures)
+    if kind == "causal" and architectures and not is_classifier and not is_language_model:
+        raise CheckpointError(
+            f"Expected {name!r} to be a …ForSequenceClassification checkpoint, or one linear head of one output beside "
+            f"a causal backbone, but it is {', '.join(architectures)} with another head, whose code is never run here. "
+            "Load it with its own code, and pass a function of texts to WeightedScorer, or to `rgtg pairs --reward`."
+        )
     if kind == "causal" and architectures and not is_classifier:
         raise CheckpointError(
             f"Expected {name!r} to be a …ForSequenceClassification checkpoint, but it is {', '.join(architectures)}, "

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -132,8 +133,10 @@ class RewardModel(SavingMixin, ScoringMixin, ViewsMixin):
         hub = {"revision": revision, **{key: more.pop(key) for key in HUB_ARGUMENTS if key in more}}
         options = {"dtype": dtype or "auto", "device_map": device_map, "quantization_config": quantization_config}
         options = {key: value for key, value in (options | more).items() if value is not None}
-        model, tokenizer, stored = load_checkpoint(name, kind, options, hub)
+        model, tokenizer, stored, layout = load_checkpoint(name, kind, options, hub)
         config = read_config(stored, kind)
+        if stored is None:
+            config = replace(config, scale=layout.scale, offset=layout.offset)
         if stored is None and config.kind == "causal":
             warnings.warn(
                 f"{name!r} does not say how it was trained, so it is taken to be a reward model of finished texts: its "
@@ -293,9 +296,11 @@ class RewardModel(SavingMixin, ScoringMixin, ViewsMixin):
 
     @profiled("head")
     def rewards(self, hidden: Float[Tensor, "*shape hidden"]) -> Float[Tensor, "*shape"]:
-        """Reads rewards (float32, in the model's own unit) from last hidden states.
+        """Reads rewards (float32, in the model's own unit) from last hidden states; see `RewardModelConfig.scale`.
 
         Raises:
             RewardModelError: If the model has no scalar head.
         """
-        return self._classifier.rewards(hidden)
+        outputs = self._classifier.rewards(hidden)
+        scale, offset = self.config.scale, self.config.offset
+        return outputs if (scale, offset) == (1.0, 0.0) else outputs * scale + offset
