@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import RewardConfig
 
+from rgtg_logits.data_formats import NAMES, mapped_columns
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.objectives import OBJECTIVES, Objective
 from rgtg_logits.reward_model import RewardModelConfig
@@ -50,6 +51,10 @@ class PartialRewardConfig(RewardConfig):
             packing with a 4D attention mask). It gives the same rewards with fewer tokens, which pays where prompts are
             longer than answers. The first batch shows whether a model can be read like this; if not, it is read as
             usual, with a warning. For pairs and the kind "causal".
+        dataset_format: The format of all data: "auto" recognises well-known preference sets by their columns, a name
+            chooses one (`rgtg_logits.data_formats.FORMATS` is the table). `rgtg data` shows what is read.
+        columns: Columns of the data under other names, as a mapping or as words: `["prompt=question", "chosen=best"]`.
+            "prompt=" says that there is no prompt.
         resume_from_checkpoint: The folder of a checkpoint, or true for the newest complete one in the output folder, or
             the beginning if there is none yet.
 
@@ -111,6 +116,21 @@ class PartialRewardConfig(RewardConfig):
         },
     )
 
+    dataset_format: str = field(
+        default="auto",
+        metadata={
+            "help": "Format of the data: 'auto' recognises well-known preference sets by their columns; `rgtg data` "
+            f"shows what is read. Or one of {', '.join(NAMES)}."
+        },
+    )
+
+    columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Columns under other names, such as prompt=question chosen=best; 'prompt=' says there is no prompt."
+        },
+    )
+
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
@@ -159,6 +179,7 @@ class PartialRewardConfig(RewardConfig):
                 f"got it for {self.objective!r} and {self.kind!r}. Leave it out."
             )
         self._check_numbers()
+        mapped_columns(self.columns)
         # Before the base classes, which check bf16 against the device.
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()

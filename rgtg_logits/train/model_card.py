@@ -17,13 +17,14 @@ from peft import PeftModel
 from trl import RewardTrainer
 
 from rgtg_logits.card import CardFacts, DataFacts, PrefixEvaluation, RewardDistribution, write_card
+from rgtg_logits.data_formats import REASONS
 from rgtg_logits.objectives import OBJECTIVES
 from rgtg_logits.prefix_accuracy import PERCENTS, standard_error
 from rgtg_logits.reward_model import RewardModelConfig, unwrap_adapter
 from rgtg_logits.tokenization import text_boundaries
 from rgtg_logits.train.metrics import EvaluationMetrics
 from rgtg_logits.train.objectives import LossSettings
-from rgtg_logits.train.preprocessing import REASONS, RowCounts
+from rgtg_logits.train.preprocessing import RowCounts
 
 # The training arguments that shape the weights; a card lists those that differ from their defaults.
 _HYPERPARAMETERS = (

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
 from numbers import Real
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Value
 from transformers import PreTrainedTokenizerBase
 
+from rgtg_logits.data_formats import DATA, REASONS, Reading
 from rgtg_logits.errors import InvalidArgumentError
-from rgtg_logits.objectives import OBJECTIVES, Objective
-from rgtg_logits.tokenization import common_prefix_length, encode_finished
+from rgtg_logits.objectives import Objective
+from rgtg_logits.tokenization import common_prefix_length
+from rgtg_logits.train.completions import answer_tokens, whole_tokens
+from rgtg_logits.train.dataset_columns import DataChoice, check_columns, nothing_left
 from rgtg_logits.train.length_limit import LengthLimit
 
-REASONS = ("empty", "one_sided", "identical", "too_long", "unusable")
-"""Why rows are left out; see `RowCounts`."""
+logger = logging.getLogger(__name__)
+
 REASON = "left_out_because"
 """Temporary column: why the row is left out, one of `REASONS`; empty if it is kept."""
 CUT = "was_cut"
 """Temporary column: whether the row was cut at `max_length`."""
-
-_COLUMNS = {
-    "pairs": (("chosen", "rejected"), ("chosen_ids", "rejected_ids"), ("chosen_input_ids", "rejected_input_ids")),
-    "labels": tuple(
-        (answer, reward) for answer in ("completion", "text", "input_ids") for reward in ("reward", "label")
-    ),
-}
-_COLUMNS_IN_WORDS = {
-    "pairs": "'chosen' and 'rejected' (and perhaps 'prompt' and 'margin')",
-    "labels": "'completion' or 'text', and 'reward' or 'label' (and perhaps 'prompt')",
-}
-_ROWS_IN_WORDS = {
-    "pairs": "pairs of two different, non-empty answers",
-    "labels": "non-empty answers with a reward each",
-}
 
 
 @dataclass(frozen=True)
@@ -52,6 +43,8 @@ class RowCounts:
         identical: Left out because both texts of a pair are the same, or become the same when cut.
         too_long: Left out because a text is longer than `max_length` tokens.
         unusable: Left out because the prompt is missing, or a margin or reward is missing or no finite number.
+        tied: Left out because neither answer of a pair is preferred.
+        mismatched: Left out because the answers are conversations that do not hold the row's prompt.
     """
 
     kept: int
@@ -61,6 +54,8 @@ class RowCounts:
     identical: int = 0
     too_long: int = 0
     unusable: int = 0
+    tied: int = 0
+    mismatched: int = 0
 
     @property
     def left_out(self) -> int:
@@ -82,13 +77,22 @@ class DatasetPreparation:
         name: Name of the data in messages.
         limit: How long texts may be.
         num_proc: Number of processes that `datasets` may use.
+        choice: What the user says about its columns.
     """
 
-    def __init__(self, objective: Objective, name: str, limit: LengthLimit, num_proc: int | None = None) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        name: str,
+        limit: LengthLimit,
+        num_proc: int | None = None,
+        choice: DataChoice | None = None,
+    ) -> None:
         self._objective = objective
         self._name = name
         self._limit = limit
         self._num_proc = num_proc
+        self._choice = choice or DataChoice()
         self._reasons: Counter[str] = Counter()
         self._cut = 0
 
@@ -97,26 +101,25 @@ class DatasetPreparation:
 
         Args:
             dataset: Texts, messages or tokens.
-            tokenizer: The reward model's, for texts.
-            tokenized: Turns messages into tokens, and leaves tokens as they are.
+            tokenizer: The reward model's, for texts and messages.
+            tokenized: Gives rows that are tokens already the present names of their columns.
         """
-        columns = check_columns(dataset, self._objective, self._name)
-        if {"chosen", "rejected"} <= set(columns) and "chosen_ids" not in columns:
-            dataset = self._without_problems(dataset)
-            dataset = _without_repeated_prompt(dataset)
-            dataset = self._encoded_texts(dataset, tokenizer)
-        return self._shaped(tokenized(dataset), _shape_pair, {"limit": self._limit})
+        reading = check_columns(dataset, self._objective, self._name, self._choice)
+        if reading is not None:
+            dataset = self._encoded(dataset, reading, tokenizer)
+        return self._shaped(tokenized(dataset), _shape_pair)
 
-    def labels(self, dataset: Any, tokenized: Callable[[Mapping[str, Any]], tuple[list[int], int]]) -> Any:
+    def labels(self, dataset: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
         """Answers with a reward each, as `input_ids`, `start` (number of tokens of the prompt) and `reward`.
 
         Args:
             dataset: Texts, messages or tokens.
-            tokenized: Returns the tokens of a row, and how many of them are the prompt.
+            tokenizer: The reward model's, for texts and messages.
         """
-        columns = check_columns(dataset, self._objective, self._name)
-        options = {"limit": self._limit, "tokenized": tokenized}
-        return self._shaped(dataset, _shape_label, options, remove_columns=columns)
+        reading = check_columns(dataset, self._objective, self._name, self._choice)
+        if reading is not None:
+            dataset = self._encoded(dataset, reading, tokenizer)
+        return self._shaped(dataset, _shape_label)
 
     def counts(self, dataset: Any) -> RowCounts | None:
         """The counts of rows, from the prepared data; None for streamed data."""
@@ -124,24 +127,49 @@ class DatasetPreparation:
             return None
         return RowCounts(len(dataset), self._cut, **{reason: self._reasons[reason] for reason in REASONS})
 
-    def _without_problems(self, dataset: Any) -> Any:
-        """Leaves out pairs that cannot be tokenised."""
-        if not isinstance(dataset, Dataset):
-            return dataset.filter(_is_usable)
-        options = {"remove_columns": dataset.column_names, **self._options(dataset, "Checking")}
-        return self._kept(dataset, dataset.map(_problem_of, **options)[REASON])
+    def _encoded(self, dataset: Any, reading: Reading, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """The tokens of all rows in which there are prompt and answers."""
+        if reading.unread:
+            columns = ", ".join(map(repr, reading.unread))
+            logger.warning("%s data: texts in the columns %s are not read.", self._name, columns)
+        logger.info("%s data: read in the format %r (%s).", self._name, reading.format.name, reading.format.sets)
+        encode = partial(_encode, reading, tokenizer)
+        if reading.data in reading.format.whole:
+            return self._encoded_at_once(dataset, reading, encode)
+        features = _features(reading)
+        batch = partial(_encode_batch, encode, reading, tuple(features))
+        options: dict[str, Any] = {
+            "batched": True, "with_indices": True, "remove_columns": dataset.column_names, "features": features,
+        }  # fmt: skip
+        if isinstance(dataset, IterableDataset):
+            options["remove_columns"] = options["remove_columns"] or list(_first_row(dataset))
+            return dataset.map(batch, **options).filter(_is_kept).remove_columns([REASON])
+        dataset = dataset.map(batch, **options, **self._options(dataset, "Tokenizing"))
+        return self._kept(dataset, dataset[REASON]).remove_columns([REASON])
 
-    def _encoded_texts(self, dataset: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
-        """Adds the tokens of pairs of texts; messages are left to TRL."""
-        row: Mapping[str, Any] = next(iter(dataset), {})
-        if not isinstance(row.get("chosen"), str):
-            return dataset
-        options = self._options(dataset, "Tokenizing")
-        return dataset.map(_encode_pair, fn_kwargs={"tokenizer": tokenizer}, **options)
+    def _encoded_at_once(
+        self, dataset: Any, reading: Reading, encode: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> Any:
+        """The tokens of rows that are made of several rows of the data."""
+        if isinstance(dataset, IterableDataset):
+            raise InvalidArgumentError(
+                f"Expected all rows of the {self._name} data at once, because in the format {reading.format.name!r} a "
+                "row is made of several, but they are streamed. Leave out --dataset_streaming."
+            )
+        rows = []
+        for each in reading.all_rows(dataset):
+            if isinstance(each, str):
+                self._reasons[each] += 1
+            else:
+                rows.append(encode(each))
+        if not rows:
+            raise nothing_left(self._objective, self._name, self._reasons)
+        return Dataset.from_list(rows)
 
-    def _shaped(self, dataset: Any, shape: Callable[..., Any], arguments: dict[str, Any], **options: Any) -> Any:
+    def _shaped(self, dataset: Any, shape: Callable[..., Any]) -> Any:
         """Cuts rows, and leaves out those that cannot be used."""
-        dataset = dataset.map(shape, fn_kwargs=arguments, **options, **self._options(dataset, "Cutting"))
+        arguments = {"limit": self._limit}
+        dataset = dataset.map(shape, fn_kwargs=arguments, **self._options(dataset, "Cutting"))
         if isinstance(dataset, IterableDataset):
             return dataset.filter(_is_kept).remove_columns([REASON, CUT])
         self._cut += sum(dataset[CUT])
@@ -151,7 +179,7 @@ class DatasetPreparation:
         self._reasons.update(reasons)
         kept = [row for row, reason in enumerate(reasons) if not reason]
         if not kept:
-            raise _nothing_left(self._objective, self._name, self._reasons)
+            raise nothing_left(self._objective, self._name, self._reasons)
         return dataset if len(kept) == len(dataset) else dataset.select(kept)
 
     def _options(self, dataset: Any, activity: str) -> dict[str, Any]:
@@ -160,110 +188,60 @@ class DatasetPreparation:
         return {"num_proc": self._num_proc, "desc": f"{activity} the {self._name} data"}
 
 
-def check_datasets(objective: Objective, train: Any, evaluation: Any) -> None:
-    """Checks the columns of the training data and of all evaluation data; see `check_columns`.
-
-    Other objects than data sets are left to TRL to refuse.
-    """
-    sets = evaluation if isinstance(evaluation, Mapping) else {"eval": evaluation}
-    for name, dataset in [("train", train), *sets.items()]:
-        if isinstance(dataset, (Dataset, IterableDataset)):
-            check_columns(dataset, objective, name)
-
-
-def check_columns(dataset: Any, objective: Objective, name: str) -> list[str]:
-    """Checks that a data set has the columns that an objective learns from, and returns all its columns.
-
-    Args:
-        dataset: The data.
-        objective: The objective that is trained or evaluated.
-        name: Name of the data in messages.
-
-    Raises:
-        InvalidArgumentError: If a column is missing, or there is no row.
-    """
-    columns = dataset.column_names
-    if columns is None:
-        columns = list(_first_row(dataset))
-    if not columns or (isinstance(dataset, Dataset) and not len(dataset)):
-        raise _nothing_left(objective, name, Counter())
-    data = objective.data
-    if not _fits(objective, columns):
-        fitting = [other.name for other in OBJECTIVES.values() if _fits(other, columns)]
-        advice = f"choose one of the objectives {', '.join(fitting)}" if fitting else "rename its columns"
-        raise InvalidArgumentError(
-            f"Expected the {name} data to have the columns {_COLUMNS_IN_WORDS[data]}, because the objective "
-            f"{objective.name!r} learns from {_ROWS_IN_WORDS[data]}, but got {', '.join(map(repr, columns))}. Use "
-            f"other data, or {advice}."
-        )
-    return list(columns)
-
-
 def add_lengths(dataset: Dataset, column: str, num_proc: int | None = None) -> Dataset:
     """Adds a column for length-grouped batching: the length of the longer text of each tokenised pair."""
     return dataset.map(_length, fn_kwargs={"column": column}, num_proc=num_proc)
 
 
-def has_text(answer: Any) -> bool:
-    """Whether there is an answer: a text, or messages of which the last one is not empty."""
-    if isinstance(answer, list):
-        return bool(answer) and any(value for key, value in answer[-1].items() if key != "role")
-    return isinstance(answer, str) and bool(answer)
-
-
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number or a boolean."""
-    return isinstance(value, Real) and math.isfinite(value)
-
-
-def _nothing_left(objective: Objective, name: str, counts: Mapping[str, int]) -> InvalidArgumentError:
-    reasons = ", ".join(f"{counts[reason]} {reason.replace('_', ' ')}" for reason in REASONS)
-    return InvalidArgumentError(
-        f"Expected the {name} data to hold {_ROWS_IN_WORDS[objective.data]} within max_length tokens, but none is left "
-        f"({reasons}). Check the columns {_COLUMNS_IN_WORDS[objective.data]}, or raise max_length."
-    )
-
-
-def _fits(objective: Objective, columns: Sequence[str]) -> bool:
-    return any(set(names) <= set(columns) for names in _COLUMNS[objective.data])
-
-
-def _problem(row: Mapping[str, Any]) -> str:
-    """Why a pair of texts or messages cannot be tokenised; empty if it can."""
-    answered = [has_text(row.get(column)) for column in ("chosen", "rejected")]
-    if not all(answered):
-        return "one_sided" if any(answered) else "empty"
-    # A prompt may be an empty text, but not a conversation without messages.
-    return "unusable" if "prompt" in row and row["prompt"] in (None, []) else ""
-
-
-def _problem_of(row: Mapping[str, Any]) -> dict[str, str]:
-    return {REASON: _problem(row)}
+    return isinstance(value, (Real, Decimal)) and math.isfinite(value)
 
 
 def _length(row: Mapping[str, Any], column: str) -> dict[str, int]:
     return {column: max(len(row["chosen_ids"]), len(row["rejected_ids"]))}
 
 
-def _is_usable(row: Mapping[str, Any]) -> bool:
-    return not _problem(row)
-
-
 def _is_kept(row: Mapping[str, Any]) -> bool:
     return not row[REASON]
 
 
-def _without_repeated_prompt(dataset: Any) -> Any:
-    """Removes the column `prompt` where it is text beside whole conversations: in many data sets they begin with it."""
-    row = _first_row(dataset)
-    repeated = isinstance(row.get("prompt"), str) and isinstance(row.get("chosen"), list)
-    return dataset.remove_columns("prompt") if repeated else dataset
+def _encode(reading: Reading, tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> dict[str, Any]:
+    """The tokens of a row that was read, and its margin or reward."""
+    between = reading.format.between if reading.format.native else None
+    if reading.data == "pairs":
+        ids = {f"{name}_ids": whole_tokens(row, row[name], tokenizer, between) for name in DATA["pairs"]}
+        return {**ids, "margin": _number(row["margin"])} if "margin" in row else ids
+    tokens, start = answer_tokens(row, tokenizer, between)
+    return {"input_ids": tokens, "start": start, "reward": _number(row["reward"])}
 
 
-def _encode_pair(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """The tokens of two finished texts, where TRL (1.16) would add a second end to what a tokenizer closes itself."""
-    prompt = row.get("prompt", "")
-    return {f"{name}_ids": encode_finished(tokenizer, prompt + row[name]) for name in ("chosen", "rejected")}
+def _number(value: Any) -> float | None:
+    return float(value) if is_number(value) else None
+
+
+def _features(reading: Reading) -> Features:
+    """The columns of encoded rows: not inferred, because a whole batch of rows may be left out."""
+    tokens = [Value("int64")]
+    if reading.data == "labels":
+        return Features(input_ids=tokens, start=Value("int64"), reward=Value("float64"), **{REASON: Value("string")})
+    margin = {"margin": Value("float64")} if reading.has_margin else {}
+    return Features(chosen_ids=tokens, rejected_ids=tokens, **margin, **{REASON: Value("string")})
+
+
+def _encode_batch(
+    encode: Callable[[dict[str, Any]], dict[str, Any]],
+    reading: Reading,
+    columns: Sequence[str],
+    batch: Mapping[str, Any],
+    indices: list[int],
+) -> dict[str, list[Any]]:
+    """Tokenises rows; those that cannot be read stay, with the reason, to be counted."""
+    rows: list[dict[str, Any]] = []
+    for position, index in enumerate(indices):
+        for each in reading.rows({name: values[position] for name, values in batch.items()}, index):
+            rows.append({REASON: each} if isinstance(each, str) else {**encode(each), REASON: ""})
+    return {name: [row.get(name) for row in rows] for name in columns}
 
 
 def _first_row(dataset: Any) -> Mapping[str, Any]:
@@ -290,22 +268,18 @@ def _shape_pair(row: Mapping[str, Any], limit: LengthLimit) -> dict[str, Any]:
     return {"chosen_ids": texts[0], "rejected_ids": texts[1], REASON: reason, CUT: cut and not reason}
 
 
-def _shape_label(
-    row: Mapping[str, Any], limit: LengthLimit, tokenized: Callable[[Mapping[str, Any]], tuple[list[int], int]]
-) -> dict[str, Any]:
+def _shape_label(row: Mapping[str, Any], limit: LengthLimit) -> dict[str, Any]:
     reward = row.get("reward", row.get("label"))
-    has_answer = bool(row["input_ids"]) if "input_ids" in row else has_text(row.get("completion", row.get("text")))
-    ids: list[int] = []
-    start = 0
+    ids = list(row["input_ids"] or [])
+    start = min(int(row.get("start") or 0), max(len(ids) - 1, 0))
     reason = ""
-    if not has_answer:
+    if not ids:
         reason = "empty"
-    elif not is_number(reward) or row.get("prompt", "") is None:
+    elif not is_number(reward):
         reason = "unusable"
-    else:
-        ids, start = tokenized(row)
-        reason = "too_long" if limit.exceeded([ids]) and not limit.cuts else ""
+    elif limit.exceeded([ids]) and not limit.cuts:
+        reason = "too_long"
     cut = not reason and limit.exceeded([ids])
     (ids,), lost = limit.cut([ids], start)
-    number = float(reward) if is_number(reward) else 0.0
+    number = float(reward) if reward is not None and is_number(reward) else 0.0
     return {"input_ids": ids, "start": start - lost, "reward": number, REASON: reason, CUT: cut}

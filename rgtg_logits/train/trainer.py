@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from rgtg_logits.prefix_accuracy import pair_lengths
 from rgtg_logits.reward_model import unwrap_adapter
 from rgtg_logits.train.checkpoints import AtomicCheckpointMixin
 from rgtg_logits.train.collators import DataCollatorForRewardLabels
-from rgtg_logits.train.completions import answer_tokens
 from rgtg_logits.train.config import PartialRewardConfig
+from rgtg_logits.train.dataset_columns import DataChoice, check_datasets
 from rgtg_logits.train.length_limit import LengthLimit
 from rgtg_logits.train.losses import last_rewards
 from rgtg_logits.train.metrics import EvaluationMetrics, aggregate, correlation, row_statistics
@@ -44,7 +43,7 @@ from rgtg_logits.train.models import (
 )
 from rgtg_logits.train.objectives import LOSSES, LabelBatch, LossTerms, PairBatch, PrefixRewards
 from rgtg_logits.train.packing import SharedPromptReader
-from rgtg_logits.train.preprocessing import DatasetPreparation, RowCounts, add_lengths, check_datasets
+from rgtg_logits.train.preprocessing import DatasetPreparation, RowCounts, add_lengths
 from rgtg_logits.train.push import HubPushMixin
 from rgtg_logits.train.reward_reader import RewardReader
 
@@ -116,7 +115,8 @@ class PartialRewardTrainer(HubPushMixin, ModelCardMixin, AtomicCheckpointMixin, 
         self.evaluations: dict[str, EvaluationRecord] = {}
         self._training_data_prepared = False
         self._eval_statistics: list[Tensor] = []
-        check_datasets(args.objective_definition, train_dataset, eval_dataset)  # Before anything is loaded.
+        # Before anything is loaded.
+        check_datasets(args.objective_definition, train_dataset, eval_dataset, _data_choice(args))
         loaded_here = isinstance(model, str)
         if isinstance(model, str):
             processing_class = processing_class or load_tokenizer(model, args)
@@ -185,9 +185,11 @@ class PartialRewardTrainer(HubPushMixin, ModelCardMixin, AtomicCheckpointMixin, 
         training = not self._training_data_prepared
         self._training_data_prepared = True
         limit = LengthLimit(args.max_length, training and self._objective.every_prefix, processing_class.bos_token_id)
-        preparation = DatasetPreparation(self._objective, dataset_name, limit, args.dataset_num_proc)
+        preparation = DatasetPreparation(
+            self._objective, dataset_name, limit, args.dataset_num_proc, _data_choice(args)
+        )
         if self._objective.data == "labels":
-            dataset = preparation.labels(dataset, partial(answer_tokens, tokenizer=processing_class))
+            dataset = preparation.labels(dataset, processing_class)
         else:
             # TRL leaves out long rows unless its arguments have no limit, so it gets a copy of them without one.
             unlimited = copy.copy(args)
@@ -365,3 +367,7 @@ def _training_arguments(args: RewardConfig | None, model: str | PreTrainedModel 
             "Build the arguments with rgtg_logits.train.PartialRewardConfig."
         )
     return args
+
+
+def _data_choice(args: PartialRewardConfig) -> DataChoice:
+    return DataChoice(args.dataset_format, args.columns)

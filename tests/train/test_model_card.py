@@ -33,7 +33,7 @@ from rgtg_logits.train.model_card import (
 from rgtg_logits.train.objectives import LossSettings
 from rgtg_logits.train.preprocessing import RowCounts
 
-NONE_LEFT_OUT = {"empty": 0, "one sided": 0, "identical": 0, "too long": 0, "unusable": 0}
+NONE_LEFT_OUT = {"empty": 0, "one sided": 0, "identical": 0, "too long": 0, "unusable": 0, "tied": 0, "mismatched": 0}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

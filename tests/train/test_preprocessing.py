@@ -130,11 +130,10 @@ def test_an_answer_may_share_a_token_with_the_prompt(tokenizer) -> None:
     assert start < len(tokenizer("the film was go")["input_ids"])
 
 
-@pytest.mark.parametrize("column", ["completion", "text"])
-def test_an_answer_without_a_prompt(column: str) -> None:
+def test_an_answer_without_a_prompt() -> None:
     plain, begins = tiny_tokenizer(), tiny_tokenizer(adds_bos=True)
-    assert answer_tokens({column: "good"}, plain)[1] == 0
-    ids, start = answer_tokens({column: "good"}, begins)
+    assert answer_tokens({"prompt": "", "completion": "good"}, plain)[1] == 0
+    ids, start = answer_tokens({"prompt": "", "completion": "good"}, begins)
     assert (ids[0], start) == (begins.bos_token_id, 1)
 
 
@@ -147,11 +146,8 @@ def test_the_tokens_of_a_conversation(chat) -> None:
     tools = [{"type": "function", "function": {"name": "look"}}]
     for given in (tools, json.dumps(tools)):
         assert chat.decode(answer_tokens({**row, "tools": given}, chat)[0]).startswith("1 user :")
-    assert answer_tokens({"completion": user("film") + assistant("good")}, chat) == (ids, 0)
-    with pytest.raises(
-        InvalidArgumentError, match=r"both as texts, or both as lists of messages, but got str and list"
-    ):
-        answer_tokens({**row, "prompt": "film"}, chat)
+    whole = {"prompt": [], "completion": user("film") + assistant("good")}
+    assert answer_tokens(whole, chat) == (ids, 0)
 
 
 def test_a_batch_of_answers() -> None:
