@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rgtg_logits.data_files import open_stream
+from rgtg_logits.data_files import open_stream, reading
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.prefix_accuracy import PERCENTS, PairRewards, pair_lengths, prefix_wins, standard_error
 from rgtg_logits.reward_model import RewardModel
@@ -56,19 +56,12 @@ def read_pairs(name: str, count: int) -> list[Mapping[str, Any]]:
     Raises:
         InvalidArgumentError: If `datasets` is missing, or there is no such file, data set or column.
     """
-    try:
-        # Streamed, because a few hundred rows are read of what may be gigabytes.
-        splits = open_stream(name, "preference pairs", "--pairs")
+    # Streamed, because a few hundred rows are read of what may be gigabytes.
+    splits = open_stream(name, "preference pairs", "--pairs")
+    with reading(name, "--pairs"):
         preferred = [split for split in SPLITS if split in splits]
         split = preferred[0] if preferred else next(iter(splits))
         rows = list(splits[split].take(count))
-    except InvalidArgumentError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InvalidArgumentError(
-            f"Expected {name!r} to be a json, jsonl, csv or parquet file, a folder of such files, or the Hub id of a "
-            f"data set, but reading it failed: {error} Check --pairs."
-        ) from error
     if not rows or not {"chosen", "rejected"} <= set(rows[0]):
         raise InvalidArgumentError(
             f"Expected {name!r} to hold rows with the columns chosen and rejected (and perhaps prompt), but got "

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rgtg_logits.data_files import builder_for, open_stream
+from rgtg_logits.data_files import builder_for, open_stream, reading
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.scorers import Detokenizer
 from rgtg_logits.tokenization import encode_prompt
@@ -56,21 +56,14 @@ def read_prompts(name: str, column: str | None, split: str | None, limit: int | 
         InvalidArgumentError: If the package `datasets` is missing; if there is no such file, data set, split or column;
             or if the column does not hold prompts.
     """
-    try:
-        splits = open_stream(name, "prompts", "--prompts")
+    splits = open_stream(name, "prompts", "--prompts")
+    with reading(name, "--prompts"):
         rows = iter(splits[_split(splits, name, split)])
         if builder_for(name) == "text":
             rows = (row for row in rows if row["text"].strip())
         first = list(islice(rows, 1))
         column = _column(first, name, column)
         values = [row.get(column) for row in islice(chain(first, rows), limit)]
-    except InvalidArgumentError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InvalidArgumentError(
-            f"Expected {name!r} to be a json, jsonl, csv, parquet or txt file, a folder of such files, or the Hub id "
-            f"of a data set, but reading it failed: {error} Check --prompts."
-        ) from error
     return [_prompt(value, name, column, number) for number, value in enumerate(values)]
 
 

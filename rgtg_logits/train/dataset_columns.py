@@ -37,7 +37,7 @@ _ROWS_IN_WORDS = {
 
 @dataclass(frozen=True)
 class DataChoice:
-    """What the user says about the columns of a data set.
+    """The user's word on the format and the columns of a data set.
 
     Attributes:
         dataset_format: Name of a format, or "auto".

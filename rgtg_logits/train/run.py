@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from datasets import load_dataset, load_from_disk
 from packaging.version import Version
 from trl import (
     DatasetMixtureConfig,
@@ -18,7 +17,7 @@ from trl import (
     get_quantization_config,
 )
 
-from rgtg_logits.data_files import DATA_FILE_BUILDERS, builder_for
+from rgtg_logits.data_files import DATA_FILE_BUILDERS, builder_for, open_splits
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.train.arguments import TrainingParser
 from rgtg_logits.train.config import PartialRewardConfig
@@ -95,20 +94,16 @@ def load_training_data(name: str, config: str | None = None, *, streaming: bool 
         The data set's splits; those of a file are `{"train": ...}`.
 
     Raises:
-        InvalidArgumentError: If the file is of an unknown type.
+        InvalidArgumentError: If the file is of an unknown type, damaged or empty.
     """
     path = Path(name)
-    if path.is_file():
-        builder = builder_for(name)
-        if builder is None or builder == "text":
-            raise InvalidArgumentError(
-                f"Expected a data file that ends in one of {', '.join(_SUFFIXES)} (or .gz after it), but got "
-                f"{path.name!r}. Convert it, or name a folder or a Hub id."
-            )
-        return load_dataset(builder, data_files={"train": name}, streaming=streaming)
-    if (path / "dataset_dict.json").is_file():
-        return load_from_disk(name)
-    return load_dataset(name, name=config, streaming=streaming)
+    if path.is_file() and builder_for(name) in (None, "text"):
+        raise InvalidArgumentError(
+            f"Expected a data file that ends in one of {', '.join(_SUFFIXES[:4])} (or {', '.join(_SUFFIXES[4:])}; "
+            f"perhaps with .gz or .zst), but got "
+            f"{path.name!r}. Convert it, or name a folder or a Hub id."
+        )
+    return open_splits(name, "--dataset_name", config=config, streaming=streaming)
 
 
 def _load_splits(script: ScriptArguments, mixture: DatasetMixtureConfig) -> tuple[Any, str | None]:

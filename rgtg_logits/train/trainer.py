@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardConfig, RewardTrainer
 
+from rgtg_logits.data_files import nothing_written_beside
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.hub import RGTG_FILE
 from rgtg_logits.prefix_accuracy import pair_lengths
@@ -176,6 +177,12 @@ class PartialRewardTrainer(HubPushMixin, ModelCardMixin, AtomicCheckpointMixin, 
     def _prepare_dataset(
         self, dataset: Any, processing_class: PreTrainedTokenizerBase, args: PartialRewardConfig, dataset_name: str
     ) -> Any:
+        with nothing_written_beside(dataset):
+            return self._prepared(dataset, processing_class, args, dataset_name)
+
+    def _prepared(
+        self, dataset: Any, processing_class: PreTrainedTokenizerBase, args: PartialRewardConfig, dataset_name: str
+    ) -> Any:
         if processing_class.eos_token is None:
             raise InvalidArgumentError(
                 "Expected a tokenizer with an end-of-text token, which closes a finished answer, but it has none. "
@@ -194,9 +201,9 @@ class PartialRewardTrainer(HubPushMixin, ModelCardMixin, AtomicCheckpointMixin, 
             # TRL leaves out long rows unless its arguments have no limit, so it gets a copy of them without one.
             unlimited = copy.copy(args)
             unlimited.max_length = None
-            tokenize = super()._prepare_dataset
+            tokenize = RewardTrainer._prepare_dataset
             dataset = preparation.pairs(
-                dataset, processing_class, lambda rows: tokenize(rows, processing_class, unlimited, dataset_name)
+                dataset, processing_class, lambda rows: tokenize(self, rows, processing_class, unlimited, dataset_name)
             )
         counts = preparation.counts(dataset)
         # For length-grouped batching the trainer (transformers 5.23) measures the column "input_ids", which pairs lack.
