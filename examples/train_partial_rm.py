@@ -52,9 +52,11 @@ def main() -> None:
         peft_config=get_peft_config(model),
     )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    # Saved before anything that may fail.
+    trainer.save_model(args.output_dir)
     if args.eval_strategy != "no":
         trainer.evaluate()
-    trainer.save_model(args.output_dir)
+        trainer.save_config()
     trainer.create_model_card(dataset_name=script.dataset_name)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)

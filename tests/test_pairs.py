@@ -383,6 +383,17 @@ def test_without_the_package_that_reads_data(monkeypatch):
         read_prompts("prompts.jsonl", None, None, None)
 
 
+def test_a_run_that_failed_before_its_first_answer(make):
+    """Its settings, which were wrong, do not refuse the corrected ones; neither do those of one that was killed then."""
+    wrong = make(reward="test_pairs:no_such_function")
+    for _ in range(2):
+        with pytest.raises(InvalidArgumentError, match="no_such_function"):
+            make_pairs(wrong)
+    settings = make()
+    make_pairs(settings)
+    assert sorted(path.name for path in Path(settings.output).parent.iterdir()) == ["pairs.facts", "pairs.jsonl"]
+
+
 # On to training
 
 

@@ -82,6 +82,7 @@ def make_pairs(settings: PairSettings, progress: Progress | None = None) -> Pair
     part = output.with_suffix(".part")
     _check_free(output, part)
     values = read_prompts(settings.prompts, settings.prompt_column, settings.split, settings.limit)
+    _remove_unused(part)
     # Before any model is loaded, because other settings are an error.
     journal = Journal(part, {**settings.identity(), "prompts_digest": digest_prompts(values)})
     model, tokenizer = load_base_model(settings.base, device, dtype)
@@ -125,6 +126,17 @@ def _check_free(output: Path, part: Path) -> None:
                 f"Expected --output {str(output)!r} to be new, but {path.name!r} exists there. Move it away, or write "
                 "to another file."
             )
+
+
+def _remove_unused(part: Path) -> None:
+    """Removes the journal of a run that ended before its first answer: it holds nothing but that run's settings."""
+    if not part.is_file():
+        return
+    with part.open("rb") as lines:
+        lines.readline()
+        has_answers = lines.readline().endswith(b"\n")
+    if not has_answers:
+        part.unlink()
 
 
 def _answer_prompts(

@@ -13,9 +13,11 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -56,6 +58,8 @@ class AtomicCheckpointMixin(Trainer):
             CheckpointError: If the given folder is not a complete checkpoint.
         """
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is not None:
+            logger.warning("The training is resumed from %s.", checkpoint)
         if self.args.should_save:
             remove_leftovers(self.args.output_dir)
         self.accelerator.wait_for_everyone()
@@ -85,6 +89,13 @@ class AtomicCheckpointMixin(Trainer):
         self.model_wrapped = self.model
         self.accelerator.free_memory()
         super().end()
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        # An evaluation in the order of the rows: grouped, the trainer (transformers 5.24) would look for lengths in
+        # columns that pairs lack, and fail after the training.
+        if not isinstance(eval_dataset, Sized):
+            return super()._get_eval_sampler(eval_dataset)
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         # Without `train_dataset`, which lacks the column of lengths: only columns for the collator are left in it.
@@ -291,10 +302,21 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _fsync_folder(folder: Path) -> None:
-    """Waits until all files and folders in a folder would survive a loss of power."""
+    """Waits until all files and folders in a folder, with modes as of any file, would survive a loss of power."""
+    _set_modes(folder)
     folders = [path for path in folder.rglob("*") if path.is_dir()]
     for path in [*_files(folder), *folders, folder]:
         _fsync(path)
+
+
+def _set_modes(folder: Path) -> None:
+    """Gives all files the mode of a new file, by the umask: safetensors (0.6) makes files for their owner alone."""
+    probe = folder / f"{STAGING}mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in _files(folder):
+        path.chmod(mode)
 
 
 def _fsync(path: Path) -> None:

@@ -183,7 +183,20 @@ class PartialRewardConfig(RewardConfig):
         # Before the base classes, which check bf16 against the device.
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and is_torch_bf16_gpu_available()
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            if "bf16" not in str(error):
+                raise
+            raise InvalidArgumentError(
+                "Expected a device that computes in bfloat16, because of bf16, but there is none, or fp16 is set too. "
+                "Leave out --bf16, or compute in bfloat16 on the CPU with --use_cpu."
+            ) from error
+        if self.fp16 and self.device.type == "cpu":
+            raise InvalidArgumentError(
+                "Expected an accelerator, because of fp16 (mixed precision in float16), but there is none. Leave out "
+                "--fp16."
+            )
 
     def _check_numbers(self) -> None:
         for name in ("soft_value_beta", "soft_value_clip", "arm_beta", "farma_weight"):

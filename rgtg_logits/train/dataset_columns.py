@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from transformers import TrainingArguments
 
 from rgtg_logits.data_formats import FORMAT_ADVICE, REASONS, DatasetFormat, Reading, plan_reading
 from rgtg_logits.errors import InvalidArgumentError
@@ -57,6 +58,19 @@ def check_datasets(objective: Objective, train: Any, evaluation: Any, choice: Da
     for name, dataset in [("train", train), *sets.items()]:
         if isinstance(dataset, (Dataset, IterableDataset)):
             check_columns(dataset, objective, name, choice)
+
+
+def check_stream(dataset: Any, args: TrainingArguments) -> None:
+    """Checks that a training on streamed data, whose number of rows is unknown, has an end.
+
+    Raises:
+        InvalidArgumentError: If it has none.
+    """
+    if isinstance(dataset, IterableDataset) and args.max_steps <= 0:
+        raise InvalidArgumentError(
+            "Expected max_steps, because streamed data have no known number of rows, but it was not given. Pass "
+            "--max_steps, or load all rows by leaving out --dataset_streaming."
+        )
 
 
 def check_columns(dataset: Any, objective: Objective, name: str, choice: DataChoice | None = None) -> Reading | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft import PeftConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +21,11 @@ from rgtg_logits.train.config import PartialRewardConfig
 
 logger = logging.getLogger(__name__)
 
+HALF_WEIGHTS = (
+    "Expected weights in float32 or bfloat16 to train, but got float16, in which updates vanish or overflow to NaN. "
+    "Pass --dtype float32 with --fp16 or --bf16, which compute in half precision (mixed precision)."
+)
+"""The message about weights in float16."""
 _INITIAL_SCALE = 0.1
 """Factor of `scale_initial_logits`."""
 
@@ -57,8 +63,16 @@ def load_model(name: str, args: PartialRewardConfig, quantization_config: Any = 
     if args.kind != "causal":
         return create_model_from_path(name, AutoModelForCausalLM, **options)
     config = AutoConfig.from_pretrained(name, trust_remote_code=False, **_hub_options(options))
-    with suppress_seqcls_warning():
-        return create_model_from_path(name, classifier_class(config), num_labels=1, **options)
+    try:
+        with suppress_seqcls_warning():
+            return create_model_from_path(name, classifier_class(config), num_labels=1, **options)
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise InvalidArgumentError(
+            f"Expected {name!r} to be a language model, or a reward model with one label, but its head is of another "
+            f"shape ({config.num_labels} labels in its config). Train the language model that it was made from."
+        ) from error
 
 
 def load_tokenizer(name: str, args: PartialRewardConfig) -> PreTrainedTokenizerBase:
@@ -67,15 +81,23 @@ def load_tokenizer(name: str, args: PartialRewardConfig) -> PreTrainedTokenizerB
     return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
 
 
-def check_model(model: nn.Module, kind: str, objective: str) -> None:
-    """Checks that a loaded model is of the class that a kind of reward model needs.
+def check_model(model: nn.Module, kind: str, objective: str, *, is_adapted: bool = False) -> None:
+    """Checks that a loaded model is of the class that a kind of reward model needs, and can be trained.
+
+    Args:
+        model: The model.
+        kind: How rewards are read.
+        objective: The objective, for messages.
+        is_adapted: Whether an adapter is trained instead of its weights.
 
     Raises:
-        InvalidArgumentError: If it is of another class.
+        InvalidArgumentError: If it is of another class, or its weights are in float16.
         RewardModelError: If it is a classifier with more than one label.
     """
     inner: Any = unwrap_adapter(model)
     name = type(inner).__name__
+    if any(p.requires_grad and p.dtype == torch.float16 for p in model.parameters()) and not is_adapted:
+        raise InvalidArgumentError(HALF_WEIGHTS)
     if kind == "causal":
         if _is_language_model(inner):
             raise InvalidArgumentError(
@@ -147,6 +169,10 @@ def adapter_config(config: PeftConfig | None, kind: str, output_layer: str | Non
         logger.info("The adapter's task type %s becomes %s, which the kind %r needs.", given, task_type, kind)
     config = copy.copy(config)
     config.task_type = task_type
+    # TRL (1.16) takes a single name out of its list, and PEFT reads a text as a pattern of whole paths.
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, str) and targets.isidentifier():
+        config.target_modules = {targets}
     if output_layer is not None:
         # Prompt learning has no such list; it is refused later.
         saved = getattr(config, "modules_to_save", None) or []
@@ -159,6 +185,23 @@ def output_layer_name(model: PreTrainedModel) -> str:
     layer = model.get_output_embeddings()
     (name,) = [name for name, module in model.named_modules() if module is layer]
     return name
+
+
+@contextmanager
+def adapter_errors(model: nn.Module, config: PeftConfig | None) -> Iterator[None]:
+    """Turns PEFT's error about target modules that a model does not have into a sentence that names those it has."""
+    try:
+        yield
+    except ValueError as error:
+        if config is None or "target" not in str(error) or "modules" not in str(error):
+            raise
+        layers = [path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+        names = sorted({path.rpartition(".")[2] for path in layers})
+        given = getattr(config, "target_modules", None)
+        raise InvalidArgumentError(
+            f"Expected the adapter's target modules to be layers of the model ({', '.join(names)}), but got {given}. "
+            "Name some of these with --lora_target_modules, or all-linear for all."
+        ) from error
 
 
 @contextmanager

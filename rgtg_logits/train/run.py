@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import transformers
 from packaging.version import Version
+from rich.console import Console
 from trl import (
     DatasetMixtureConfig,
     ModelConfig,
@@ -17,10 +19,13 @@ from trl import (
     get_quantization_config,
 )
 
-from rgtg_logits.data_files import DATA_FILE_BUILDERS, builder_for, open_splits
+from rgtg_logits.data_files import DATA_FILE_BUILDERS, builder_for, open_splits, reading
 from rgtg_logits.errors import InvalidArgumentError
 from rgtg_logits.train.arguments import TrainingParser
 from rgtg_logits.train.config import PartialRewardConfig
+from rgtg_logits.train.models import HALF_WEIGHTS
+from rgtg_logits.train.splits import choose_splits
+from rgtg_logits.train.summary import summarize
 from rgtg_logits.train.trainer import PartialRewardTrainer
 
 logger = logging.getLogger(__name__)
@@ -42,10 +47,11 @@ def train(argv: list[str] | None = None, *, allow_unknown: bool = False) -> None
 
     The arguments are those of `trl reward` and of `PartialRewardConfig` (`--objective`, `--kind`, …); `--config
     file.yaml` holds any of them. `--dataset_name` is a Hub id, a folder, or a file (json, jsonl, csv, each also as .gz,
-    or parquet); instead of it, `datasets:` in the file lists the parts of a mixture (`trl.DatasetMixtureConfig`). If
-    the data have the split `--dataset_test_split` ("test" by default), the model is evaluated on it after training. The
-    model, its tokenizer and its card are saved to `--output_dir`, and `--push_to_hub` uploads them in one commit. An
-    adapter is merged into its base model for the upload, unless that is quantised. `--hub_strategy every_save` uploads
+    or parquet); instead of it, `datasets:` in the file lists the parts of a mixture (`trl.DatasetMixtureConfig`). The
+    model, its tokenizer and its card are saved to `--output_dir`, and after that evaluated: on the split
+    `--dataset_test_split` ("test" by default), or on 5 % of the rows that were held out ("none" evaluates nothing).
+    `--push_to_hub` uploads them in one commit. An adapter is merged into its base model for the upload, unless that is
+    quantised. `--hub_strategy every_save` uploads
     every checkpoint too.
 
     Args:
@@ -59,25 +65,34 @@ def train(argv: list[str] | None = None, *, allow_unknown: bool = False) -> None
     if not mixture.datasets:
         _required(script.dataset_name, "--dataset_name")
     base = _required(model.model_name_or_path, "--model_name_or_path")
+    if model.dtype == "float16":
+        raise InvalidArgumentError(HALF_WEIGHTS)
     data, name = _load_splits(script, mixture)
-    test = script.dataset_test_split if script.dataset_test_split in data or args.eval_strategy != "no" else None
+    splits = choose_splits(data, script, args, name)
     args.model_init_kwargs = _model_options(model, args)
-    trainer = PartialRewardTrainer(
-        base,
-        args,
-        train_dataset=_split(data, script.dataset_train_split, name),
-        eval_dataset=_split(data, test, name) if test is not None else None,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
-    )
+    with reading(str(name), "--dataset_name") if script.dataset_streaming else nullcontext():
+        trainer = PartialRewardTrainer(
+            base,
+            args,
+            train_dataset=splits.train,
+            eval_dataset=splits.evaluation,
+            quantization_config=get_quantization_config(model),
+            peft_config=get_peft_config(model),
+        )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    if test is not None:
+    # Before anything that may fail.
+    trainer.save_model(args.output_dir, _internal_call=True)
+    trainer.create_model_card(dataset_name=name)
+    if splits.evaluation is not None:
         trainer.evaluate()
+        trainer.save_config()
+        trainer.create_model_card(dataset_name=name)
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=name)
-    else:
-        trainer.save_model(args.output_dir)
-        trainer.create_model_card(dataset_name=name)
+    if trainer.is_world_process_zero():
+        pairs = args.objective_definition.data == "pairs"
+        summary = summarize(str(args.output_dir), base, trainer.evaluations, splits.source, pairs=pairs)
+        Console().print(summary, markup=False, highlight=False, soft_wrap=True)
     if Version(transformers.__version__) >= Version("5.18.0"):
         trainer.end()
 
@@ -124,15 +139,6 @@ def _required(value: str | None, flag: str) -> str:
     if not value:
         raise InvalidArgumentError(f"Expected {flag}, but it was not given. Pass a Hub id or a local path.")
     return value
-
-
-def _split(data: Any, split: str, name: str | None) -> Any:
-    if split not in data:
-        raise InvalidArgumentError(
-            f"Expected {'the mixture' if name is None else repr(name)} to have the split {split!r}, but it has "
-            f"{', '.join(map(repr, data))}. Name one with --dataset_train_split or --dataset_test_split."
-        )
-    return data[split]
 
 
 def _model_options(model: ModelConfig, args: PartialRewardConfig) -> dict[str, Any]:

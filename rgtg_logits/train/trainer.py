@@ -22,19 +22,22 @@ from trl import RewardConfig, RewardTrainer
 
 from rgtg_logits.data_files import nothing_written_beside
 from rgtg_logits.errors import InvalidArgumentError
+from rgtg_logits.files import write_atomically
 from rgtg_logits.hub import RGTG_FILE
 from rgtg_logits.prefix_accuracy import pair_lengths
 from rgtg_logits.reward_model import unwrap_adapter
 from rgtg_logits.train.checkpoints import AtomicCheckpointMixin
 from rgtg_logits.train.collators import DataCollatorForRewardLabels
 from rgtg_logits.train.config import PartialRewardConfig
-from rgtg_logits.train.dataset_columns import DataChoice, check_datasets
+from rgtg_logits.train.dataset_columns import DataChoice, check_datasets, check_stream
+from rgtg_logits.train.finite import FiniteGradients, FiniteTrainingMixin
 from rgtg_logits.train.length_limit import LengthLimit
 from rgtg_logits.train.losses import last_rewards
 from rgtg_logits.train.metrics import EvaluationMetrics, aggregate, correlation, row_statistics
 from rgtg_logits.train.model_card import EvaluationRecord, ModelCardMixin
 from rgtg_logits.train.models import (
     adapter_config,
+    adapter_errors,
     check_model,
     load_model,
     load_tokenizer,
@@ -51,7 +54,7 @@ from rgtg_logits.train.reward_reader import RewardReader
 logger = logging.getLogger(__name__)
 
 
-class PartialRewardTrainer(HubPushMixin, ModelCardMixin, AtomicCheckpointMixin, RewardTrainer):
+class PartialRewardTrainer(HubPushMixin, ModelCardMixin, FiniteTrainingMixin, AtomicCheckpointMixin, RewardTrainer):
     """Trains a reward model on prefixes or on finished answers, from preference pairs or from answers with a reward.
 
     It is TRL's `RewardTrainer`: the same arguments, data formats, adapters, callbacks, checkpoints and uploads. Rewards
@@ -78,7 +81,11 @@ class PartialRewardTrainer(HubPushMixin, ModelCardMixin, AtomicCheckpointMixin, 
       `train(resume_from_checkpoint=True)` starts from the beginning if there is no checkpoint yet;
     - checkpoints hold their kind, objective and unit in `config.rgtg`, or in `rgtg.json` beside an adapter, which has
       no config of the model;
+    - a loss, gradient or weight that is not finite stops the training; such weights are never saved;
     - the card holds measured facts only.
+
+    Save the model before you evaluate it, so that no failure of an evaluation can lose it: `train()`, `save_model()`,
+    `evaluate()`, and then `save_config()`, which adds the distribution of rewards that was measured.
 
     Raises:
         InvalidArgumentError: If `args` is not a `PartialRewardConfig`, the data do not fit the objective or no row can
@@ -118,6 +125,7 @@ class PartialRewardTrainer(HubPushMixin, ModelCardMixin, AtomicCheckpointMixin, 
         self._eval_statistics: list[Tensor] = []
         # Before anything is loaded.
         check_datasets(args.objective_definition, train_dataset, eval_dataset, _data_choice(args))
+        check_stream(train_dataset, args)
         loaded_here = isinstance(model, str)
         if isinstance(model, str):
             processing_class = processing_class or load_tokenizer(model, args)
@@ -126,10 +134,10 @@ class PartialRewardTrainer(HubPushMixin, ModelCardMixin, AtomicCheckpointMixin, 
         elif quantization_config is not None:
             logger.warning("quantization_config is not used, because the model is loaded already.")
         kind = args.reward_model.kind
-        check_model(model, kind, args.objective)
+        check_model(model, kind, args.objective, is_adapted=peft_config is not None or isinstance(model, PeftModel))
         scaled = kind == "vocabulary" and scale_initial_logits(model)
         peft_config = adapter_config(peft_config, kind, output_layer_name(model) if scaled else None)
-        with trl_checks_disabled(model, args, loaded_here=loaded_here):
+        with trl_checks_disabled(model, args, loaded_here=loaded_here), adapter_errors(model, peft_config):
             super().__init__(
                 model, args, data_collator, train_dataset, eval_dataset, processing_class, *positional,
                 peft_config=peft_config, **options,
@@ -138,6 +146,7 @@ class PartialRewardTrainer(HubPushMixin, ModelCardMixin, AtomicCheckpointMixin, 
             self.data_collator = DataCollatorForRewardLabels(
                 self.processing_class.pad_token_id, args.pad_to_multiple_of
             )
+        self.add_callback(FiniteGradients(self))
         inner: Any = unwrap_adapter(self.model)
         self._inner = inner
         self._inner.config.architectures = [type(self._inner).__name__]
@@ -349,6 +358,17 @@ class PartialRewardTrainer(HubPushMixin, ModelCardMixin, AtomicCheckpointMixin, 
         if metrics is not None:
             config = replace(config, reward_mean=metrics.reward_mean, reward_std=metrics.reward_std)
         self._inner.config.rgtg = config.to_dict()
+
+    def save_config(self) -> None:
+        """Writes the config of the model that was saved to `output_dir` again, with what was evaluated since."""
+        if not self.args.should_save:
+            return
+        # Beside an adapter there is no config of the model; see `_save`.
+        is_adapter = isinstance(self.model, PeftModel)
+        file = Path(self.args.output_dir, RGTG_FILE if is_adapter else "config.json")
+        rgtg = self._inner.config.rgtg
+        content = rgtg if is_adapter else {**json.loads(file.read_text(encoding="utf-8")), "rgtg": rgtg}
+        write_atomically(file, json.dumps(content, indent=2) + "\n")
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
