@@ -33,7 +33,7 @@ def options(command):
 def test_help_names_every_command():
     result = rgtg("--help")
     assert result.exit_code == 0
-    assert set(COMMANDS) == {"demo", "train", "pairs", "evaluate", "push", "check", "card", "benchmark"}
+    assert set(COMMANDS) == {"demo", "train", "data", "pairs", "evaluate", "push", "check", "card", "benchmark"}
     assert all(name in result.output for name in (*COMMANDS, "--version", "--install-completion"))
     assert all(rgtg(name, "--help").exit_code == 0 for name in COMMANDS if name != "train")
 

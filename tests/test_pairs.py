@@ -384,7 +384,7 @@ def test_without_the_package_that_reads_data(monkeypatch):
 
 
 def test_a_run_that_failed_before_its_first_answer(make):
-    """Its settings, which were wrong, do not refuse the corrected ones; neither do those of one that was killed then."""
+    """Its settings do not refuse the corrected ones, and neither do those of a run that was killed then."""
     wrong = make(reward="test_pairs:no_such_function")
     for _ in range(2):
         with pytest.raises(InvalidArgumentError, match="no_such_function"):

@@ -12,6 +12,7 @@ from rgtg_logits import __version__
 from rgtg_logits.cli.benchmark import benchmark
 from rgtg_logits.cli.card import card
 from rgtg_logits.cli.check import check
+from rgtg_logits.cli.data import data
 from rgtg_logits.cli.demo import demo
 from rgtg_logits.cli.evaluate import evaluate
 from rgtg_logits.cli.pairs import pairs
@@ -33,6 +34,7 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
 )(train)
+app.command()(data)
 app.command()(pairs)
 app.command()(evaluate)
 app.command()(check)

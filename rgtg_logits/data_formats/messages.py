@@ -93,17 +93,18 @@ def _conversations(
     prompt: str | Messages | None, answers: Sequence[str | Messages]
 ) -> tuple[str | Messages, list[Any]] | str:
     turns = [[assistant(answer)] if isinstance(answer, str) else list(answer) for answer in answers]
-    are_whole = all(any(turn["role"] == "user" for turn in each) for each in turns)
+    asked = [any(turn["role"] == "user" for turn in each) for each in turns]
     if not prompt:
-        return ([], turns) if are_whole else "unusable"
-    if are_whole and all(_holds(each[:-1], prompt) for each in turns):
+        return ([], turns) if all(asked) else "unusable"
+    repeated = [_holds(each[:-1], prompt) for each in turns]
+    if all(asked) and all(repeated):
         return [], turns
-    if isinstance(prompt, str):
-        if any(turn["role"] == "user" for each in turns for turn in each):
-            return "mismatched"
-        # A system message comes first.
-        return [], [_with_question(each, prompt) for each in turns]
-    return prompt, turns
+    if any(is_asked and holds for is_asked, holds in zip(asked, repeated, strict=True)):
+        return "mismatched"
+    if isinstance(prompt, list):
+        return prompt, turns
+    # A system message comes first.
+    return "mismatched" if any(asked) else ([], [_with_question(each, prompt) for each in turns])
 
 
 def _message(turn: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ DATA = {"pairs": ("chosen", "rejected"), "labels": ("completion",)}
 """The columns of answers in a row that was read."""
 FORMAT_ADVICE = "Map the columns with --columns prompt=… chosen=…, or name a format with --dataset_format."
 
+QUESTIONS = ("question", "instruction", "input", "query", "problem", "history", "context", "post", "conversation")
+"""Names of columns that hold prompts in other sets."""
 _KEPT = ("tools", "chat_template_kwargs")
 _SEPARATE_ANSWERS = 0.5
 """Share of rows without a common beginning above which a question is thought to be missing."""
@@ -145,11 +147,12 @@ def plan_reading(
     reading = Reading(found, data, name, mapping, _repeats_prompt(sample, data), unread, "margin" in present)
     if not checked or "prompt" in present or "prompt" in mapping:
         return reading
-    if unread and _lacks_question(sample, data):
+    questions = [column for column in unread if column.lower() in QUESTIONS and not _is_within(rows, column, read)]
+    if questions or (unread and _lacks_question(sample, data)):
         raise InvalidArgumentError(
-            f"Expected the {name} data to have prompts, because their answers have no common beginning, but no column "
+            f"Expected the {name} data to have prompts, because their answers do not begin with one, but no column "
             f"is called prompt, and of the columns {', '.join(map(repr, unread))} none is read. Name the prompt with "
-            f"--columns prompt={unread[0]}, or say that there is none with --columns prompt=."
+            f"--columns prompt={(questions or unread)[0]}, or say that there is none with --columns prompt=."
         )
     return reading
 
@@ -176,6 +179,12 @@ def _has_texts(row: Row, column: str) -> bool:
     if isinstance(value, list):
         return bool(value) and isinstance(value[0], dict) and bool({"role", "from"} & set(value[0]))
     return isinstance(value, str) and bool(value)
+
+
+def _is_within(rows: Sequence[Row], column: str, read: set[str]) -> bool:
+    """Whether the texts that are read hold those of a column, as transcripts hold their question."""
+    texts = [(row[column], [str(value) for name, value in row.items() if name in read]) for row in rows if row[column]]
+    return all(isinstance(text, str) and any(text in other for other in others) for text, others in texts)
 
 
 def _repeats_prompt(rows: Sequence[Row], data: str) -> bool:

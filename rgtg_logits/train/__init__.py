@@ -4,9 +4,12 @@ from rgtg_logits.prefix_accuracy import PairLengths, PairRewards, pair_lengths, 
 from rgtg_logits.train.config import PartialRewardConfig
 from rgtg_logits.train.launch import launch_training
 from rgtg_logits.train.losses import bradley_terry, full_bt, partial_bt
+from rgtg_logits.train.show_data import DataReport, DataSettings, show_data
 from rgtg_logits.train.trainer import PartialRewardTrainer
 
 __all__ = [
+    "DataReport",
+    "DataSettings",
     "PairLengths",
     "PairRewards",
     "PartialRewardConfig",
@@ -17,4 +20,5 @@ __all__ = [
     "pair_lengths",
     "partial_bt",
     "prefix_accuracy",
+    "show_data",
 ]

@@ -334,7 +334,9 @@ def test_columns_map_any_set(chat, tokenizer) -> None:
 
 def test_texts_that_are_not_read(tokenizer, caplog) -> None:
     rows = [{"topic": Q, "chosen": f"{word} good", "rejected": f"no {word}"} for word in ("it", "film", "plot")]
-    message = r"no common beginning, .*of the columns 'topic' none is read\. .*--columns prompt=topic, or .* prompt=\."
+    message = (
+        r"do not begin with one, .*of the columns 'topic' none is read\. .*--columns prompt=topic, or .* prompt=\."
+    )
     with pytest.raises(InvalidArgumentError, match=message):
         prepared(rows, tokenizer)
     with caplog.at_level(logging.WARNING):
