@@ -1,4 +1,4 @@
-"""What a training would read from a data set: its format, counts of rows by reason, and rows as the model sees them."""
+"""Report of how a training would read a data set: its format, counts of rows by reason, and rows as the model sees them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """What is read.
+    """A data set as it is read.
 
     Attributes:
         format: Name of the format; None if the rows are tokens already.
