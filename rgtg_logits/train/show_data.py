@@ -1,4 +1,4 @@
-"""Report of how a training would read a data set: its format, counts of rows by reason, and rows as the model sees them."""
+"""Report of how a training would read a data set: format, counts of rows by reason, and rows as the model sees them."""
 
 from __future__ import annotations
 
