@@ -34,6 +34,16 @@ def causal(model_type="llama", **options):
     return CausalScorer(RewardModel(model.model), **options), model
 
 
+def roomy(model_type, *, seed):
+    return tiny_reward_model(model_type, seed=seed, max_position_embeddings=1024)
+
+
+def long_texts(**options):
+    """Slots of several capacities."""
+    model = changing(roomy, "llama", last_rewards)
+    return CausalScorer(RewardModel(model.model), **options), model
+
+
 def next_tokens(kind, scorer, model_type="llama", **options):
     model = changing(tiny_vocabulary_model, model_type, last_logits)
     return scorer(RewardModel(model.model, config=RewardModelConfig(kind=kind)), **options), model
@@ -113,6 +123,7 @@ SCORERS = {
     "recompute": lambda: causal(strategy="recompute"),
     "little memory": lambda: causal(cache_tokens=300),
     "little memory of windows": lambda: causal("mistral", strategy="expand", cache_tokens=300),
+    "little memory of long texts": lambda: long_texts(cache_tokens=1500),
     "in pieces": lambda: causal(max_tokens_per_forward=16),
     "prepacked": lambda: causal(prepack=True),
     "speculating": lambda: causal(speculate=True),
@@ -136,9 +147,10 @@ class History:
         worst: Largest error of a reward.
     """
 
-    def __init__(self, scorer, model, seed):
+    def __init__(self, scorer, model, seed, longest=LONGEST):
         self.scorer, self.model, self.random = scorer, model, Random(seed)
         self.vocab_size = scorer.vocab_size
+        self.longest = longest
         self.state = 0
         self.texts, self.gone = [], []
         self.counts, self.worst = Counter(), 0.0
@@ -158,7 +170,7 @@ class History:
         return self.random.sample(texts, len(texts))
 
     def join(self):
-        self.texts += [self.new_text(self.random.randint(1, LONGEST)) for _ in range(self.random.randint(1, 3))]
+        self.texts += [self.new_text(self.random.randint(1, self.longest)) for _ in range(self.random.randint(1, 3))]
 
     def join_behind_a_known_beginning(self):
         known = [*self.texts, *self.gone]
@@ -188,7 +200,7 @@ class History:
 
     def be_replaced(self):
         if self.texts:
-            self.texts[self.random.randrange(len(self.texts))] = self.new_text(self.random.randint(1, LONGEST))
+            self.texts[self.random.randrange(len(self.texts))] = self.new_text(self.random.randint(1, self.longest))
 
     def change_the_model(self):
         self.state = 1 - self.state
@@ -206,7 +218,7 @@ class History:
 
     def step(self):
         """Asks about some texts, in one thread or in two at once; those asked about mostly go on by a candidate."""
-        self.texts = [text[:80] for text in self.texts[:8]] or [self.new_text(5)]
+        self.texts = [text[: self.longest + 20] for text in self.texts[:8]] or [self.new_text(5)]
         asked = sorted(self.random.sample(range(len(self.texts)), self.random.randint(1, len(self.texts))))
         cut = self.random.randint(0, len(asked)) if self.random.random() < 0.2 else 0
         parts = [part for part in (asked[:cut], asked[cut:]) if part]
@@ -272,7 +284,8 @@ EVENTS = [
 def run(name, seeds, capsys):
     counts, worst = Counter(), 0.0
     for seed in seeds:
-        history = History(*SCORERS[name](), f"{name} {seed}")
+        longest = 400 if "long texts" in name else LONGEST
+        history = History(*SCORERS[name](), f"{name} {seed}", longest)
         history.run()
         counts.update(history.counts)
         worst = max(worst, history.worst)

@@ -42,7 +42,8 @@ def held(scorer):
     things = gc.get_objects()
     storages = {}
     for thing in things:
-        if issubclass(type(thing), torch.Tensor):
+        # Others, such as those of a compiler, have no memory.
+        if type(thing) in (torch.Tensor, torch.nn.Parameter):
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     cache = sum(one.cache_bytes() for one in getattr(scorer, "scorers", [scorer]))

@@ -125,7 +125,6 @@ class SequenceMemory:
         # Forks come one by one and belong side by side, so room is made for as many as there are rows.
         forks = len(rows) if any(matches[row].slot is not None for row in missing) else 0
         for row, slot in zip(missing, self._new_slots([needs[row] for row in missing], forks), strict=True):
-            slot.last_used = self._call
             slots[row] = slot
         return [slot for slot in slots if slot is not None]
 
@@ -140,6 +139,8 @@ class SequenceMemory:
             for place in places:
                 slot = self.pool.take_free(capacity)
                 assert slot is not None
+                # Before room is made for another capacity, which would free it again.
+                slot.last_used = self._call
                 found[place] = slot
         return [found[place] for place in range(len(needs))]
 
