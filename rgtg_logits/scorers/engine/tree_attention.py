@@ -49,13 +49,16 @@ class SlotStrategy(Strategy):
         self._is_committed = True
         tokens = None if token_tree is None else token_tree.tokens.tolist()
         parents = None if token_tree is None or token_tree.parents is None else token_tree.parents.tolist()
+        # Nodes that only fill the rectangle may not have been computed.
+        counts = None if token_tree is None else token_tree.counts()
         for index, (row, place) in enumerate(zip(rows, self._placements, strict=True)):
             if index in failed:
                 self._memory.clear(place.slot)
                 continue
             tree = None
-            if tokens is not None and (self._keeps_deep_trees or parents is None):
-                tree = HostTree(tokens[index], None if parents is None else parents[index])
+            if tokens is not None and counts is not None and (self._keeps_deep_trees or parents is None):
+                count = counts[index]
+                tree = HostTree(tokens[index][:count], None if parents is None else parents[index][:count])
             self._memory.commit(place.slot, row, tree)
 
     @override
