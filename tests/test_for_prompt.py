@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from changing_model import skip_without_memory
 from oracle import Oracle, Recorder, Rewards
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration, set_seed
 
@@ -136,6 +137,8 @@ STRATEGIES = [
 @pytest.mark.parametrize(("model_type", "strategy"), STRATEGIES)
 def test_an_answer_to_no_prompt_is_judged_alone(model_type, strategy, prompts):
     """As that to a picture or to speech, whose prompt the reward model cannot read; in two sequences for each."""
+    if model_type == "jamba":
+        skip_without_memory(model_type)
     model = tiny_reward_model(model_type)
     rewards = Rewards(model)
     processor = PartialRewardLogitsProcessor(

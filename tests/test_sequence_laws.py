@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from changing_model import skip_without_memory
 
 from rgtg_logits import (
     CausalScorer,
@@ -50,6 +51,7 @@ def test_causal_scorers_keep_the_laws(name):
 
 
 def test_a_recurrent_model_continues_whole_texts():
+    skip_without_memory("jamba")
     reward_model = RewardModel(tiny_reward_model("jamba"))
     scorer = CausalScorer(reward_model)
     assert check(scorer, reward_model, recurrent=True) < 2e-4

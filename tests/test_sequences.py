@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from changing_model import skip_without_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,8 @@ class Requests:
     """A scorer, the tokens that its model reads, and rewards without a cache to compare with."""
 
     def __init__(self, model_type="llama", strategy="tree_attention", **options):
+        if model_type == "jamba":
+            skip_without_memory(model_type)
         limit = "n_positions" if model_type == "gpt2" else "max_position_embeddings"
         self.reward_model = RewardModel(tiny_reward_model(model_type, **{limit: 4096}))
         self.scorer = CausalScorer(self.reward_model, strategy=strategy, **options)
