@@ -87,8 +87,8 @@ def test_thousands_of_calls_of_all_ways(number_of_models, capsys, monkeypatch):
             f"\n{CALLS} calls, {rows} rows compared, worst error {worst:.1e} nats; after each tenth {tensors} "
             f"bytes of tensors, {caches} of the cache, {objects} objects, {process} kB at the peak of the process"
         )
-    # The least, because what the last call left differs.
-    assert min(tensors[5:]) <= min(tensors[:5]) + 10_000
+    # The least, because what the last call left differs; a row of each call would be 160 kB.
+    assert min(tensors[5:]) <= min(tensors[:5]) + 50_000
     assert max(caches[5:]) <= 1.5 * max(caches[:5])
     # One object of each call would be 1,500 more.
     assert max(objects[5:]) <= max(objects[:5]) + 500
